@@ -1,0 +1,9 @@
+//! Keeps the KV cache of an LLM engine alive after it leaves device memory.
+//!
+//! The *Directory* decides (pure state, no I/O), the *Store* moves bytes (no decisions). Both halves can live in
+//! different processes; `BlockCache` puts them behind one handle in one process.
+
+pub mod block_key;
+pub mod eviction;
+
+pub use block_key::BlockKey;
