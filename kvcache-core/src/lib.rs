@@ -4,6 +4,12 @@
 //! different processes; `BlockCache` puts them behind one handle in one process.
 
 pub mod block_key;
+pub mod directory;
 pub mod eviction;
+pub mod fingerprint;
+pub mod plan;
+pub mod report;
+mod wire;
 
 pub use block_key::BlockKey;
+pub use wire::Malformed;

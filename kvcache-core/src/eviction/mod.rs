@@ -53,6 +53,12 @@ pub trait EvictionPolicy: Send {
     /// with children for a bounded number of steps.
     fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId>;
 
+    /// Whether `key` was evicted not long ago, as far as the policy remembers. Explains misses; may always say no.
+    fn remembers(&self, key: &BlockKey) -> bool {
+        let _ = key;
+        false
+    }
+
     /// Forgets everything, ghosts included.
     fn clear(&mut self);
 
