@@ -8,6 +8,7 @@ pub mod directory;
 pub mod eviction;
 pub mod fingerprint;
 pub mod plan;
+pub mod planner;
 pub mod report;
 mod wire;
 
