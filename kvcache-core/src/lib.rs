@@ -4,6 +4,7 @@
 //! different processes; `BlockCache` puts them behind one handle in one process.
 
 pub mod block_key;
+pub mod copy_engine;
 pub mod eviction;
 
 pub use block_key::BlockKey;
