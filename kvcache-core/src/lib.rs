@@ -4,12 +4,14 @@
 //! different processes; `BlockCache` puts them behind one handle in one process.
 
 pub mod block_key;
+pub mod copy_engine;
 pub mod directory;
 pub mod eviction;
 pub mod fingerprint;
 pub mod plan;
 pub mod planner;
 pub mod report;
+pub mod store;
 mod wire;
 
 pub use block_key::BlockKey;
