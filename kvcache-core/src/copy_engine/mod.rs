@@ -13,6 +13,7 @@
 //! passed, or a lost interest in the outcome, does not stop a copy.
 
 mod host;
+pub mod stream_copy;
 
 use std::time::Duration;
 

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::copy_engine::stream_copy::{self, Variant};
 use crate::copy_engine::{CopyBatch, Piece};
 
 /// A batch that threads work on together. Claims go forward only, so every byte is copied by exactly one thread.
 pub(super) struct Job {
     ticket: u64,
     bytes: usize,
-    streaming: bool,
+    variant: Variant,
     pieces: Vec<Piece>,
     claimed: Mutex<Cursor>,
     /// Bytes that have not arrived. Reaching zero is the batch's end: the subtraction releases the copied bytes, the
@@ -40,7 +41,7 @@ impl Job {
         Job {
             ticket,
             bytes,
-            streaming: batch.streaming,
+            variant: if batch.streaming { Variant::best() } else { Variant::Plain },
             pieces: batch.pieces,
             claimed: Mutex::new(Cursor::default()),
             missing_bytes: AtomicUsize::new(bytes),
@@ -79,8 +80,12 @@ impl Job {
             let dst = (piece.dst + cursor.offset) as *mut u8;
             // SAFETY: `Job::new`'s caller vouches for the whole piece, of which this is a part; the claim made it
             // ours alone, and the end of the batch is not reported before `account` has seen these bytes.
-            unsafe { copy(src, dst, bytes, self.streaming) };
+            unsafe { self.variant.copy(src, dst, bytes) };
             cursor = Cursor { index: cursor.index + 1, offset: 0, bytes: cursor.bytes + bytes };
+        }
+        if self.variant != Variant::Plain {
+            // Before `account` releases these bytes to whoever sees the batch's end.
+            stream_copy::fence();
         }
         end.bytes - start.bytes
     }
@@ -106,12 +111,4 @@ impl Job {
         }
         (start, *cursor)
     }
-}
-
-/// # Safety
-///
-/// `src..src + bytes` is readable, `dst..dst + bytes` writable by this thread alone, and they do not overlap.
-unsafe fn copy(src: *const u8, dst: *mut u8, bytes: usize, _streaming: bool) {
-    // SAFETY: the caller's duties are those of `copy_nonoverlapping`.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, bytes) };
 }
