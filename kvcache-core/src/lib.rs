@@ -3,6 +3,7 @@
 //! The *Directory* decides (pure state, no I/O), the *Store* moves bytes (no decisions). Both halves can live in
 //! different processes; `BlockCache` puts them behind one handle in one process.
 
+pub mod block_cache;
 pub mod block_key;
 pub mod copy_engine;
 pub mod directory;
