@@ -31,7 +31,8 @@ pub struct RequestOptions {
     pub max_store_tokens: usize,
     /// Length of its prompt.
     pub prompt_tokens: usize,
-    /// Separates keys beyond tokens (LoRA, salt), for [`KeySource::Tokens`].
+    /// Separates keys beyond what the key source covers: LoRA and salt for [`KeySource::Tokens`], the content of a LoRA
+    /// adapter for [`KeySource::Engine`].
     pub extra: Vec<u8>,
 }
 
@@ -109,7 +110,7 @@ impl Request {
             let tokens = self.units * config.hash_tokens;
             for (group, spec) in config.groups.iter().enumerate() {
                 if tokens % (spec.block_tokens * config.slot_blocks) == 0 {
-                    self.keys[group].push(BlockKey::from_engine_hash(&config.namespace, group as u16, hash));
+                    self.keys[group].push(BlockKey::from_engine_hash(&config.namespace, group as u16, hash, &self.options.extra));
                     self.hashes[group].push(EngineHash::new(hash));
                 }
             }

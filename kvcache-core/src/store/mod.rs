@@ -11,6 +11,7 @@
 //! are reported when they have ended, and only then may the scheduler side reuse what they touch.
 
 mod layout;
+mod probe;
 mod running;
 mod slot_memory;
 
