@@ -5,5 +5,6 @@
 
 pub mod block_key;
 pub mod eviction;
+pub mod replay;
 
 pub use block_key::BlockKey;
