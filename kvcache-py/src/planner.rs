@@ -73,8 +73,8 @@ impl Planner {
             }
         };
         // Made here once so that an unknown name is an error now and not a surprise at the first report.
-        let registry = PolicyRegistry::default();
-        registry.make(eviction, 1).map_err(value_error)?;
+        let registry = PolicyRegistry::with_builtin();
+        registry.build(eviction, 1).map_err(value_error)?;
         let eviction = eviction.to_owned();
         let config = PlannerConfig {
             namespace: Namespace(namespace),
@@ -92,7 +92,7 @@ impl Planner {
             prompt_only,
             keep_hashes,
         };
-        let policy = Box::new(move |slots| match registry.make(&eviction, slots) {
+        let policy = Box::new(move |slots| match registry.build(&eviction, slots) {
             Ok(policy) => policy,
             Err(_) => unreachable!("the name was checked above"),
         });
