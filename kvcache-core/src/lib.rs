@@ -6,5 +6,7 @@
 pub mod block_key;
 pub mod copy_engine;
 pub mod eviction;
+pub mod slab;
+mod thread_placement;
 
 pub use block_key::BlockKey;
