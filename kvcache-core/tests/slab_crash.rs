@@ -2,6 +2,8 @@
 //!
 //! The children are this test binary again, running [`child`] with the environment telling what to do.
 
+#![expect(clippy::unwrap_used, reason = "tests panic")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ const SLOT_BYTES: usize = 256 << 10;
 const SLOT_COUNT: usize = 64;
 const ROUNDS: u64 = 30;
 
+/// A child whose parent was killed ends by itself.
+const CHILD_LIFE: Duration = Duration::from_secs(60);
+
 /// Thirty times: a child refills slots in a loop and is killed at a random moment. Every slot that is then ready holds
 /// exactly the bytes of the fill that its record names.
 #[test]
@@ -25,14 +30,13 @@ fn after_sigkill_every_ready_slot_is_complete() {
     let mut random = 0x2545_F491_4F6C_DD1D_u64;
     let (mut ready, mut lost, mut newest) = (0, 0, 0);
     for round in 0..ROUNDS {
-        let (mut child, mut lines) = start(directory.path(), "fill", "engine");
-        assert_eq!(next_line(&mut lines), format!("open {}", round > 0), "round {round}");
+        let mut child = Process::start(directory.path(), "fill", "engine");
+        assert_eq!(child.next_line(), format!("open {}", round > 0), "round {round}");
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
         std::thread::sleep(Duration::from_micros(500 + random % 40_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(child);
 
         let slab = Slab::open(&config(directory.path(), "engine")).unwrap();
         assert!(slab.report().reused, "{:?}", slab.report());
@@ -61,38 +65,30 @@ fn after_sigkill_every_ready_slot_is_complete() {
 #[test]
 fn processes_take_lanes_and_find_them_again() {
     let directory = Directory::new("lanes");
-    let (mut first, mut first_lines) = start(directory.path(), "hold", "first");
-    assert_eq!(next_line(&mut first_lines), "lane Some(0) warm 0");
-    let (mut second, mut second_lines) = start(directory.path(), "hold", "second");
-    assert_eq!(next_line(&mut second_lines), "lane Some(1) warm 0");
-    for child in [&mut first, &mut second] {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    let (mut second, mut second_lines) = start(directory.path(), "hold", "second");
-    assert_eq!(next_line(&mut second_lines), "lane Some(1) warm 1");
-    second.kill().unwrap();
-    second.wait().unwrap();
+    let mut first = Process::start(directory.path(), "hold", "first");
+    assert_eq!(first.next_line(), "lane Some(0) warm 0");
+    let mut second = Process::start(directory.path(), "hold", "second");
+    assert_eq!(second.next_line(), "lane Some(1) warm 0");
+    drop((first, second));
+    let mut second = Process::start(directory.path(), "hold", "second");
+    assert_eq!(second.next_line(), "lane Some(1) warm 1");
 }
 
 /// A worker outlives its engine's core process: the restarted engine waits for it instead of starting cold.
 #[test]
 fn a_restart_waits_for_orphaned_workers() {
     let directory = Directory::new("orphan");
-    let mut core = Command::new("sleep").arg("600").spawn().unwrap();
-    let (mut orphan, mut lines) = start(directory.path(), &format!("hold:{}", core.id()), "engine");
-    assert_eq!(next_line(&mut lines), "lane Some(0) warm 0");
+    let mut core = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut orphan = Process::start(directory.path(), &format!("hold:{}", core.id()), "engine");
+    assert_eq!(orphan.next_line(), "lane Some(0) warm 0");
     core.kill().unwrap();
     core.wait().unwrap();
-    let (mut restarted, mut lines) = start(directory.path(), "hold", "engine");
+    let mut restarted = Process::start(directory.path(), "hold", "engine");
     std::thread::sleep(Duration::from_millis(200));
     let killed = Instant::now();
-    orphan.kill().unwrap();
-    orphan.wait().unwrap();
-    assert_eq!(next_line(&mut lines), "lane Some(0) warm 1");
+    drop(orphan);
+    assert_eq!(restarted.next_line(), "lane Some(0) warm 1");
     assert!(killed.elapsed() < Duration::from_secs(5));
-    restarted.kill().unwrap();
-    restarted.wait().unwrap();
 }
 
 #[test]
@@ -112,15 +108,17 @@ fn child() {
         std::thread::yield_now();
     }
     if role.starts_with("hold") {
-        say(&format!("lane {:?} warm {}", slab.lane(), slab.warm_slots().len()));
+        let warm = slab.warm_slots().len();
+        // Before the word: its reader may kill this process at once.
         fill(&slab, SlotId(0), slab.table().highest_fill_id() + 1);
-        loop {
-            std::thread::sleep(Duration::from_secs(1));
-        }
+        say(&format!("lane {:?} warm {warm}", slab.lane()));
+        std::thread::sleep(CHILD_LIFE);
+        return;
     }
     say(&format!("open {}", slab.report().reused));
     let mut fill_id = slab.table().highest_fill_id();
-    loop {
+    let end = Instant::now() + CHILD_LIFE;
+    while Instant::now() < end {
         fill_id += 1;
         fill(&slab, SlotId((fill_id.wrapping_mul(0x9E37_79B9) % SLOT_COUNT as u64) as u32), fill_id);
     }
@@ -159,17 +157,43 @@ fn config(directory: &Path, engine: &str) -> SlabConfig {
     SlabConfig::shared(SLOT_BYTES, SLOT_COUNT, backing)
 }
 
-fn start(directory: &Path, role: &str, engine: &str) -> (Child, BufReader<ChildStdout>) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "child", "--nocapture"])
-        .env("SLAB_CRASH_ROLE", role)
-        .env("SLAB_CRASH_DIRECTORY", directory)
-        .env("SLAB_CRASH_ENGINE", engine)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap());
-    (child, lines)
+/// A child, killed when dropped.
+struct Process {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(directory: &Path, role: &str, engine: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "child", "--nocapture"])
+            .env("SLAB_CRASH_ROLE", role)
+            .env("SLAB_CRASH_DIRECTORY", directory)
+            .env("SLAB_CRASH_ENGINE", engine)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Process { child, lines }
+    }
+
+    fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).unwrap() > 0 {
+            if let Some(words) = line.strip_prefix("child: ") {
+                return words.trim_end().to_owned();
+            }
+            line.clear();
+        }
+        panic!("the child ended without a word");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A child's words are marked, since the test harness prints on the same stream.
@@ -177,17 +201,6 @@ fn say(words: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "\nchild: {words}").unwrap();
     out.flush().unwrap();
-}
-
-fn next_line(lines: &mut BufReader<ChildStdout>) -> String {
-    let mut line = String::new();
-    while lines.read_line(&mut line).unwrap() > 0 {
-        if let Some(words) = line.strip_prefix("child: ") {
-            return words.trim_end().to_owned();
-        }
-        line.clear();
-    }
-    panic!("the child ended without a word");
 }
 
 struct Directory(PathBuf);
