@@ -1,6 +1,6 @@
 //! Streaming copies of random slots against `memcpy` of the same pieces, in the same run.
 //!
-//! `cargo bench -p kvcache-core --bench host_copy`
+//! `cargo bench -p kvcache-core --bench host_copy` (`-- submit` for the cost of a submit alone)
 //!
 //! Put-like copies go from a contiguous buffer to random slots of a 1 GiB pool, get-like ones back. Each round times every
 //! contender on the same slots, in turn, so that drift of the machine touches all alike; a ratio is formed within its
@@ -19,6 +19,10 @@ const ROUND_BYTES: usize = 512 << 20;
 const ROUNDS: usize = 9;
 
 fn main() {
+    submit_cost();
+    if std::env::args().any(|argument| argument == "submit") {
+        return;
+    }
     for huge in [true, false] {
         let (pool, buffer) = (Region::new(POOL_BYTES, huge), Region::new(BUFFER_BYTES, huge));
         println!("huge pages {huge}: pool {} MiB, buffer {} MiB", POOL_BYTES >> 20, BUFFER_BYTES >> 20);
@@ -30,7 +34,6 @@ fn main() {
         }
         two_threads(&pool, &buffer);
     }
-    submit_cost();
 }
 
 /// Copies per variant, one thread.

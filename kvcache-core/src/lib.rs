@@ -13,7 +13,9 @@ pub mod plan;
 pub mod planner;
 pub mod replay;
 pub mod report;
+pub mod slab;
 pub mod store;
+mod thread_placement;
 mod wire;
 
 pub use block_key::BlockKey;

@@ -104,6 +104,22 @@ impl Bytes {
     }
 }
 
+/// The numbers in a buffer.
+///
+/// # Safety
+/// Nobody may write the object while the slice is in use.
+pub(crate) unsafe fn numbers<'a, T: pyo3::buffer::Element>(
+    buffer: &'a PyBuffer<T>,
+    what: &'static str,
+) -> PyResult<&'a [T]> {
+    contiguous(what, buffer.is_c_contiguous(), buffer.shape(), buffer.strides())?;
+    if buffer.item_count() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: `PyBuffer` has checked type, size and alignment; the exporter keeps the items alive while it is held.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.item_count()) })
+}
+
 fn contiguous(what: &str, contiguous: bool, shape: &[usize], strides: &[isize]) -> PyResult<()> {
     if contiguous {
         return Ok(());

@@ -148,9 +148,10 @@ impl Planner {
         }
     }
 
-    /// The engine counts on `external_tokens` being loaded into `blocks` (one table per group).
-    fn commit_load(&self, request: &str, external_tokens: usize, blocks: Vec<Vec<u32>>) {
-        self.0.lock().commit_load(request, external_tokens, &blocks);
+    /// The engine counts on `external_tokens` being loaded into `blocks` (one table per group). Whether that happens
+    /// between steps.
+    fn commit_load(&self, request: &str, external_tokens: usize, blocks: Vec<Vec<u32>>) -> bool {
+        self.0.lock().commit_load(request, external_tokens, &blocks)
     }
 
     /// Offloads what is new of a request's first `computed_tokens` tokens. Returns the job's number, the engine blocks to

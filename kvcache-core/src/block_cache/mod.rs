@@ -3,12 +3,15 @@
 //! A [`BlockCache`] maps the keys of a prompt's blocks to their bytes. Calls take whole prefixes, may come from any
 //! number of threads, and never wait for each other's copies: the [`Directory`] is locked only to reserve or pin slots.
 
+mod config;
 mod slot_io;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+
+pub use config::{BlockCacheConfig, OpenError};
 
 use crate::BlockKey;
 use crate::copy_engine::HostCopyEngine;
@@ -23,6 +26,7 @@ pub struct BlockCache {
     memory: Arc<dyn SlotMemory>,
     copies: Option<HostCopyEngine>,
     block_bytes: usize,
+    warnings: Vec<String>,
 }
 
 /// A buffer that does not fit the keys.
@@ -66,12 +70,17 @@ impl BlockCache {
             last.fill = last.fill.max(memory.highest_fill());
         }
         directory.adopt(&warm);
-        Self { directory, memory, copies, block_bytes }
+        Self { directory, memory, copies, block_bytes, warnings: Vec::new() }
     }
 
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         self.block_bytes
+    }
+
+    /// What the user should know of how the cache was opened, one line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The number of leading `keys` whose blocks are here. Cost: about 0.05 µs a key.

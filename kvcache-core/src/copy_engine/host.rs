@@ -6,7 +6,6 @@
 //! `submit` at a queue push and at most one wake-up; a thread that wakes and finds more chunks than it takes wakes the next.
 
 mod job;
-mod pool_thread;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{CopyBatch, CopyEngine, CopyFailure, CopyState, InFlight, Rejected, Ticket};
+use crate::thread_placement;
 use job::Job;
 
 /// How a [`HostCopyEngine`] is built.
@@ -110,7 +110,7 @@ impl HostCopyEngine {
             let (cpus, nice) = (config.cpus.clone(), config.nice);
             let thread =
                 std::thread::Builder::new().name(format!("kvcache-copy-{index}")).spawn(move || {
-                    pool_thread::place(&cpus, nice);
+                    thread_placement::place(&cpus, nice);
                     shared.run();
                 })?;
             engine.threads.push(thread);

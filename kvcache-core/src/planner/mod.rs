@@ -270,10 +270,10 @@ impl Planner {
     }
 
     /// The engine has allocated `blocks` (per group, the request's whole table) and counts on `external_tokens` being
-    /// loaded; zero if it counts on nothing. Starts the load with the next plan.
-    pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) {
-        let Some(request) = self.requests.get_mut(id) else { return };
-        let Some(answer) = request.answer.take() else { return };
+    /// loaded; zero if it counts on nothing. Starts the load with the next plan; whether it runs between steps.
+    pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
+        let Some(request) = self.requests.get_mut(id) else { return false };
+        let Some(answer) = request.answer.take() else { return false };
         let asked_tokens = request.total_tokens.saturating_sub(request.local_tokens);
         self.counters.queried_tokens += asked_tokens as u64;
         if external_tokens == 0 {
@@ -283,7 +283,7 @@ impl Planner {
                 Lookup::Hit { .. } => MissReason::Declined,
             };
             self.counters.miss(reason, asked_tokens);
-            return;
+            return false;
         }
         self.counters.hit_tokens += external_tokens as u64;
         self.counters.hits += 1;
@@ -343,6 +343,7 @@ impl Planner {
             },
         );
         self.plan.jobs.push(job);
+        asynchronous
     }
 
     /// Offloads what is new of a request's first `computed_tokens` tokens, whose KV is complete after this step.

@@ -13,6 +13,7 @@
 mod layout;
 mod probe;
 mod running;
+mod slab_slots;
 mod slot_memory;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
+pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};
 
 use crate::copy_engine::CopyEngine;
@@ -160,7 +162,10 @@ impl Store {
         }
         for job in plan.jobs {
             let epoch = plan.epoch;
+            let blocks = self.layout.slot_blocks();
             let running = match job.kind {
+                // Both sides derive the slot's size from the engine's configuration; if they disagree, nothing is copied.
+                _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => Running::dead(job),
                 JobKind::Offload => self.prepare_offload(job, epoch),
                 JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
             };
@@ -390,6 +395,14 @@ impl Store {
         let (loaded_bytes, load_ns) = std::mem::take(&mut self.unreported_load);
         let ended = std::mem::take(&mut self.ended);
         Some(Report { rank: self.config.rank, usable_slots: usable, hello, ended, loaded_bytes, load_ns })
+    }
+
+    /// Whether any job of this rank has not ended.
+    pub fn is_busy(&self) -> bool {
+        !(self.loads.is_empty()
+            && self.async_loads.is_empty()
+            && self.fresh_offloads.is_empty()
+            && self.offloads.is_empty())
     }
 
     /// What this rank has done so far.
