@@ -1,5 +1,6 @@
 """Where this rank's bytes come from and who copies them."""
 
+import multiprocessing
 import os
 import platform
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,33 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 4
 """More copy threads than this do not move more bytes: a few cores fill a memory channel."""
+
+
+AUTO_SHARE = 4
+AUTO_MOST_BYTES = 10 << 30
+"""What `capacity` is without a setting: a quarter of the available memory, at most 10 GiB."""
+
+
+def capacity_bytes(wanted: int | None) -> int:
+    """Returns the bytes of L1 over all ranks of the engine on this machine."""
+    if wanted is not None:
+        return wanted
+    return min(AUTO_MOST_BYTES, available_memory_bytes() // AUTO_SHARE)
+
+
+def available_memory_bytes() -> int:
+    """Returns the memory that can be taken without swapping."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    raise OSError("/proc/meminfo has no MemAvailable: set the capacity")
+
+
+def owner_pid() -> int:
+    """Returns the process whose end means that this engine has ended: the one that started this rank, or this one."""
+    parent = multiprocessing.parent_process()
+    return os.getpid() if parent is None or parent.pid is None else parent.pid
 
 
 def shard_fields(

@@ -10,7 +10,7 @@ from aibrix_connector.kv_groups import slot_blocks, stored_groups
 from aibrix_connector.kv_layout import derive_layers
 from aibrix_connector.metadata import StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
-from aibrix_connector.placement import copy_placement, shard_fields
+from aibrix_connector.placement import capacity_bytes, copy_placement, owner_pid, shard_fields
 from aibrix_connector.self_test import prove_round_trip
 from aibrix_connector.settings import Settings
 
@@ -70,12 +70,13 @@ class WorkerSide:
             rank=rank,
             layers=[layer.native() for layer in layers],
             slot_blocks=blocks,
-            capacity_bytes=settings.capacity,
+            capacity_bytes=capacity_bytes(settings.capacity),
             ranks=world,
             namespace=identity.namespace(namespace),
             shard=_native.fingerprint("shard", shard_fields(config, kv_caches, layers)),
             slab_dir=slab_dir,
             engine_id=engine_id,
+            owner_pid=owner_pid(),
             copy_threads=threads,
             copy_cpus=cpus,
             layers_ahead=settings.layers_ahead,
