@@ -200,6 +200,11 @@ impl Planner {
         self.0.lock().take_removed().iter().map(|hash| PyBytes::new(py, hash.as_bytes())).collect()
     }
 
+    /// Grows whenever `stats` may have changed.
+    fn activity(&self) -> u64 {
+        self.0.lock().activity()
+    }
+
     /// Every count, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.lock().stats();

@@ -201,6 +201,14 @@ impl Store {
         }
     }
 
+    /// Grows whenever `stats` may have changed.
+    fn activity(&self) -> PyResult<u64> {
+        self.with(|store| {
+            let stats = store.stats();
+            stats.loads + stats.offloads
+        })
+    }
+
     /// Every count, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.with(|store| store.stats())?;

@@ -70,7 +70,7 @@ class SchedulerSide:
         self._views: dict[str, _View] = {}
         self._promised: list[PromisedLoad] = []
         self._held: dict[int, float] = {}
-        self._stats = CacheStats.source("planner", self._planner.stats)
+        self._stats = CacheStats.Source(self._planner.stats, self._planner.activity, {})
 
     def bind_block_pool(self, pool: "BlockPool") -> None:
         """Takes the engine's block pool, through which source blocks of offloads are held."""

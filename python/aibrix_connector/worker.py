@@ -85,7 +85,7 @@ class WorkerSide:
         )
         prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions)
         self._store = store
-        self._stats = CacheStats.source("worker", store.stats)
+        self._stats = CacheStats.Source(store.stats, store.activity, {})
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
         for warning in store.warnings():
             logger.warning("%s", warning)

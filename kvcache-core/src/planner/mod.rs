@@ -150,6 +150,9 @@ pub struct Planner {
     counters: Counters,
     sight: request::SightGate,
     scratch: Vec<Vec<Residency>>,
+    /// The ranks do not know the current epoch yet.
+    epoch_unsent: bool,
+    activity: u64,
 }
 
 impl Planner {
@@ -173,6 +176,8 @@ impl Planner {
             counters: Counters::default(),
             sight: request::SightGate::default(),
             scratch,
+            epoch_unsent: false,
+            activity: 0,
         }
     }
 
@@ -274,6 +279,7 @@ impl Planner {
     pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
         let Some(request) = self.requests.get_mut(id) else { return false };
         let Some(answer) = request.answer.take() else { return false };
+        self.activity += 1;
         let asked_tokens = request.total_tokens.saturating_sub(request.local_tokens);
         self.counters.queried_tokens += asked_tokens as u64;
         if external_tokens == 0 {
@@ -426,6 +432,7 @@ impl Planner {
             out.next_tokens = usize::MAX;
         }
         if !job.transfers.is_empty() {
+            self.activity += 1;
             job.id = self.jobs.next_id(self.epoch);
             out.job = Some(job.id);
             self.jobs.begin(
@@ -455,7 +462,11 @@ impl Planner {
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
         self.plan.epoch = self.slot_epoch;
-        if self.plan.is_empty() { None } else { Some(std::mem::take(&mut self.plan)) }
+        if self.plan.is_empty() && !self.epoch_unsent {
+            return None;
+        }
+        self.epoch_unsent = false;
+        Some(std::mem::take(&mut self.plan))
     }
 
     /// Takes in one rank's report. Returns the jobs that have now been reported by every rank.
@@ -477,6 +488,7 @@ impl Planner {
     }
 
     fn end(&mut self, id: JobId, pending: Pending) -> Ended {
+        self.activity += 1;
         let mut stored = Vec::new();
         if let Some(directory) = &self.directory {
             directory.end_load(&pending.pinned);
@@ -508,6 +520,9 @@ impl Planner {
         let directory = Directory::new(slot_count, (self.policy)(slot_count));
         directory.limit_usable(self.startup.usable_slots());
         self.slot_epoch = self.slot_epoch.max(self.startup.epoch());
+        // A rank that missed a reset must learn of it before its old blocks can be taken for current ones.
+        self.epoch_unsent = true;
+        self.activity += 1;
         if self.config.keep_hashes {
             self.hashes = vec![EngineHash::default(); slot_count as usize];
         }
@@ -525,6 +540,8 @@ impl Planner {
     pub fn reset(&mut self) -> u64 {
         self.epoch += 1;
         self.slot_epoch += 1;
+        self.epoch_unsent = true;
+        self.activity += 1;
         if let Some(directory) = &self.directory {
             directory.clear();
         }
@@ -541,7 +558,7 @@ impl Planner {
 
     /// Whether the engine has to keep stepping for jobs to end.
     pub fn has_pending_work(&self) -> bool {
-        !self.jobs.is_empty() || !self.plan.is_empty()
+        !self.jobs.is_empty() || !self.plan.is_empty() || self.epoch_unsent
     }
 
     /// Jobs that are not acknowledged by every rank.
@@ -557,6 +574,11 @@ impl Planner {
     /// The directory, once every rank has reported.
     pub fn directory(&self) -> Option<&Directory> {
         self.directory.as_ref()
+    }
+
+    /// Grows whenever [`stats`](Self::stats) may have changed: cheap to ask in every step.
+    pub fn activity(&self) -> u64 {
+        self.activity
     }
 
     /// Everything counted so far.
