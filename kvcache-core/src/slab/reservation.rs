@@ -23,8 +23,9 @@ pub(super) const PIECE_BYTES: usize = 64 << 20;
 /// Memory that is left to others: below it, no more is taken.
 const SPARE_BYTES: u64 = 4 * PIECE_BYTES as u64;
 
-/// Leaves the CPUs to whoever computes.
-const NICE: i32 = 10;
+/// Yields to whoever computes, but not for long: on a busy machine slots become usable three times later than at 0, ten
+/// times later at 10.
+const NICE: i32 = 5;
 
 /// A background thread that reserves storage; dropping it stops and joins it, which takes at most the time of one piece.
 pub(super) struct Reservation {

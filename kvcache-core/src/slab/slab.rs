@@ -37,7 +37,7 @@ pub struct Slab {
     slot_bytes: usize,
     stride_bytes: usize,
     data_offset: usize,
-    /// The file and its lane; held, and so locked, as long as the slab lives.
+    /// The file and its lane, locked as long as the slab lives. Dropped after all that uses the file.
     shared: Option<Shared>,
     report: OpenReport,
 }
@@ -339,12 +339,13 @@ impl Slab {
     }
 }
 
-impl Drop for Slab {
+impl Drop for Shared {
+    /// Runs after the slab's thread and mapping have gone.
     fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            // From now on the file counts as unused.
-            let _ = shared.file.set_modified(SystemTime::now());
-        }
+        // From now on the file counts as unused.
+        let _ = self.file.set_modified(SystemTime::now());
+        // Closing is not enough: a process that was forked meanwhile has the lock open as well.
+        let _ = self.file.unlock();
     }
 }
 

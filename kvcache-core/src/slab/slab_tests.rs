@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::super::room::FileSystem;
 use super::super::slot_table::SlotRecord;
 use super::super::test_directory::TestDirectory;
@@ -234,8 +236,12 @@ fn abandoned_slabs_of_other_namespaces_are_removed_and_counted() {
     let other = SharedBacking { namespace: [8; 16], ..backing(&directory) };
     drop(open(&SlabConfig::shared(SLOT_BYTES, 10, other)));
     let path = slab_path(&directory);
-    let file = File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(3700)).unwrap();
+    let own = SharedBacking { rank: 5, ..backing(&directory) };
+    drop(open(&SlabConfig::shared(SLOT_BYTES, 10, own)));
+    for entry in fs::read_dir(directory.path()).unwrap() {
+        let file = File::options().write(true).open(entry.unwrap().path()).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3700)).unwrap();
+    }
     let keep = SharedBacking { remove_abandoned: false, ..backing(&directory) };
     drop(open(&SlabConfig::shared(SLOT_BYTES, 10, keep)));
     assert!(path.exists());
@@ -323,11 +329,14 @@ fn nothing_more_is_taken_when_memory_is_short() {
     let slab = open(&config(&directory, slot_count));
     let file = File::options().read(true).write(true).open(slab_path(&directory)).unwrap();
     let storage = Storage::File(Arc::clone(&slab.mapping), file, Arc::clone(&slab.table));
-    let reservation = Reservation::start(storage, slab.data_offset, || Some(1 << 20)).unwrap();
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    // Enough for one piece, too little for the next.
+    let memory = || Some(if ASKED.fetch_add(1, Ordering::Relaxed) == 0 { 1 << 30 } else { 1 << 20 });
+    let reservation = Reservation::start(storage, slab.data_offset, memory).unwrap();
     while reservation.is_running() {
         std::thread::yield_now();
     }
-    assert_eq!(reservation.usable_bytes(), slab.data_offset);
+    assert_eq!(reservation.usable_bytes(), slab.data_offset + PIECE_BYTES);
     assert!(reservation.warning().is_some_and(|warning| warning.contains("the cache is smaller")));
 }
 
