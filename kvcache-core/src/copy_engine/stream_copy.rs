@@ -30,6 +30,7 @@ pub enum Variant {
 impl Variant {
     /// Those that this CPU can run, the fastest last.
     pub fn available() -> Vec<Variant> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "nothing is added elsewhere"))]
         let mut variants = vec![Variant::Plain];
         #[cfg(target_arch = "x86_64")]
         {

@@ -25,12 +25,22 @@ pub(super) const LANE_COUNT: u32 = 16;
 /// Between two looks at a lock that somebody else holds.
 pub(super) const LOCK_POLL: Duration = Duration::from_millis(10);
 
+/// How long to try for the guard at least: its holders need microseconds, unless they are stopped.
+const GUARD_WAIT: Duration = Duration::from_secs(1);
+
 /// A place among the engines of a namespace, held until dropped.
 #[derive(Debug)]
 pub(super) struct Lane {
     index: u32,
     /// Carries the shared lock.
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that was forked meanwhile has the lock open until it executes another program.
+        let _ = self.file.unlock();
+    }
 }
 
 /// What one look at the lanes found.
@@ -57,15 +67,21 @@ impl Lane {
                 open_private(&guard_path).map_err(|source| names.error("open", &guard_path, source))?;
             let expired = Instant::now() >= deadline;
             match guard.try_lock() {
-                Ok(()) => match names.look(owner, expired)? {
-                    Look::Taken(lane) => return Ok(lane),
-                    Look::Full => {
-                        return Err(SlabError::NoLane { path: directory.to_owned(), lane_count: LANE_COUNT });
+                Ok(()) => {
+                    let look = names.look(owner, expired);
+                    // See the drop of `Lane`.
+                    let _ = guard.unlock();
+                    match look? {
+                        Look::Taken(lane) => return Ok(lane),
+                        Look::Full => {
+                            let path = directory.to_owned();
+                            return Err(SlabError::NoLane { path, lane_count: LANE_COUNT });
+                        }
+                        Look::Wait => {}
                     }
-                    Look::Wait => {}
-                },
+                }
                 Err(TryLockError::Error(source)) => return Err(names.error("lock", &guard_path, source)),
-                Err(TryLockError::WouldBlock) if expired => {
+                Err(TryLockError::WouldBlock) if expired && started.elapsed() >= GUARD_WAIT => {
                     return Err(SlabError::InUse {
                         path: guard_path,
                         waited_ms: started.elapsed().as_millis(),
@@ -125,9 +141,14 @@ impl Names<'_> {
                 ended
             });
             match file.try_lock() {
-                // Dropping `file` unlocks it again; the guard keeps others from seeing that.
-                Ok(()) if formerly_ours == Some(index) => return self.claim(index, owner),
-                Ok(()) => first_free = first_free.or(Some((index, orphaned))),
+                Ok(()) => {
+                    // The guard keeps others from seeing that it was locked.
+                    let _ = file.unlock();
+                    if formerly_ours == Some(index) {
+                        return self.claim(index, owner);
+                    }
+                    first_free = first_free.or(Some((index, orphaned)));
+                }
                 Err(TryLockError::Error(source)) => return Err(self.error("lock", &path, source)),
                 Err(TryLockError::WouldBlock) => orphaned |= ended,
             }
@@ -152,7 +173,7 @@ impl Names<'_> {
 
     fn join(&self, index: u32, file: File, path: &Path) -> Result<Look, SlabError> {
         match file.try_lock_shared() {
-            Ok(()) => Ok(Look::Taken(Lane { index, _file: file })),
+            Ok(()) => Ok(Look::Taken(Lane { index, file })),
             // Nobody keeps an exclusive lock without the guard, which we hold: a foreign tool does. Look again.
             Err(TryLockError::WouldBlock) => Ok(Look::Wait),
             Err(TryLockError::Error(source)) => Err(self.error("lock", path, source)),
@@ -261,9 +282,12 @@ mod tests {
         let directory = TestDirectory::new();
         let _orphan = acquire(directory.path(), &dead("engine"), Duration::ZERO).unwrap();
         let started = Instant::now();
-        let lane = acquire(directory.path(), &alive("engine"), Duration::from_millis(150)).unwrap();
-        assert_eq!(lane.index(), 1);
-        assert!(started.elapsed() >= Duration::from_millis(150));
+        for (engine_id, index) in [("another", 1), ("engine", 2)] {
+            let lane = acquire(directory.path(), &alive(engine_id), Duration::from_millis(150)).unwrap();
+            assert_eq!(lane.index(), index);
+            std::mem::forget(lane);
+        }
+        assert!(started.elapsed() >= Duration::from_millis(300));
     }
 
     #[test]

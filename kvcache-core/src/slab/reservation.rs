@@ -1,7 +1,8 @@
 //! Takes a slab's memory in the background, piece by piece, so that opening gigabytes does not delay the engine.
 //!
 //! A file in shared memory starts with holes. Touching a hole when the file system is full kills the process, so slots
-//! become usable only when their storage is reserved; if that fails, the rest never does: fewer slots, no crash.
+//! become usable only when their storage is reserved; if that fails, the rest never does: fewer slots, no crash. The same
+//! when the machine's memory is nearly used up, since the kernel would end some process to find more.
 //! Anonymous memory is usable at once, and this only spares the first copies their page faults.
 
 use std::fs::File;
@@ -17,10 +18,14 @@ use super::slot_table::SlotTable;
 use crate::thread_placement;
 
 /// Bytes between two looks at the order to stop: about 20 ms of clearing pages.
-const PIECE_BYTES: usize = 64 << 20;
+pub(super) const PIECE_BYTES: usize = 64 << 20;
 
-/// Leaves the CPUs to whoever computes.
-const NICE: i32 = 10;
+/// Memory that is left to others: below it, no more is taken.
+const SPARE_BYTES: u64 = 4 * PIECE_BYTES as u64;
+
+/// Yields to whoever computes, but not for long: on a busy machine slots become usable three times later than at 0, ten
+/// times later at 10.
+const NICE: i32 = 5;
 
 /// A background thread that reserves storage; dropping it stops and joins it, which takes at most the time of one piece.
 pub(super) struct Reservation {
@@ -37,6 +42,9 @@ struct Progress {
     warning: Mutex<Option<String>>,
 }
 
+/// Asks for the memory that is left; `None` where the system does not say.
+pub(super) type MemoryBytes = fn() -> Option<u64>;
+
 /// What is to be taken.
 pub(super) enum Storage {
     /// Of a file: may run out.
@@ -46,8 +54,9 @@ pub(super) enum Storage {
 }
 
 impl Reservation {
-    /// Reserves from `from` to the end of the mapping. The first `from` bytes are reserved already.
-    pub(super) fn start(storage: Storage, from: usize) -> io::Result<Self> {
+    /// Reserves from `from` to the end of the mapping. The first `from` bytes of a file are reserved already, and only
+    /// mapped. `memory_bytes` says how much memory the machine has left.
+    pub(super) fn start(storage: Storage, from: usize, memory_bytes: MemoryBytes) -> io::Result<Self> {
         let usable = match &storage {
             Storage::File(..) => from,
             Storage::Anonymous(mapping) => mapping.bytes(),
@@ -60,7 +69,7 @@ impl Reservation {
         let shared = Arc::clone(&progress);
         let thread = std::thread::Builder::new().name("kvcache-reserve".to_owned()).spawn(move || {
             thread_placement::place(&[], NICE);
-            shared.run(&storage, from);
+            shared.run(&storage, from, memory_bytes);
         })?;
         Ok(Reservation { progress, thread: Some(thread) })
     }
@@ -102,32 +111,42 @@ impl Drop for Reservation {
 }
 
 impl Progress {
-    fn run(&self, storage: &Storage, from: usize) {
+    fn run(&self, storage: &Storage, from: usize, memory_bytes: MemoryBytes) {
         let (Storage::File(mapping, ..) | Storage::Anonymous(mapping)) = storage;
-        let mut at = from;
-        while at < mapping.bytes() && !self.stopping.load(Ordering::Relaxed) {
-            let end = mapping.bytes().min(at.saturating_add(PIECE_BYTES));
-            match storage {
-                Storage::File(mapping, file, table) => {
-                    if let Err(error) = mapping.reserve(file, at..end) {
-                        *self.warning.lock() = Some(format!(
-                            "shared memory ended after {at} of {} slab bytes ({error}): the cache is smaller; \
-                             free some, or lower the capacity",
-                            mapping.bytes()
-                        ));
-                        return;
-                    }
-                    table.set_reserved_bytes(end as u64);
-                    self.usable_bytes.store(end, Ordering::Release);
+        let pieces = |start: usize, end: usize| {
+            let pieces =
+                (start..end).step_by(PIECE_BYTES).map(move |at| at..end.min(at.saturating_add(PIECE_BYTES)));
+            pieces.take_while(|_| !self.stopping.load(Ordering::Relaxed))
+        };
+        // What an earlier process left is there, but has no page table entries: 2 s of faults for 4 GiB otherwise.
+        for piece in pieces(0, from) {
+            let _ = mapping.populate(piece);
+        }
+        for piece in pieces(from, mapping.bytes()) {
+            let short = memory_bytes().is_some_and(|bytes| bytes < SPARE_BYTES);
+            let taken = match storage {
+                _ if short => Err(io::Error::from(io::ErrorKind::OutOfMemory)),
+                Storage::File(mapping, file, _) => mapping.reserve(file, piece.clone()),
+                Storage::Anonymous(mapping) => mapping.populate(piece.clone()),
+            };
+            match (storage, taken) {
+                (Storage::File(_, _, table), Ok(())) => {
+                    table.set_reserved_bytes(piece.end as u64);
+                    self.usable_bytes.store(piece.end, Ordering::Release);
                 }
-                Storage::Anonymous(mapping) => {
-                    // The kernel is too old, or memory is short: pages come when they are touched.
-                    if mapping.populate(at..end).is_err() {
-                        return;
-                    }
+                (Storage::File(..), Err(error)) => {
+                    *self.warning.lock() = Some(format!(
+                        "shared memory ended after {} of {} slab bytes ({error}): the cache is smaller; \
+                         free some, or lower the capacity",
+                        piece.start,
+                        mapping.bytes()
+                    ));
+                    return;
                 }
+                (Storage::Anonymous(_), Ok(())) => {}
+                // The kernel is too old, or memory is short: pages come when they are touched.
+                (Storage::Anonymous(_), Err(_)) => return,
             }
-            at = end;
         }
     }
 }

@@ -44,14 +44,19 @@ impl Room for SystemRoom {
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_of_meminfo(&text));
-        let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().zip(
-            // Pages of files that could be dropped count as used here: an underestimate, on the safe side.
-            fs::read_to_string("/sys/fs/cgroup/memory.current").ok(),
-        );
-        let group = group.and_then(|(limit, used)| available_of_group(&limit, &used));
-        machine.into_iter().chain(group).min()
+        memory_bytes()
     }
+}
+
+/// The smaller of what the machine and the control group have left. Takes some ten microseconds.
+pub(super) fn memory_bytes() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_of_meminfo(&text));
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().zip(
+        // Pages of files that could be dropped count as used here: an underestimate, on the safe side.
+        fs::read_to_string("/sys/fs/cgroup/memory.current").ok(),
+    );
+    let group = group.and_then(|(limit, used)| available_of_group(&limit, &used));
+    machine.into_iter().chain(group).min()
 }
 
 fn available_of_meminfo(text: &str) -> Option<u64> {

@@ -14,8 +14,8 @@ use super::config::{Backing, SharedBacking, SlabConfig};
 use super::lane::Lane;
 use super::mapping::{Mapping, page_bytes};
 use super::owner::{Owner, boot};
-use super::reservation::{Reservation, Storage};
-use super::room::{Room, SystemRoom};
+use super::reservation::{PIECE_BYTES, Reservation, Storage};
+use super::room::{Room, SystemRoom, memory_bytes};
 use super::slab_file::{Removed, SlabName, allocated_bytes, open_owned, remove_idle};
 use super::slot_table::{Description, SlotTable, WarmSlot};
 use crate::eviction::SlotId;
@@ -37,7 +37,7 @@ pub struct Slab {
     slot_bytes: usize,
     stride_bytes: usize,
     data_offset: usize,
-    /// The file and its lane; held, and so locked, as long as the slab lives.
+    /// The file and its lane, locked as long as the slab lives. Dropped after all that uses the file.
     shared: Option<Shared>,
     report: OpenReport,
 }
@@ -72,7 +72,7 @@ pub enum Verification {
 }
 
 impl Slab {
-    /// Opens a slab. May wait for the end of the owner before (`orphan_wait`); takes milliseconds otherwise, whatever the capacity:
+    /// Opens a slab. May wait for the end of the owner before (`orphan_wait`); takes some 20 ms otherwise, whatever the capacity:
     /// memory is taken in the background.
     ///
     /// # Errors
@@ -229,7 +229,7 @@ impl Slab {
         let table = SlotTable::create(Arc::clone(&mapping), &shape.description, boot());
         let reservation = if config.prefault {
             let storage = Storage::Anonymous(Arc::clone(&mapping));
-            Reservation::start(storage, 0).map_err(|source| SlabError::Thread { source })?
+            Reservation::start(storage, 0, memory_bytes).map_err(|source| SlabError::Thread { source })?
         } else {
             Reservation::none(shape.bytes)
         };
@@ -297,18 +297,23 @@ impl Slab {
         // Its time says when it was last opened or closed: nobody takes it for abandoned now.
         let _ = file.set_modified(SystemTime::now());
         metadata = file.metadata().map_err(failed("look at"))?;
-        check_room(shape.bytes as u64, &metadata, backing, room, name, report)?;
+        match check_room(shape.bytes as u64, &metadata, backing, room, name, report) {
+            // A former life took some of the room, and its blocks with it: the rest may fit in part.
+            Err(SlabError::Room { .. }) if allocated_bytes(&metadata) > shape.first_bytes() as u64 => {}
+            checked => checked?,
+        }
 
         let mapping = Mapping::shared(file, shape.bytes, config.huge_pages)
             .map_err(|source| SlabError::Map { bytes: shape.bytes, source })?;
         let mapping = Arc::new(mapping);
-        // Header and table are touched below: without storage that would be the end of the process.
-        mapping.reserve(file, 0..shape.data_offset).map_err(|source| shape.no_storage(path, source))?;
+        // Header and table are touched below: without storage that would be the end of the process. A small slab is
+        // usable as a whole when it is opened, a large one as far as 20 ms get.
+        mapping.reserve(file, 0..shape.first_bytes()).map_err(|source| shape.no_storage(path, source))?;
         let found = SlotTable::existing(Arc::clone(&mapping), &shape.description, boot());
         let found = found.filter(|table| {
             // Bytes that claim to be reserved must have storage. A copy made by a tool may have holes.
             let reserved = table.reserved_bytes();
-            reserved >= shape.data_offset as u64
+            reserved >= shape.first_bytes() as u64
                 && reserved <= shape.bytes as u64
                 && allocated_bytes(&metadata) >= reserved
         });
@@ -320,7 +325,7 @@ impl Slab {
             None => {
                 report.recreated |= !fresh;
                 let table = SlotTable::create(Arc::clone(&mapping), &shape.description, boot());
-                table.set_reserved_bytes(shape.data_offset as u64);
+                table.set_reserved_bytes(shape.first_bytes() as u64);
                 table
             }
         };
@@ -328,17 +333,19 @@ impl Slab {
         let from = table.reserved_bytes() as usize;
         let file = file.try_clone().map_err(failed("duplicate the descriptor of"))?;
         let storage = Storage::File(Arc::clone(&mapping), file, Arc::clone(&table));
-        let reservation = Reservation::start(storage, from).map_err(|source| SlabError::Thread { source })?;
+        let reservation =
+            Reservation::start(storage, from, memory_bytes).map_err(|source| SlabError::Thread { source })?;
         Ok((mapping, table, reservation))
     }
 }
 
-impl Drop for Slab {
+impl Drop for Shared {
+    /// Runs after the slab's thread and mapping have gone.
     fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            // From now on the file counts as unused.
-            let _ = shared.file.set_modified(SystemTime::now());
-        }
+        // From now on the file counts as unused.
+        let _ = self.file.set_modified(SystemTime::now());
+        // Closing is not enough: a process that was forked meanwhile has the lock open as well.
+        let _ = self.file.unlock();
     }
 }
 
@@ -392,12 +399,17 @@ impl Shape {
         Slab { reservation, table, mapping, slot_bytes, stride_bytes, data_offset, shared, report }
     }
 
+    /// Bytes that are reserved before the slab is opened: the table, and the first slots.
+    fn first_bytes(&self) -> usize {
+        self.data_offset.saturating_add(PIECE_BYTES).min(self.bytes)
+    }
+
     fn no_storage(&self, path: &Path, source: io::Error) -> SlabError {
         if source.kind() != io::ErrorKind::StorageFull {
             return SlabError::File { operation: "reserve storage for", path: path.to_owned(), source };
         }
         SlabError::Room {
-            wanted_bytes: self.data_offset as u64,
+            wanted_bytes: self.first_bytes() as u64,
             available_bytes: 0,
             place: format!("the file system of {}", path.display()),
             remedy: FILE_ROOM_REMEDY,

@@ -102,9 +102,12 @@ pub(super) fn remove_idle(directory: &Path, idle: Duration, unwanted: &dyn Fn(&S
         };
         let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
         let is_idle = metadata.is_file() && age.is_some_and(|age| age >= idle);
-        if is_idle && file.try_lock().is_ok() && is_at(&file, &path) && fs::remove_file(&path).is_ok() {
-            removed.files += 1;
-            removed.bytes += allocated_bytes(&metadata);
+        if is_idle && file.try_lock().is_ok() {
+            if is_at(&file, &path) && fs::remove_file(&path).is_ok() {
+                removed.files += 1;
+                removed.bytes += allocated_bytes(&metadata);
+            }
+            let _ = file.unlock();
         }
     }
     removed
@@ -204,6 +207,7 @@ mod tests {
             let next = scope.spawn(|| open_owned(&path, Instant::now() + Duration::from_secs(60)));
             sleep(Duration::from_millis(30));
             fs::remove_file(&path).unwrap();
+            assert!(!is_at(&owner, &path));
             drop(owner);
             assert!(is_at(&next.join().unwrap().unwrap(), &path));
         });

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::super::room::FileSystem;
 use super::super::slot_table::SlotRecord;
 use super::super::test_directory::TestDirectory;
@@ -234,8 +236,12 @@ fn abandoned_slabs_of_other_namespaces_are_removed_and_counted() {
     let other = SharedBacking { namespace: [8; 16], ..backing(&directory) };
     drop(open(&SlabConfig::shared(SLOT_BYTES, 10, other)));
     let path = slab_path(&directory);
-    let file = File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(3700)).unwrap();
+    let own = SharedBacking { rank: 5, ..backing(&directory) };
+    drop(open(&SlabConfig::shared(SLOT_BYTES, 10, own)));
+    for entry in fs::read_dir(directory.path()).unwrap() {
+        let file = File::options().write(true).open(entry.unwrap().path()).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3700)).unwrap();
+    }
     let keep = SharedBacking { remove_abandoned: false, ..backing(&directory) };
     drop(open(&SlabConfig::shared(SLOT_BYTES, 10, keep)));
     assert!(path.exists());
@@ -279,6 +285,61 @@ fn impossible_settings_are_refused() {
     }
 }
 
+/// A large slab: only its first slots are usable when it opens, all of them soon after, also when it is reused.
+#[test]
+fn slots_become_usable_as_their_storage_is_reserved() {
+    let directory = TestDirectory::new();
+    let slot_count = (PIECE_BYTES / SLOT_BYTES) * 2 + 100;
+    let slab = Slab::open(&config(&directory, slot_count)).unwrap();
+    assert!(slab.usable_slots() >= PIECE_BYTES / SLOT_BYTES);
+    drop(slab);
+    let slab = open(&config(&directory, slot_count));
+    assert_eq!(slab.usable_slots(), slot_count);
+    let allocated = allocated_bytes(&fs::metadata(slab_path(&directory)).unwrap());
+    assert!(allocated >= (slot_count * SLOT_BYTES) as u64);
+    drop(slab);
+    let slab = Slab::open(&config(&directory, slot_count)).unwrap();
+    assert_eq!((slab.usable_slots(), slab.report().reused), (slot_count, true));
+}
+
+/// A file that was cut short by a full file system is used again as far as it got.
+#[test]
+fn a_reused_file_does_not_need_room_for_its_rest() {
+    let directory = TestDirectory::new();
+    let slot_count = (PIECE_BYTES / SLOT_BYTES) * 2;
+    let slab = open(&config(&directory, slot_count));
+    let record = fill(&slab, 5, 1);
+    let half = slab.data_offset + PIECE_BYTES;
+    slab.table().set_reserved_bytes(half as u64);
+    drop(slab);
+    let file = File::options().write(true).open(slab_path(&directory)).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(half as u64 + 4096).unwrap();
+    file.set_len(length).unwrap();
+    let room = TestRoom { file_system_bytes: 0, memory_bytes: 1 << 30 };
+    let slab = Slab::open_with(&config(&directory, slot_count), &room).unwrap();
+    assert!(slab.report().reused, "{:?}", slab.report());
+    assert_eq!(slab.warm_slots().iter().map(|warm| warm.record).collect::<Vec<_>>(), [record]);
+}
+
+#[test]
+fn nothing_more_is_taken_when_memory_is_short() {
+    let directory = TestDirectory::new();
+    let slot_count = (PIECE_BYTES / SLOT_BYTES) * 2;
+    let slab = open(&config(&directory, slot_count));
+    let file = File::options().read(true).write(true).open(slab_path(&directory)).unwrap();
+    let storage = Storage::File(Arc::clone(&slab.mapping), file, Arc::clone(&slab.table));
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    // Enough for one piece, too little for the next.
+    let memory = || Some(if ASKED.fetch_add(1, Ordering::Relaxed) == 0 { 1 << 30 } else { 1 << 20 });
+    let reservation = Reservation::start(storage, slab.data_offset, memory).unwrap();
+    while reservation.is_running() {
+        std::thread::yield_now();
+    }
+    assert_eq!(reservation.usable_bytes(), slab.data_offset + PIECE_BYTES);
+    assert!(reservation.warning().is_some_and(|warning| warning.contains("the cache is smaller")));
+}
+
 /// Slots beyond the reservation are never handed out, and the rest of the slab works.
 #[test]
 fn storage_that_runs_out_leaves_fewer_slots() {
@@ -291,7 +352,7 @@ fn storage_that_runs_out_leaves_fewer_slots() {
     // A file opened for reading only: no more storage can be reserved through it.
     let file = File::open(slab_path(&directory)).unwrap();
     let storage = Storage::File(Arc::clone(&slab.mapping), file, Arc::clone(&slab.table));
-    let reservation = Reservation::start(storage, slab.table.reserved_bytes() as usize).unwrap();
+    let reservation = Reservation::start(storage, slab.table.reserved_bytes() as usize, || None).unwrap();
     let report = OpenReport { reused: true, ..OpenReport::default() };
     let slab = shape.slab(Arc::clone(&slab.mapping), Arc::clone(&slab.table), reservation, None, report);
     while slab.is_reserving() {

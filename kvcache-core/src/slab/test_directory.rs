@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::room::{Room, SystemRoom};
+
 pub(crate) struct TestDirectory(PathBuf);
 
 impl TestDirectory {
-    /// In shared memory where there is some, since that is where slabs live.
+    /// In shared memory where there is enough, since that is where slabs live. Containers often have 64 MiB.
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let shared = Path::new("/dev/shm");
-        let parent = if shared.is_dir() { shared.to_path_buf() } else { std::env::temp_dir() };
+        let roomy = SystemRoom.file_system(shared).is_ok_and(|found| found.available_bytes > 2 << 30);
+        let parent = if roomy { shared.to_path_buf() } else { std::env::temp_dir() };
         let name = format!("kvcache-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = parent.join(name);
         std::fs::create_dir(&path).unwrap();
