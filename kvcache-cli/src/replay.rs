@@ -91,7 +91,7 @@ struct Outcome<'a> {
     block_hit_ratio: f64,
     token_hit_ratio: f64,
     evictions: u64,
-    /// Blocks that found every slot in use by their own request.
+    /// Blocks that were not stored, since their request had evicted its share already.
     refused: u64,
     lru: Baseline,
 }
