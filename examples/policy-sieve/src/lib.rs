@@ -202,4 +202,26 @@ mod tests {
         assert_eq!(evict(&mut sieve), Some(1), "the new block is judged next");
         assert_eq!(evict(&mut sieve), Some(0), "then the hand begins again at the oldest");
     }
+
+    #[test]
+    fn a_removed_block_hands_the_hand_on() {
+        let mut sieve = Sieve::new(4);
+        (0..4).for_each(|slot| sieve.insert(SlotId(slot), BlockKey([0; 16])));
+        assert_eq!(sieve.evict(&mut |_| Candidate::Leaf), Some(SlotId(0)));
+        assert_eq!(sieve.evict(&mut |_| Candidate::Leaf), Some(SlotId(1)));
+        sieve.insert(SlotId(0), BlockKey([1; 16]));
+        sieve.touch(SlotId(2));
+        assert_eq!(
+            sieve.evict(&mut |_| Candidate::Leaf),
+            Some(SlotId(3)),
+            "2 was used and stays, the hand is on 0"
+        );
+        sieve.insert(SlotId(1), BlockKey([2; 16]));
+        sieve.remove(SlotId(0));
+        assert_eq!(
+            sieve.evict(&mut |_| Candidate::Leaf),
+            Some(SlotId(1)),
+            "not 2, which the hand has passed"
+        );
+    }
 }
