@@ -161,7 +161,7 @@ impl Oracle for NaiveS3Fifo {
         {
             let (small, main) = (self.small_evictions.max(1.0), self.main_evictions.max(1.0));
             if from_main {
-                self.scale(1.0 / (1.0 + 64.0 * (small / main).clamp(1.0, 50.0) / self.slots));
+                self.scale(1.0 / (1.0 + 48.0 * (small / main).clamp(1.0, 50.0) / self.slots));
             } else {
                 self.scale(1.0 + 96.0 * (main / small).clamp(1.0, 50.0) / self.slots);
             }

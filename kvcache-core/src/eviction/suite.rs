@@ -26,13 +26,13 @@ pub const METADATA_BYTES_FIXED_MAX: usize = 4096;
 ///
 /// With the broken promise and the seed of the history, so that it can be run again with [`check_history`].
 pub fn check(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
+    for seed in 0..HISTORIES {
+        check_history(make, seed);
+    }
     prefers_leaves(make);
     searches_to_the_last_slot(make);
     clear_forgets_ghosts(make);
     metadata_is_bounded(make);
-    for seed in 0..HISTORIES {
-        check_history(make, seed);
-    }
 }
 
 /// Runs one random history against a plain model: slots are inserted, touched, pinned, removed and evicted, and now
@@ -177,15 +177,11 @@ fn clear_forgets_ghosts(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
     const SLOTS: u32 = 16;
     let victims = |policy: &mut dyn EvictionPolicy| {
         let mut victims = Vec::new();
-        for round in 0..6 {
-            for slot in 0..SLOTS {
-                if policy.len() == SLOTS as usize {
-                    victims.extend(policy.evict(&mut |_| Candidate::Leaf));
-                }
-                let slot = if round == 0 { SlotId(slot) } else { *victims.last().unwrap_or(&SlotId(slot)) };
-                policy.insert(slot, key(u64::from(slot.0) + u64::from(round % 3) * 10));
-                policy.touch(SlotId((slot.0 * 7 + round) % SLOTS));
-            }
+        for count in 0..SLOTS * 6 {
+            let slot = if count < SLOTS { SlotId(count) } else { evict_any(policy) };
+            victims.push(slot);
+            policy.insert(slot, key(u64::from(count * 7 % (SLOTS * 2))));
+            policy.touch(SlotId(count * 5 % SLOTS));
         }
         victims
     };
@@ -193,7 +189,7 @@ fn clear_forgets_ghosts(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
     let first = victims(&mut *policy);
     policy.clear();
     assert_eq!(policy.len(), 0, "{} tracks slots after clear", policy.name());
-    assert_eq!(victims(&mut *policy), first, "{} remembers something after clear", policy.name());
+    assert!(victims(&mut *policy) == first, "{} remembers something after clear", policy.name());
 }
 
 /// Memory stays within the budget however many keys have come and gone.
@@ -202,11 +198,8 @@ fn metadata_is_bounded(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
         let mut policy = make(slot_count);
         let budget = slot_count as usize * METADATA_BYTES_PER_SLOT_MAX + METADATA_BYTES_FIXED_MAX;
         for count in 0..u64::from(slot_count) * 8 {
-            let slot = if count < u64::from(slot_count) {
-                SlotId(count as u32)
-            } else {
-                policy.evict(&mut |_| Candidate::Leaf).expect("nothing is pinned")
-            };
+            let slot =
+                if count < u64::from(slot_count) { SlotId(count as u32) } else { evict_any(&mut *policy) };
             policy.insert(slot, key(count));
             if count % 3 == 0 {
                 policy.touch(slot);
@@ -220,6 +213,13 @@ fn metadata_is_bounded(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
         );
         assert!(policy.metadata_bytes() > 0, "{} does not account for its memory", policy.name());
     }
+}
+
+/// The victim where nothing is pinned.
+fn evict_any(policy: &mut dyn EvictionPolicy) -> SlotId {
+    policy
+        .evict(&mut |_| Candidate::Leaf)
+        .unwrap_or_else(|| panic!("{} found no victim though nothing is pinned", policy.name()))
 }
 
 fn random_candidate(random: &mut SplitMix, pinned_of_8: u64, with_children_of_8: u64) -> Candidate {
@@ -350,7 +350,7 @@ mod tests {
             (Fault::GivesUpEarly, "no victim"),
             (Fault::LosesSlots, "says it tracks"),
             (Fault::IgnoresChildren, "evicted a parent"),
-            (Fault::KeepsTrackAfterClear, "after clear"),
+            (Fault::KeepsTrackAfterClear, "says it tracks"),
             (Fault::HidesMemory, "does not account"),
         ] {
             let make: &dyn Fn(u32) -> Box<dyn EvictionPolicy> =

@@ -1,0 +1,176 @@
+//! `kvcache replay`: what a cache of a given capacity would have answered of a trace.
+
+use std::fmt::Write;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+
+use kvcache_core::eviction::{PolicyError, PolicyRegistry};
+use kvcache_core::replay::{Replay, ReplayCounts, Trace};
+use serde::Serialize;
+
+use crate::trace_file::{self, TraceError};
+
+/// Replays a trace of requests and prints the hit ratio of each policy, beside that of a plain LRU.
+///
+/// A hit is the leading run of a request's blocks that are in the cache. The trace has one JSON object a line with
+/// `input_length` (tokens) and `hash_ids` (prefix-chained block ids); it may be compressed with zstd.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Trace file, JSONL or zstd-compressed JSONL.
+    trace: PathBuf,
+    /// Capacity in blocks; give several to compare them.
+    #[arg(long, value_name = "BLOCKS", required = true, value_delimiter = ',')]
+    capacity: Vec<NonZeroU32>,
+    /// Eviction policy; give several to compare them.
+    #[arg(long, value_name = "NAME", default_value = PolicyRegistry::DEFAULT, value_delimiter = ',')]
+    policy: Vec<String>,
+    /// Tokens of a block of the trace.
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    block_tokens: NonZeroU64,
+    /// Prints one JSON object a line for each capacity and policy instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Replays what `args` ask for; returns the text to print.
+///
+/// # Errors
+///
+/// If a policy is unknown, a capacity too large or the trace unreadable.
+pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
+    let registry = PolicyRegistry::with_builtin();
+    // A misspelt name is told before a long trace is read.
+    for policy in &args.policy {
+        registry.build(policy, 1)?;
+    }
+    if let Some(capacity) = args.capacity.iter().find(|capacity| capacity.get() > CAPACITY_MAX) {
+        return Err(ReplayError::Capacity { capacity: capacity.get() });
+    }
+    let trace = trace_file::read(&args.trace, args.block_tokens.get())?;
+    let mut outcomes = Vec::new();
+    for capacity in &args.capacity {
+        let lru = replay(&registry, &trace, capacity.get(), BASELINE)?;
+        for policy in &args.policy {
+            let counts =
+                if policy == BASELINE { lru } else { replay(&registry, &trace, capacity.get(), policy)? };
+            outcomes.push(Outcome::new(policy, capacity.get(), counts, lru));
+        }
+    }
+    if args.json { json_lines(&outcomes) } else { Ok(table(&trace, &outcomes)) }
+}
+
+fn replay(
+    registry: &PolicyRegistry,
+    trace: &Trace,
+    capacity_blocks: u32,
+    policy: &str,
+) -> Result<ReplayCounts, PolicyError> {
+    Ok(Replay::new(trace, capacity_blocks, registry.build(policy, capacity_blocks)?).run())
+}
+
+/// Why a replay did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplayError {
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error("a capacity of {capacity} blocks is too large, at most {CAPACITY_MAX} can be replayed")]
+    Capacity { capacity: u32 },
+    #[error("cannot write JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// One line of the result.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    policy: &'a str,
+    capacity_blocks: u32,
+    requests: u64,
+    accesses: u64,
+    block_hit_ratio: f64,
+    token_hit_ratio: f64,
+    evictions: u64,
+    /// Blocks that were not stored, since their request had evicted its share already.
+    refused: u64,
+    lru: Baseline,
+}
+
+/// A plain LRU of the same capacity on the same trace.
+#[derive(Debug, Serialize)]
+struct Baseline {
+    block_hit_ratio: f64,
+    token_hit_ratio: f64,
+}
+
+impl<'a> Outcome<'a> {
+    fn new(policy: &'a str, capacity_blocks: u32, counts: ReplayCounts, lru: ReplayCounts) -> Self {
+        Self {
+            policy,
+            capacity_blocks,
+            requests: counts.requests,
+            accesses: counts.accesses,
+            block_hit_ratio: counts.block_hit_ratio(),
+            token_hit_ratio: counts.token_hit_ratio(),
+            evictions: counts.evictions,
+            refused: counts.refused,
+            lru: Baseline { block_hit_ratio: lru.block_hit_ratio(), token_hit_ratio: lru.token_hit_ratio() },
+        }
+    }
+}
+
+fn json_lines(outcomes: &[Outcome<'_>]) -> Result<String, ReplayError> {
+    let mut text = String::new();
+    for outcome in outcomes {
+        text += &serde_json::to_string(outcome)?;
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn table(trace: &Trace, outcomes: &[Outcome<'_>]) -> String {
+    let policy_width = outcomes.iter().map(|outcome| outcome.policy.len()).max().unwrap_or(0).max(6);
+    let mut text = format!(
+        "{} requests, {} block accesses, {} distinct blocks\n\n\
+         {:>9}  {:>7}  {:<policy_width$}  {:>8}  {:>8}  {:>8}  {:>8}\n\
+         {:>9}  {:>7}  {:<policy_width$}  {:>8}  {:>8}  {:>8}  {:>8}\n",
+        trace.request_count(),
+        trace.access_count(),
+        trace.block_count(),
+        "capacity",
+        "of all",
+        "policy",
+        "blocks",
+        "tokens",
+        "lru",
+        "lru",
+        "blocks",
+        "blocks",
+        "",
+        "hit",
+        "hit",
+        "blocks",
+        "tokens",
+    );
+    for outcome in outcomes {
+        let of_all = f64::from(outcome.capacity_blocks) / trace.block_count().max(1) as f64;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{:>9}  {:>6.1}%  {:<policy_width$}  {:>8.4}  {:>8.4}  {:>8.4}  {:>8.4}",
+            outcome.capacity_blocks,
+            of_all * 100.0,
+            outcome.policy,
+            outcome.block_hit_ratio,
+            outcome.token_hit_ratio,
+            outcome.lru.block_hit_ratio,
+            outcome.lru.token_hit_ratio,
+        );
+    }
+    text
+}
+
+const BASELINE: &str = "lru";
+
+/// Policies number their ghosts in 32 bits, and a replay holds about 90 bytes a slot.
+const CAPACITY_MAX: u32 = 1 << 30;

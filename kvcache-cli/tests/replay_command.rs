@@ -1,0 +1,58 @@
+//! Runs the built `kvcache replay` as a user would.
+
+use std::process::{Command, Output};
+
+const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kvcache-core/tests/data/conversations.jsonl");
+
+fn kvcache(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvcache")).args(args).output().expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+/// 2,294 accesses; the misses are those of the core's golden test.
+#[test]
+fn json_has_the_promised_keys() {
+    let text = stdout(&kvcache(&["replay", TRACE, "--capacity", "50", "--json"]));
+    let outcome: serde_json::Value = serde_json::from_str(&text).expect("one object");
+    assert_eq!(outcome["policy"], "default");
+    assert_eq!(outcome["capacity_blocks"], 50);
+    assert_eq!(outcome["requests"], 280);
+    assert_eq!(outcome["accesses"], 2294);
+    let ratio = |value: &serde_json::Value| value.as_f64().expect("a number");
+    assert_eq!(ratio(&outcome["block_hit_ratio"]), (2294.0 - 1341.0) / 2294.0);
+    assert_eq!(ratio(&outcome["lru"]["block_hit_ratio"]), (2294.0 - 1335.0) / 2294.0);
+    assert!(
+        ratio(&outcome["token_hit_ratio"]) > ratio(&outcome["block_hit_ratio"]),
+        "last blocks are partial"
+    );
+}
+
+#[test]
+fn several_capacities_and_policies_make_one_table() {
+    let text =
+        stdout(&kvcache(&["replay", TRACE, "--capacity", "20,50", "--policy", "default", "--policy", "lru"]));
+    let rows: Vec<Vec<&str>> = text.lines().skip(4).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 4, "{text}");
+    assert_eq!(rows[2][..3], ["50", "4.9%", "default"], "{text}");
+    assert_eq!(rows[3][3], rows[3][5], "lru equals the baseline: {text}");
+}
+
+#[test]
+fn an_unknown_policy_is_refused_with_the_nearest() {
+    let output = kvcache(&["replay", TRACE, "--capacity", "50", "--policy", "s3-fifo"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("`s3-fifo` (did you mean `s3fifo`?)"), "{error}");
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    assert_eq!(kvcache(&["replay", TRACE]).status.code(), Some(2), "no capacity");
+    assert_eq!(kvcache(&["replay", TRACE, "--capacity", "0"]).status.code(), Some(2));
+    assert_eq!(kvcache(&["replay", TRACE, "--capacity", "4294967295"]).status.code(), Some(1));
+    assert_eq!(kvcache(&["replay", "/nowhere", "--capacity", "5"]).status.code(), Some(1));
+}
