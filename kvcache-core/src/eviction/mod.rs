@@ -3,6 +3,37 @@
 //! A policy orders slots; it owns no memory and knows nothing of bytes. The Directory tells it what happened
 //! ([`EvictionPolicy::insert`], [`touch`](EvictionPolicy::touch), [`remove`](EvictionPolicy::remove)) and asks for a
 //! victim ([`EvictionPolicy::evict`]).
+//!
+//! | name | policy | for |
+//! |---|---|---|
+//! | `default`, `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | everything |
+//! | `lru` | [`Lru`] | comparison |
+//! | `s3fifo-fixed` | [`S3FifoFixed`]: S3-FIFO with the published 10 % small queue | comparison |
+//!
+//! Others are added from outside with [`PolicyRegistry::register`] and checked with [`suite::check`].
+//!
+//! # Order within a request
+//!
+//! A request's blocks are not independent keys: a block is of use only while all blocks before it are there. The
+//! Directory therefore works through a request from its tail to its head, so that heads outlive tails. It first
+//! evicts for all missing blocks, then inserts them, tail first, then touches the ones that were hit, tail first.
+//! Against touching the hits before the inserts this is worth up to one point of hit ratio in tiny caches.
+
+mod age_ratio;
+mod ghost;
+mod list;
+mod lru;
+mod nearest_name;
+mod registry;
+mod s3fifo;
+mod s3fifo_fixed;
+pub mod suite;
+mod victim;
+
+pub use lru::Lru;
+pub use registry::{PolicyConstructor, PolicyError, PolicyRegistry};
+pub use s3fifo::S3Fifo;
+pub use s3fifo_fixed::S3FifoFixed;
 
 use crate::BlockKey;
 
@@ -32,25 +63,32 @@ pub enum Candidate {
 
 /// An eviction policy over slots. One instance serves one pool and is called under the pool's lock.
 ///
-/// Every operation is amortised O(1). All memory is bounded by the slot count given to the constructor, the memory of
-/// evicted keys (ghosts) included.
+/// Every operation is amortised O(1), but for the pinned slots that an eviction meets: it may look at each of them
+/// once. All memory is bounded by the slot count given to the constructor, the memory of evicted keys (ghosts)
+/// included. [`suite::check`] tests what is promised here.
 pub trait EvictionPolicy: Send {
     /// The name users select it by, for example `s3fifo`.
     fn name(&self) -> &'static str;
 
-    /// `slot` now holds `key` and may be evicted later. The slot is not tracked yet.
+    /// `slot` now holds `key` and may be evicted later.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is tracked already or not below the slot count: the caller has lost count of its slots.
     fn insert(&mut self, slot: SlotId, key: BlockKey);
 
-    /// The block in `slot` was used again. The Directory touches the tail of a prefix first, its head last.
+    /// The block in `slot` was used again. The Directory touches the tail of a prefix first, its head last. Untracked
+    /// slots are ignored.
     fn touch(&mut self, slot: SlotId);
 
     /// `slot` was emptied for another reason than eviction: forget it without a ghost. Untracked slots are ignored.
     fn remove(&mut self, slot: SlotId);
 
-    /// Picks a victim, stops tracking it and returns it; `None` if every tracked slot is pinned.
+    /// Picks a victim, stops tracking it and returns it; `None` if and only if every tracked slot is pinned.
     ///
-    /// `candidate` tells what a tracked slot is worth as a victim. A policy passes over pinned slots, and over slots
-    /// with children for a bounded number of steps.
+    /// `candidate` tells what a tracked slot is worth as a victim; it is called for tracked slots only. A policy
+    /// passes over pinned slots, and over slots with children for a bounded number of steps (at least
+    /// [`suite::LEAF_SEARCH_MIN`] slots are looked at before one with children is returned).
     fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId>;
 
     /// Whether `key` was evicted not long ago, as far as the policy remembers. Explains misses; may always say no.
@@ -73,3 +111,6 @@ pub trait EvictionPolicy: Send {
     /// Bytes of memory that the policy holds, ghosts included.
     fn metadata_bytes(&self) -> usize;
 }
+
+#[cfg(test)]
+mod oracle;
