@@ -92,7 +92,9 @@ impl FromStr for HashAlgorithm {
 
 /// A hash name that is not known.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown hash {0:?}: use \"blake3\" (safe to share) or \"xxh3\" (faster, private single-tenant caches only)")]
+#[error(
+    "unknown hash {0:?}: use \"blake3\" (safe to share) or \"xxh3\" (faster, private single-tenant caches only)"
+)]
 pub struct UnknownHash(String);
 
 /// Chains token ids into block keys, block by block.
@@ -229,7 +231,8 @@ mod tests {
                 for block_tokens in [16, 32] {
                     for algorithm in [HashAlgorithm::Blake3, HashAlgorithm::Xxh3] {
                         let ns = Namespace::of_text(namespace);
-                        for key in chain(&mut TokenHasher::new(algorithm, &ns, extra, block_tokens), &tokens) {
+                        for key in chain(&mut TokenHasher::new(algorithm, &ns, extra, block_tokens), &tokens)
+                        {
                             assert!(seen.insert(key));
                         }
                     }
@@ -244,7 +247,11 @@ mod tests {
         for namespace in ["a", "b"] {
             for group in [0, 1] {
                 for hash in [[1u8; 32], [2; 32]] {
-                    assert!(seen.insert(BlockKey::from_engine_hash(&Namespace::of_text(namespace), group, &hash)));
+                    assert!(seen.insert(BlockKey::from_engine_hash(
+                        &Namespace::of_text(namespace),
+                        group,
+                        &hash
+                    )));
                 }
             }
         }
