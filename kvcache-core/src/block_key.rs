@@ -95,7 +95,9 @@ impl FromStr for HashAlgorithm {
 
 /// A hash name that is not known.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown hash {0:?}: use \"blake3\" (safe to share) or \"xxh3\" (faster, private single-tenant caches only)")]
+#[error(
+    "unknown hash {0:?}: use \"blake3\" (safe to share) or \"xxh3\" (faster, private single-tenant caches only)"
+)]
 pub struct UnknownHash(String);
 
 /// Chains token ids into block keys, block by block.
@@ -232,7 +234,8 @@ mod tests {
                 for block_tokens in [16, 32] {
                     for algorithm in [HashAlgorithm::Blake3, HashAlgorithm::Xxh3] {
                         let ns = Namespace::of_text(namespace);
-                        for key in chain(&mut TokenHasher::new(algorithm, &ns, extra, block_tokens), &tokens) {
+                        for key in chain(&mut TokenHasher::new(algorithm, &ns, extra, block_tokens), &tokens)
+                        {
                             assert!(seen.insert(key));
                         }
                     }

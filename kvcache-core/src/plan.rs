@@ -94,6 +94,8 @@ pub struct Job {
 pub struct StepPlan {
     /// The epoch that new slot records are written with.
     pub epoch: u64,
+    /// Every job with a smaller number has been reported by every rank, and the scheduler side has acted on it.
+    pub settled: u64,
     /// The work, in order.
     pub jobs: Vec<Job>,
     /// Slots whose block was dropped without being replaced: a restart must not find it.
@@ -113,6 +115,7 @@ impl StepPlan {
         let mut w = Writer::default();
         w.u8(VERSION);
         w.u64(self.epoch);
+        w.u64(self.settled);
         w.list(&self.forgotten, |w, slot| w.u32(slot.0));
         w.list(&self.jobs, |w, job| {
             w.u32(job.id.epoch);
@@ -143,8 +146,9 @@ impl StepPlan {
             return Err(r.malformed());
         }
         let epoch = r.u64()?;
+        let settled = r.u64()?;
         let forgotten = r.list(4, |r| Ok(SlotId(r.u32()?)))?;
-        let jobs = r.list(29, |r| {
+        let jobs = r.list(25, |r| {
             let id = JobId { epoch: r.u32()?, number: r.u64()? };
             let kind = match r.u8()? {
                 0 => JobKind::LoadLayerwise,
@@ -161,13 +165,13 @@ impl StepPlan {
                     group: u16::try_from(r.u32()?).map_err(|_| r.malformed())?,
                     key: BlockKey(r.array()?),
                     parent: BlockKey(r.array()?),
-                    engine_hash: EngineHash::new(r.slice()?),
+                    engine_hash: EngineHash::new(r.slice_up_to(32)?),
                     blocks: r.list(4, Reader::u32)?,
                 })
             })?;
             Ok(Job { id, kind, request, transfers, lost_blocks })
         })?;
         r.end()?;
-        Ok(Self { epoch, jobs, forgotten })
+        Ok(Self { epoch, settled, jobs, forgotten })
     }
 }

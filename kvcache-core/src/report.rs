@@ -96,7 +96,7 @@ impl Report {
         let load_ns = r.u64()?;
         let ended = r.list(13, |r| {
             let id = JobId { epoch: r.u32()?, number: r.u64()? };
-            Ok(JobEnd { id, ok: r.u8()? == 1 })
+            Ok(JobEnd { id, ok: r.bool()? })
         })?;
         let mut hello = r.list(36, |r| {
             Ok(Hello {

@@ -5,7 +5,9 @@
 
 /// Bytes that are not what the other half would have sent.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("malformed {what} at byte {offset} of {bytes}: both halves of the connector must run the same version")]
+#[error(
+    "malformed {what} at byte {offset} of {bytes}: both halves of the connector must run the same version"
+)]
 pub struct Malformed {
     what: &'static str,
     offset: usize,
@@ -93,6 +95,20 @@ impl<'a> Reader<'a> {
     pub(crate) fn slice(&mut self) -> Result<&'a [u8], Malformed> {
         let count = self.u32()? as usize;
         self.take(count)
+    }
+
+    /// A slice of at most `max` bytes.
+    pub(crate) fn slice_up_to(&mut self, max: usize) -> Result<&'a [u8], Malformed> {
+        let slice = self.slice()?;
+        if slice.len() <= max { Ok(slice) } else { Err(self.malformed()) }
+    }
+
+    pub(crate) fn bool(&mut self) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.malformed()),
+        }
     }
 
     /// Reads a count, then that many items of at least `item_bytes` bytes each: a count that lies allocates nothing.

@@ -33,7 +33,7 @@ pub struct BlockCache {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{what} has {bytes} bytes, but {blocks} keys of blocks of {block_bytes} bytes need {}: pass a buffer of exactly \
-     that size", .blocks * .block_bytes
+     that size", .blocks.saturating_mul(*.block_bytes)
 )]
 pub struct WrongBuffer {
     what: &'static str,
@@ -56,19 +56,21 @@ pub struct BlockCacheStats {
 impl BlockCache {
     /// A cache over `memory`. Takes over what an earlier process left there. With `copies`, the copies of a call are
     /// shared between its caller and the engine's threads; without, the caller copies alone.
+    ///
+    /// # Panics
+    /// If the slots are shorter than a block: an error of the caller, not of input.
     pub fn new(
         memory: Arc<dyn SlotMemory>,
         policy: Box<dyn EvictionPolicy>,
         copies: Option<HostCopyEngine>,
         block_bytes: usize,
     ) -> Self {
+        assert!(memory.slot_bytes() >= block_bytes, "slots are shorter than the blocks");
         let directory = Directory::new(memory.slot_count(), policy);
         directory.limit_usable(memory.usable_slots());
         let mut warm = memory.warm_slots();
         warm.sort_unstable_by_key(|block| (block.fill, block.slot));
-        if let Some(last) = warm.last_mut() {
-            last.fill = last.fill.max(memory.highest_fill());
-        }
+        directory.start_fills_above(memory.highest_fill());
         directory.adopt(&warm);
         Self { directory, memory, copies, block_bytes, warnings: Vec::new() }
     }
@@ -117,7 +119,8 @@ impl BlockCache {
             self.memory.begin_fill(reserved.slot, &label);
         }
         let places = filling.reserved.iter().map(|reserved| (reserved.index, reserved.slot));
-        filling.copied = slot_io::copy_in(&*self.memory, self.copies.as_ref(), places, data, self.block_bytes);
+        filling.copied =
+            slot_io::copy_in(&*self.memory, self.copies.as_ref(), places, data, self.block_bytes);
         Ok(if filling.copied { held } else { filling.reserved[0].index })
     }
 
@@ -128,24 +131,31 @@ impl BlockCache {
     /// [`WrongBuffer`] if `out` is not `keys.len() * block_bytes` long.
     pub fn get(&self, keys: &[BlockKey], out: &mut [u8]) -> Result<usize, WrongBuffer> {
         self.check("out", out.len(), keys.len())?;
-        let pinned = Pinned { cache: self, slots: self.directory.begin_load(keys) };
-        let copied = slot_io::copy_out(&*self.memory, self.copies.as_ref(), &pinned.slots, out, self.block_bytes);
+        let mut pinned = Pinned { cache: self, slots: self.directory.begin_load(keys) };
+        let held =
+            pinned.slots.iter().zip(keys).take_while(|(slot, key)| self.memory.holds(**slot, key)).count();
+        if held < pinned.slots.len() {
+            // What an earlier process left is verified when it is first read; a damaged block makes room for a good one.
+            self.delete(&keys[held..=held]);
+            let damaged = pinned.slots.split_off(held);
+            self.directory.end_load(&damaged);
+        }
+        let copied =
+            slot_io::copy_out(&*self.memory, self.copies.as_ref(), &pinned.slots, out, self.block_bytes);
         Ok(if copied { pinned.slots.len() } else { 0 })
     }
 
     /// Removes the blocks of `keys`, here and for a later process; returns how many there were.
     pub fn delete(&self, keys: &[BlockKey]) -> usize {
-        let removed = self.directory.delete(keys);
-        for (slot, _) in &removed {
-            self.memory.forget(*slot);
-        }
-        removed.len()
+        self.directory.delete_with(keys, |slot| self.memory.forget(slot)).len()
     }
 
     /// Removes everything, here and for a later process.
     pub fn clear(&self) {
-        self.memory.advance_epoch(self.memory.epoch() + 1);
+        // In this order: a block that is ready before the clearing has the old epoch in its label, and one that is being
+        // filled meanwhile is cancelled and never labelled ready.
         self.directory.clear();
+        self.memory.advance_epoch(self.memory.epoch() + 1);
     }
 
     /// A snapshot.
@@ -174,15 +184,13 @@ struct Filling<'a> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        for reserved in &self.reserved {
-            if self.copied {
-                self.cache.memory.publish(reserved.slot, reserved.fill);
-            } else {
-                self.cache.memory.forget(reserved.slot);
-            }
-        }
-        let fills: Vec<(SlotId, FillId)> = self.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
-        self.cache.directory.complete_fills(&fills, self.copied);
+        let fills: Vec<(SlotId, FillId)> =
+            self.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
+        // A block that was deleted meanwhile keeps its label of being filled, which no restart serves.
+        let memory = &self.cache.memory;
+        self.cache
+            .directory
+            .complete_fills_with(&fills, self.copied, |slot, fill| memory.publish(slot, fill));
     }
 }
 

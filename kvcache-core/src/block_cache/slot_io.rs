@@ -44,7 +44,11 @@ pub(super) fn copy_out(
     block_bytes: usize,
 ) -> bool {
     let pieces = slots.iter().zip(out.chunks_exact_mut(block_bytes.max(1))).map(|(slot, target)| {
-        Some(Piece { src: memory.slot_address(*slot)?, dst: target.as_mut_ptr() as usize, bytes: block_bytes })
+        Some(Piece {
+            src: memory.slot_address(*slot)?,
+            dst: target.as_mut_ptr() as usize,
+            bytes: block_bytes,
+        })
     });
     let Some(pieces) = pieces.collect::<Option<Vec<_>>>() else { return false };
     // SAFETY: each source is a usable slot of at least `block_bytes`, pinned by the caller and thus not written; each

@@ -45,7 +45,9 @@ impl GroupKind {
     pub fn first_slot(self, slot_tokens: usize, boundary: usize) -> usize {
         match self {
             Self::Full => 0,
-            Self::Sliding { window_tokens } => boundary.saturating_sub(window_tokens.saturating_sub(1)) / slot_tokens,
+            Self::Sliding { window_tokens } => {
+                boundary.saturating_sub(window_tokens.saturating_sub(1)) / slot_tokens
+            }
             Self::State => (boundary / slot_tokens).saturating_sub(1),
         }
     }

@@ -159,7 +159,9 @@ impl Directory {
         let mut out = Reservation::default();
         let own = state.mark_chain(chain);
         for (index, key) in chain.iter().enumerate().skip(from) {
-            if state.find(key).is_some() {
+            let parent = index.checked_sub(1).and_then(|parent| state.find(&chain[parent]));
+            if let Some(slot) = state.find(key) {
+                state.relink(slot, parent);
                 out.present += 1;
                 continue;
             }
@@ -169,11 +171,11 @@ impl Directory {
                 state.counters.refused += rest as u64;
                 break;
             };
-            let parent = index.checked_sub(1).and_then(|parent| state.find(&chain[parent]));
+            // Looked up before the slot was taken: no block of this chain is a victim, so the parent is still there.
             let fill = state.start_fill(slot, *key, parent, own);
             out.reserved.push(Reserved { index, slot, fill });
         }
-        for key in chain[from..].iter().rev() {
+        for key in chain.get(from..).unwrap_or_default().iter().rev() {
             if let Some(slot) = state.find(key)
                 && state.record(slot).state == State::Ready
             {
@@ -188,10 +190,26 @@ impl Directory {
     /// Returns the fills that became ready. A fill that was cancelled meanwhile frees its slot and is not returned;
     /// a stale fill id is ignored.
     pub fn complete_fills(&self, fills: &[(SlotId, FillId)], ok: bool) -> Vec<SlotId> {
+        self.complete_fills_with(fills, ok, |_, _| {})
+    }
+
+    /// As [`complete_fills`](Self::complete_fills), and calls `label` for each block that becomes ready, before anybody
+    /// can find it. `label` runs under the lock: it may write a slot's label, never its bytes.
+    pub fn complete_fills_with(
+        &self,
+        fills: &[(SlotId, FillId)],
+        ok: bool,
+        mut label: impl FnMut(SlotId, FillId),
+    ) -> Vec<SlotId> {
         let mut state = self.state.lock();
+        let mut ready = Vec::with_capacity(fills.len());
         // Tail first, so that within a job heads outlive tails.
-        let mut ready: Vec<SlotId> =
-            fills.iter().rev().filter(|(slot, fill)| state.end_fill(*slot, *fill, ok)).map(|(slot, _)| *slot).collect();
+        for (slot, fill) in fills.iter().rev() {
+            if state.end_fill(*slot, *fill, ok) {
+                label(*slot, *fill);
+                ready.push(*slot);
+            }
+        }
         ready.reverse();
         ready
     }
@@ -200,8 +218,21 @@ impl Directory {
     ///
     /// Returns the slots of the blocks removed (ready or filling).
     pub fn delete(&self, keys: &[BlockKey]) -> Vec<(SlotId, BlockKey)> {
+        self.delete_with(keys, |_| {})
+    }
+
+    /// As [`delete`](Self::delete), and calls `label` for each slot before it can be given to another block. `label`
+    /// runs under the lock: it may write a slot's label, never its bytes.
+    pub fn delete_with(&self, keys: &[BlockKey], mut label: impl FnMut(SlotId)) -> Vec<(SlotId, BlockKey)> {
         let mut state = self.state.lock();
-        keys.iter().filter_map(|key| state.remove_key(key).map(|slot| (slot, *key))).collect()
+        let mut removed = Vec::new();
+        for key in keys {
+            if let Some(slot) = state.remove_key(key) {
+                label(slot);
+                removed.push((slot, *key));
+            }
+        }
+        removed
     }
 
     /// Removes everything, ghosts included. Slots in use free when their last user ends.
@@ -215,6 +246,12 @@ impl Directory {
     /// New fills get ids above every `fill` given. Cost: linear in the blocks and the slots.
     pub fn adopt<'a>(&self, blocks: &'a [Resident]) -> Vec<&'a Resident> {
         self.state.lock().adopt(blocks)
+    }
+
+    /// New fills get ids above `fill`, the highest that any slab has seen: a label of an earlier process must never be
+    /// taken for one of ours.
+    pub fn start_fills_above(&self, fill: FillId) {
+        self.state.lock().start_fills_above(fill);
     }
 
     /// The slot of a ready block.

@@ -112,7 +112,9 @@ impl Slots {
     }
 
     pub(super) fn find(&self, key: &BlockKey) -> Option<SlotId> {
-        self.index.find(key.short_hash(), |slot| self.records[*slot as usize].key == *key).map(|slot| SlotId(*slot))
+        self.index
+            .find(key.short_hash(), |slot| self.records[*slot as usize].key == *key)
+            .map(|slot| SlotId(*slot))
     }
 
     pub(super) fn is_ready(&self, key: &BlockKey) -> bool {
@@ -161,9 +163,15 @@ impl Slots {
         Some(slot)
     }
 
-    pub(super) fn start_fill(&mut self, slot: SlotId, key: BlockKey, parent: Option<SlotId>, own: u32) -> FillId {
+    pub(super) fn start_fill(
+        &mut self,
+        slot: SlotId,
+        key: BlockKey,
+        parent: Option<SlotId>,
+        own: u32,
+    ) -> FillId {
         let fill = FillId(self.next_fill);
-        self.next_fill += 1;
+        self.next_fill = self.next_fill.saturating_add(1);
         self.place(slot, key, parent, fill, State::Filling);
         let record = &mut self.records[slot.index()];
         record.seen_by = own;
@@ -201,7 +209,9 @@ impl Slots {
                 self.release(slot);
                 false
             }
-            State::Free | State::Ready => unreachable!("a fill is under way only in filling and draining slots"),
+            State::Free | State::Ready => {
+                unreachable!("a fill is under way only in filling and draining slots")
+            }
         }
     }
 
@@ -267,16 +277,21 @@ impl Slots {
     pub(super) fn adopt<'a>(&mut self, blocks: &'a [Resident]) -> Vec<&'a Resident> {
         let mut taken = Vec::with_capacity(blocks.len());
         for block in blocks {
-            self.next_fill = self.next_fill.max(block.fill.0 + 1);
+            self.start_fills_above(block.fill);
             let free = (block.slot.0 < self.usable) && self.record(block.slot).state == State::Free;
             if !free || self.find(&block.key).is_some() {
                 continue;
             }
-            let parent = self.find(&block.parent);
-            self.place(block.slot, block.key, parent, block.fill, State::Ready);
+            self.place(block.slot, block.key, None, block.fill, State::Ready);
             self.policy.insert(block.slot, block.key);
             self.counters.adopted += 1;
             taken.push(block);
+        }
+        // A head that was stored again is younger than its tail: parents are known only when all blocks are placed.
+        for block in &taken {
+            if let Some(parent) = self.find(&block.parent) {
+                self.link(block.slot, parent);
+            }
         }
         let records = &self.records;
         self.free.retain(|slot| records[slot.index()].state == State::Free);
@@ -313,25 +328,20 @@ impl Slots {
     }
 
     fn place(&mut self, slot: SlotId, key: BlockKey, parent: Option<SlotId>, fill: FillId, state: State) {
-        let (parent, parent_fill_low) = match parent {
-            Some(parent) => {
-                let record = &mut self.records[parent.index()];
-                record.children += 1;
-                (parent.0, record.fill.0 as u32)
-            }
-            None => (NO_PARENT, 0),
-        };
         self.records[slot.index()] = Record {
             key,
             fill,
-            parent,
-            parent_fill_low,
+            parent: NO_PARENT,
+            parent_fill_low: 0,
             children: 0,
             pins: 0,
             seen_by: 0,
             state,
             filling: false,
         };
+        if let Some(parent) = parent {
+            self.link(slot, parent);
+        }
         let records = &self.records;
         self.index.insert_unique(key.short_hash(), slot.0, |slot| records[*slot as usize].key.short_hash());
     }
@@ -342,13 +352,46 @@ impl Slots {
         if let Ok(entry) = self.index.find_entry(record.key.short_hash(), |candidate| *candidate == slot.0) {
             entry.remove();
         }
-        if record.parent != NO_PARENT {
-            let parent = &mut self.records[record.parent as usize];
-            if parent.fill.0 as u32 == record.parent_fill_low && parent.state != State::Free {
-                parent.children = parent.children.saturating_sub(1);
-            }
+        if let Some(parent) = self.parent_of(slot) {
+            let children = &mut self.records[parent.index()].children;
+            *children = children.saturating_sub(1);
         }
         self.records[slot.index()].parent = NO_PARENT;
+    }
+
+    /// The slot of a block's parent, while that one is still what it was when they were linked.
+    fn parent_of(&self, slot: SlotId) -> Option<SlotId> {
+        let record = &self.records[slot.index()];
+        let parent = self.records.get(record.parent as usize)?;
+        let same = parent.fill.0 as u32 == record.parent_fill_low && parent.state != State::Free;
+        same.then_some(SlotId(record.parent))
+    }
+
+    fn link(&mut self, slot: SlotId, parent: SlotId) {
+        let record = &mut self.records[parent.index()];
+        record.children += 1;
+        let fill_low = record.fill.0 as u32;
+        let record = &mut self.records[slot.index()];
+        record.parent = parent.0;
+        record.parent_fill_low = fill_low;
+    }
+
+    /// Links a resident block to its parent if its own was evicted and stored anew since: a head with a resident tail
+    /// is no leaf.
+    pub(super) fn relink(&mut self, slot: SlotId, parent: Option<SlotId>) {
+        if let Some(parent) = parent
+            && self.parent_of(slot) != Some(parent)
+        {
+            if let Some(old) = self.parent_of(slot) {
+                let children = &mut self.records[old.index()].children;
+                *children = children.saturating_sub(1);
+            }
+            self.link(slot, parent);
+        }
+    }
+
+    pub(super) fn start_fills_above(&mut self, fill: FillId) {
+        self.next_fill = self.next_fill.max(fill.0.saturating_add(1));
     }
 
     fn drain(&mut self, slot: SlotId) {
@@ -381,7 +424,10 @@ impl Slots {
         for (slot, record) in self.records.iter().enumerate() {
             let reachable = matches!(record.state, State::Filling | State::Ready);
             if reachable != (self.find(&record.key) == Some(SlotId(slot as u32))) {
-                return Err(format!("slot {slot} in state {:?}: reachable by its key is {}", record.state, !reachable));
+                return Err(format!(
+                    "slot {slot} in state {:?}: reachable by its key is {}",
+                    record.state, !reachable
+                ));
             }
             if record.state == State::Draining && !record.filling && record.pins == 0 {
                 return Err(format!("slot {slot} drains without anything to wait for"));

@@ -1,11 +1,11 @@
 //! The jobs that are not acknowledged by every rank yet, and what they keep from being reused.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::BlockKey;
 use crate::directory::FillId;
 use crate::eviction::SlotId;
-use crate::plan::{JobId, JobKind};
+use crate::plan::{EngineHash, JobId, JobKind};
 
 pub(super) struct Pending {
     pub(super) kind: JobKind,
@@ -13,20 +13,42 @@ pub(super) struct Pending {
     pub(super) fills: Vec<(SlotId, FillId)>,
     /// Slots being read (load).
     pub(super) pinned: Vec<SlotId>,
-    /// Keys being read (load).
+    /// Keys being read (load); empty if the job cannot succeed for another reason than what they hold.
     pub(super) keys: Vec<BlockKey>,
+    /// Engine hashes of the blocks being stored, if they are kept (offload).
+    pub(super) hashes: Vec<EngineHash>,
+    /// The request it serves.
+    pub(super) request: String,
     /// Engine blocks being read (offload).
     pub(super) held: Vec<u32>,
     pub(super) reported: u32,
-    /// Bit `rank % 64`: a rank that says it twice is counted once.
-    pub(super) ranks_seen: u64,
+    /// A bit for each rank, 64 to a word: a rank that says it twice is counted once.
+    pub(super) ranks_seen: Vec<u64>,
     pub(super) failed: bool,
+}
+
+impl Pending {
+    pub(super) fn new(kind: JobKind, request: &str) -> Self {
+        Self {
+            kind,
+            fills: Vec::new(),
+            pinned: Vec::new(),
+            keys: Vec::new(),
+            hashes: Vec::new(),
+            request: request.to_owned(),
+            held: Vec::new(),
+            reported: 0,
+            ranks_seen: Vec::new(),
+            failed: false,
+        }
+    }
 }
 
 #[derive(Default)]
 pub(super) struct JobTable {
     next: u64,
-    pending: HashMap<JobId, Pending>,
+    /// By number, so that the oldest is first.
+    pending: BTreeMap<u64, (JobId, Pending)>,
 }
 
 impl JobTable {
@@ -41,22 +63,32 @@ impl JobTable {
     }
 
     pub(super) fn begin(&mut self, id: JobId, pending: Pending) {
-        self.pending.insert(id, pending);
+        self.pending.insert(id.number, (id, pending));
     }
 
     /// Counts one rank's report; the job if it was the last. Unknown jobs and repeated reports are ignored.
     pub(super) fn report(&mut self, id: JobId, rank: u32, ok: bool, ranks: u32) -> Option<Pending> {
-        let pending = self.pending.get_mut(&id)?;
-        if ranks <= 64 {
-            let bit = 1u64 << (rank % 64);
-            if pending.ranks_seen & bit != 0 {
-                return None;
-            }
-            pending.ranks_seen |= bit;
+        let (known, pending) = self.pending.get_mut(&id.number)?;
+        if *known != id || rank >= ranks {
+            return None;
         }
+        pending.ranks_seen.resize(ranks.div_ceil(64) as usize, 0);
+        let (word, bit) = (&mut pending.ranks_seen[rank as usize / 64], 1u64 << (rank % 64));
+        if *word & bit != 0 {
+            return None;
+        }
+        *word |= bit;
         pending.reported += 1;
         pending.failed |= !ok;
-        if pending.reported == ranks { self.pending.remove(&id) } else { None }
+        if pending.reported < ranks {
+            return None;
+        }
+        self.pending.remove(&id.number).map(|(_, pending)| pending)
+    }
+
+    /// Every job with a smaller number has ended.
+    pub(super) fn settled(&self) -> u64 {
+        self.pending.first_key_value().map_or(self.next, |(number, _)| *number)
     }
 
     pub(super) fn is_empty(&self) -> bool {

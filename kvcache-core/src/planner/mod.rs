@@ -14,7 +14,7 @@ mod startup;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use cost::CostModel;
@@ -143,15 +143,15 @@ pub struct Planner {
     epoch: u32,
     /// The epoch written into slot records: grows over restarts.
     slot_epoch: u64,
-    /// The engine hash of each slot's block, if kept.
+    /// Whether the ranks have not been told the epoch yet.
+    epoch_unsent: bool,
+    /// The engine hash of each slot's block, if kept and if the block was stored.
     hashes: Vec<EngineHash>,
     removed: Vec<EngineHash>,
     cost: CostModel,
     counters: Counters,
     sight: request::SightGate,
     scratch: Vec<Vec<Residency>>,
-    /// The ranks do not know the current epoch yet.
-    epoch_unsent: bool,
     activity: u64,
 }
 
@@ -170,13 +170,13 @@ impl Planner {
             plan: StepPlan::default(),
             epoch: 0,
             slot_epoch: 0,
+            epoch_unsent: false,
             hashes: Vec::new(),
             removed: Vec::new(),
             cost: CostModel::default(),
             counters: Counters::default(),
             sight: request::SightGate::default(),
             scratch,
-            epoch_unsent: false,
             activity: 0,
         }
     }
@@ -221,6 +221,8 @@ impl Planner {
             request.answer = Some(answer);
             request.local_tokens = local_tokens;
             request.total_tokens = total_tokens;
+            // Whoever asks has computed nothing beyond `local_tokens` yet.
+            request.stale = false;
         }
         answer
     }
@@ -257,8 +259,9 @@ impl Planner {
         if tokens < self.config.min_load_tokens {
             return Lookup::Miss(MissReason::TooShort);
         }
-        let slots: usize =
-            (0..self.config.groups.len()).map(|group| tokens.div_ceil(self.config.groups[group].block_tokens)).sum();
+        let slots: usize = (0..self.config.groups.len())
+            .map(|group| tokens.div_ceil(self.config.groups[group].block_tokens))
+            .sum();
         let bytes = slots as u64 * self.startup.slot_bytes() / self.config.slot_blocks as u64;
         if self.cost.loading_is_slower(bytes, tokens) {
             return Lookup::Miss(MissReason::BreakEven);
@@ -312,7 +315,8 @@ impl Planner {
             let last = boundary.div_ceil(slot_tokens).min(request.keys[group].len());
             let keys = &request.keys[group];
             let wanted = keys.get(first..last).unwrap_or_default();
-            let slots = self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
+            let slots =
+                self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
             pinned.extend_from_slice(&slots);
             for slot_index in first..boundary.div_ceil(slot_tokens) {
                 let range = slot_index * self.config.slot_blocks..(slot_index + 1) * self.config.slot_blocks;
@@ -335,19 +339,13 @@ impl Planner {
                 }
             }
         }
-        self.jobs.begin(
-            job.id,
-            Pending {
-                kind,
-                fills: Vec::new(),
-                pinned,
-                keys: job.transfers.iter().map(|transfer| transfer.key).collect(),
-                held: Vec::new(),
-                reported: 0,
-                failed: false,
-                ranks_seen: 0,
-            },
-        );
+        // A job with lost blocks fails without having looked at the others, which are as good as they were.
+        let keys = if job.lost_blocks.is_empty() {
+            job.transfers.iter().map(|t| t.key).collect()
+        } else {
+            Vec::new()
+        };
+        self.jobs.begin(job.id, Pending { pinned, keys, ..Pending::new(kind, id) });
         self.plan.jobs.push(job);
         asynchronous
     }
@@ -362,6 +360,10 @@ impl Planner {
             return out;
         };
         if request.options.skip_store {
+            return out;
+        }
+        if request.stale {
+            out.next_tokens = computed_tokens.saturating_add(self.config.groups[0].block_tokens);
             return out;
         }
         let cap = request.options.max_store_tokens.min(if self.config.prompt_only {
@@ -385,35 +387,36 @@ impl Planner {
             let mut from = request.offloaded[group].min(full);
             // What has slid out of a window can no longer be copied: skip to the first slot whose blocks all exist.
             let is_whole = |slot: usize| {
-                table.get(slot * slot_blocks..(slot + 1) * slot_blocks).is_some_and(|ids| !ids.contains(&self.config.null_block))
+                table
+                    .get(slot * slot_blocks..(slot + 1) * slot_blocks)
+                    .is_some_and(|ids| !ids.contains(&self.config.null_block))
             };
             let gate = self.config.store_on_sight;
-            let sight = &mut self.sight;
-            let mut wanted = |slot: usize| is_whole(slot) && (gate <= 1 || sight.passes(&keys[slot], gate));
+            let sighted = &mut request.sighted[group];
+            while gate > 1 && sighted.len() < full {
+                sighted.push(self.sight.passes(&keys[sighted.len()], gate));
+            }
+            let wanted = |slot: usize| is_whole(slot) && (gate <= 1 || sighted[slot]);
             while from < full && !wanted(from) {
                 from += 1;
             }
-            let mut until = full.min(from + 1);
-            while until < full && wanted(until) {
-                until += 1;
+            // Blocks after one that is not wanted would lie behind a hole: they are passed over with it.
+            let until = (from..full).find(|slot| !wanted(*slot)).unwrap_or(full);
+            out.next_tokens = out.next_tokens.min((full + 1) * slot_tokens);
+            request.offloaded[group] = full;
+            if from == until {
+                continue;
             }
             let reservation = directory.begin_offload(&keys[..until], from);
             self.counters.already_stored += reservation.present as u64;
             for (slot, _) in &reservation.evicted {
-                if let Some(hash) = self.hashes.get_mut(slot.index())
-                    && !hash.as_bytes().is_empty()
-                {
-                    self.removed.push(std::mem::take(hash));
-                }
+                note_removed(&mut self.hashes, &mut self.removed, *slot);
             }
             for reserved in &reservation.reserved {
                 let ids = table[reserved.index * slot_blocks..(reserved.index + 1) * slot_blocks].to_vec();
                 out.held.extend_from_slice(&ids);
                 out.slots.push((group as u16, reserved.index));
                 let engine_hash = request.engine_hash(group, reserved.index);
-                if let Some(kept) = self.hashes.get_mut(reserved.slot.index()) {
-                    *kept = engine_hash;
-                }
                 job.transfers.push(Transfer {
                     slot: reserved.slot,
                     fill: reserved.fill,
@@ -425,8 +428,9 @@ impl Planner {
                 });
             }
             // A refused block is tried again once the request has grown by another slot.
-            request.offloaded[group] = reservation.refused_from.unwrap_or(until);
-            out.next_tokens = out.next_tokens.min((full + 1) * slot_tokens);
+            if let Some(refused) = reservation.refused_from {
+                request.offloaded[group] = refused;
+            }
         }
         if out.next_tokens > cap {
             out.next_tokens = usize::MAX;
@@ -435,19 +439,12 @@ impl Planner {
             self.activity += 1;
             job.id = self.jobs.next_id(self.epoch);
             out.job = Some(job.id);
-            self.jobs.begin(
-                job.id,
-                Pending {
-                    kind: JobKind::Offload,
-                    fills: job.transfers.iter().map(|transfer| (transfer.slot, transfer.fill)).collect(),
-                    pinned: Vec::new(),
-                    keys: Vec::new(),
-                    held: out.held.clone(),
-                    reported: 0,
-                    failed: false,
-                    ranks_seen: 0,
-                },
-            );
+            let fills = job.transfers.iter().map(|transfer| (transfer.slot, transfer.fill)).collect();
+            let mut pending = Pending { fills, held: out.held.clone(), ..Pending::new(JobKind::Offload, id) };
+            if self.config.keep_hashes {
+                pending.hashes = job.transfers.iter().map(|transfer| transfer.engine_hash).collect();
+            }
+            self.jobs.begin(job.id, pending);
             self.plan.jobs.push(job);
         }
         out
@@ -461,11 +458,13 @@ impl Planner {
     /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
-        self.plan.epoch = self.slot_epoch;
         if self.plan.is_empty() && !self.epoch_unsent {
             return None;
         }
         self.epoch_unsent = false;
+        self.plan.epoch = self.slot_epoch;
+        // The jobs of this very plan count as begun.
+        self.plan.settled = self.jobs.settled();
         Some(std::mem::take(&mut self.plan))
     }
 
@@ -498,8 +497,11 @@ impl Planner {
                 for (position, (slot, _)) in pending.fills.iter().enumerate() {
                     if ready.next_if_eq(&slot).is_some() {
                         stored.push(position);
-                    } else if let Some(hash) = self.hashes.get_mut(slot.index()) {
-                        *hash = EngineHash::default();
+                        if let (Some(kept), Some(hash)) =
+                            (self.hashes.get_mut(slot.index()), pending.hashes.get(position))
+                        {
+                            *kept = *hash;
+                        }
                     }
                 }
                 self.counters.stored_blocks += stored.len() as u64;
@@ -507,8 +509,15 @@ impl Planner {
             } else if pending.failed {
                 // What could not be loaded once is not offered again.
                 self.counters.failed_loads += 1;
-                for (slot, _) in directory.delete(&pending.keys) {
-                    self.plan.forgotten.push(slot);
+                if id.epoch == self.epoch {
+                    for (slot, _) in directory.delete(&pending.keys) {
+                        self.plan.forgotten.push(slot);
+                        note_removed(&mut self.hashes, &mut self.removed, slot);
+                    }
+                }
+                // What the request computes instead is stored again.
+                if let Some(request) = self.requests.get_mut(&pending.request) {
+                    request.offloaded.fill(0);
                 }
             }
         }
@@ -519,29 +528,46 @@ impl Planner {
         let slot_count = self.startup.slot_count();
         let directory = Directory::new(slot_count, (self.policy)(slot_count));
         directory.limit_usable(self.startup.usable_slots());
-        self.slot_epoch = self.slot_epoch.max(self.startup.epoch());
-        // A rank that missed a reset must learn of it before its old blocks can be taken for current ones.
-        self.epoch_unsent = true;
+        // A reset before the start counts on top of what the slabs have seen: nothing in them is adopted then.
+        let was_reset = self.slot_epoch > 0;
+        self.slot_epoch += self.startup.epoch();
+        // A rank that missed a reset must learn of it, or a later start would take its old blocks for current ones.
+        self.epoch_unsent |= self.startup.lowest_epoch() < self.slot_epoch;
         self.activity += 1;
         if self.config.keep_hashes {
             self.hashes = vec![EngineHash::default(); slot_count as usize];
         }
         self.sight = request::SightGate::new(slot_count as usize);
-        let (agreed, doubtful) = self.startup.agree();
-        let adopted: Vec<SlotId> = directory.adopt(&agreed).iter().map(|block| block.slot).collect();
+        directory.start_fills_above(self.startup.highest_fill());
+        let (mut agreed, doubtful) = self.startup.agree();
+        if was_reset {
+            agreed.clear();
+        }
+        let adopted: HashSet<SlotId> = directory.adopt(&agreed).iter().map(|block| block.slot).collect();
         self.counters.adopted_blocks = adopted.len() as u64;
         self.plan.forgotten.extend(doubtful);
-        self.plan.forgotten.extend(agreed.iter().map(|block| block.slot).filter(|slot| !adopted.contains(slot)));
+        self.plan
+            .forgotten
+            .extend(agreed.iter().map(|block| block.slot).filter(|slot| !adopted.contains(slot)));
         self.directory = Some(directory);
     }
 
     /// Forgets every block, here and for restarts: what was computed before is not served after. Work under way ends in
-    /// peace and is dropped. Returns the new epoch for slot records.
+    /// peace and is dropped. A request that has begun to compute stores nothing any more, unless it begins anew and
+    /// asks again. Returns the new epoch for slot records, which the next plan carries to the ranks.
     pub fn reset(&mut self) -> u64 {
         self.epoch += 1;
         self.slot_epoch += 1;
         self.epoch_unsent = true;
         self.activity += 1;
+        for job in &mut self.plan.jobs {
+            // Not sent yet: it would be executed under the new epoch, and its bytes are of the old one.
+            let transfers = std::mem::take(&mut job.transfers);
+            if job.kind != JobKind::Offload {
+                let blocks = transfers.into_iter().flat_map(|transfer| transfer.blocks);
+                job.lost_blocks.extend(blocks.filter(|block| *block != Transfer::SKIP));
+            }
+        }
         if let Some(directory) = &self.directory {
             directory.clear();
         }
@@ -552,6 +578,7 @@ impl Planner {
         }
         for request in self.requests.values_mut() {
             request.offloaded.fill(0);
+            request.stale = true;
         }
         self.slot_epoch
     }
@@ -583,7 +610,20 @@ impl Planner {
 
     /// Everything counted so far.
     pub fn stats(&self) -> PlannerStats {
-        self.counters.snapshot(self.directory.as_ref().map(Directory::stats), self.jobs.len(), self.requests.len())
+        self.counters.snapshot(
+            self.directory.as_ref().map(Directory::stats),
+            self.jobs.len(),
+            self.requests.len(),
+        )
+    }
+}
+
+/// A slot's block is gone: what events report, if the block was reported as stored.
+fn note_removed(hashes: &mut [EngineHash], removed: &mut Vec<EngineHash>, slot: SlotId) {
+    if let Some(hash) = hashes.get_mut(slot.index())
+        && !hash.as_bytes().is_empty()
+    {
+        removed.push(std::mem::take(hash));
     }
 }
 

@@ -60,6 +60,10 @@ pub(super) struct Request {
     units: usize,
     /// Slots considered for offload, per group.
     pub(super) offloaded: Vec<usize>,
+    /// For each slot that the reuse gate has counted, whether it passed: a request is one sight. Per group.
+    pub(super) sighted: Vec<Vec<bool>>,
+    /// Whether its KV was computed before a reset, so that none of it may be stored.
+    pub(super) stale: bool,
     /// When it was first told to wait.
     pub(super) first_asked: Option<std::time::Duration>,
     /// The answer that the engine may act on.
@@ -90,6 +94,8 @@ impl Request {
             hashers,
             units: 0,
             offloaded: vec![0; groups],
+            sighted: vec![Vec::new(); groups],
+            stale: false,
             first_asked: None,
             answer: None,
             local_tokens: 0,
@@ -101,7 +107,11 @@ impl Request {
         self.units
     }
 
-    pub(super) fn extend_hashes<'a>(&mut self, config: &PlannerConfig, hashes: impl Iterator<Item = &'a [u8]>) {
+    pub(super) fn extend_hashes<'a>(
+        &mut self,
+        config: &PlannerConfig,
+        hashes: impl Iterator<Item = &'a [u8]>,
+    ) {
         if !self.hashers.is_empty() {
             return;
         }
@@ -170,10 +180,10 @@ impl SightGate {
     /// Counts this sight of `key`; whether it is at least the `wanted`-th.
     pub(super) fn passes(&mut self, key: &BlockKey, wanted: u8) -> bool {
         let hash = key.short_hash();
-        let before = self.old.remove(&hash).unwrap_or(0);
-        if self.young.len() >= self.capacity {
+        if self.young.len() >= self.capacity && !self.young.contains_key(&hash) {
             self.old = std::mem::take(&mut self.young);
         }
+        let before = self.old.remove(&hash).unwrap_or(0);
         let count = self.young.entry(hash).or_insert(before);
         *count = count.saturating_add(1);
         *count >= wanted

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::directory::Resident;
+use crate::directory::{FillId, Resident};
 use crate::eviction::SlotId;
 use crate::report::{Hello, Report};
 
@@ -53,6 +53,15 @@ impl Startup {
         self.known().map(|hello| hello.copy_threads).min().unwrap_or(0)
     }
 
+    /// The highest fill that any rank has seen, agreed on or not.
+    pub(super) fn highest_fill(&self) -> FillId {
+        self.known().map(|hello| hello.highest_fill).max().unwrap_or_default()
+    }
+
+    pub(super) fn lowest_epoch(&self) -> u64 {
+        self.known().map(|hello| hello.epoch).min().unwrap_or(0)
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.known().map(|hello| hello.epoch).max().unwrap_or(0)
     }
@@ -63,20 +72,20 @@ impl Startup {
     pub(super) fn agree(&mut self) -> (Vec<Resident>, Vec<SlotId>) {
         let epoch = self.epoch();
         let ranks = self.hellos.len();
-        let mut seen: HashMap<SlotId, (Resident, usize)> = HashMap::new();
-        let mut highest = crate::directory::FillId(0);
-        for hello in self.hellos.iter_mut().flatten() {
-            highest = highest.max(hello.highest_fill);
+        // By slot: its block, the ranks that hold it, and the last of them, so that a rank counts once.
+        let mut seen: HashMap<SlotId, (Resident, usize, usize)> = HashMap::new();
+        for (rank, hello) in self.hellos.iter_mut().flatten().enumerate() {
             let warm = std::mem::take(&mut hello.warm);
             for block in warm {
-                let entry = seen.entry(block.slot).or_insert((block, 0));
-                if entry.0.key == block.key && hello.epoch == epoch {
+                let entry = seen.entry(block.slot).or_insert((block, 0, usize::MAX));
+                if entry.0.key == block.key && hello.epoch == epoch && entry.2 != rank {
                     entry.1 += 1;
+                    entry.2 = rank;
                 }
             }
         }
         let (mut agreed, mut doubtful) = (Vec::new(), Vec::new());
-        for (slot, (block, count)) in seen {
+        for (slot, (block, count, _)) in seen {
             if count == ranks {
                 agreed.push(block);
             } else {
@@ -85,10 +94,6 @@ impl Startup {
         }
         agreed.sort_unstable_by_key(|block| (block.fill, block.slot));
         doubtful.sort_unstable();
-        // New fills start above anything any rank has seen, agreed or not.
-        if let Some(last) = agreed.last_mut() {
-            last.fill = last.fill.max(highest);
-        }
         (agreed, doubtful)
     }
 }

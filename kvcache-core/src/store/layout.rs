@@ -62,7 +62,9 @@ pub struct EngineLayout {
 #[non_exhaustive]
 pub enum LayoutError {
     /// No layers were given.
-    #[error("no KV cache layers were registered: the model has no attention layers that this connector can store")]
+    #[error(
+        "no KV cache layers were registered: the model has no attention layers that this connector can store"
+    )]
     NoLayers,
     /// A layer's numbers do not describe pages.
     #[error(
@@ -114,7 +116,8 @@ impl EngineLayout {
             let pages = layer.pages;
             // Runs must not overlap each other, and blocks must not overlap: either whole pages lie apart, or the runs
             // of a page are so far apart that the blocks lie between them.
-            let extent = pages.segment_stride.saturating_mul(pages.segments.saturating_sub(1)) + pages.segment_bytes;
+            let extent =
+                pages.segment_stride.saturating_mul(pages.segments.saturating_sub(1)) + pages.segment_bytes;
             let runs_apart = pages.segments <= 1 || pages.segment_stride >= pages.segment_bytes;
             let between = pages.block_stride.saturating_mul(pages.block_count) <= pages.segment_stride
                 && pages.block_stride >= pages.segment_bytes;
@@ -277,8 +280,14 @@ mod tests {
 
     #[test]
     fn consecutive_blocks_become_one_piece() {
-        let pages =
-            PageLayout { base: 0, block_stride: 64, block_count: 8, segments: 1, segment_stride: 64, segment_bytes: 64 };
+        let pages = PageLayout {
+            base: 0,
+            block_stride: 64,
+            block_count: 8,
+            segments: 1,
+            segment_stride: 64,
+            segment_bytes: 64,
+        };
         let layout = EngineLayout::new(vec![layer("a", 0, pages)], 4).unwrap();
         let mut pieces = Vec::new();
         layout.pieces(0, &transfer(0, &[2, 3, 4, 6]), 1000, Direction::Offload, &mut pieces).unwrap();
@@ -290,16 +299,26 @@ mod tests {
 
     #[test]
     fn bad_layouts_and_blocks_are_named() {
-        let pages =
-            PageLayout { base: 0, block_stride: 32, block_count: 8, segments: 1, segment_stride: 64, segment_bytes: 64 };
+        let pages = PageLayout {
+            base: 0,
+            block_stride: 32,
+            block_count: 8,
+            segments: 1,
+            segment_stride: 64,
+            segment_bytes: 64,
+        };
         let error = EngineLayout::new(vec![layer("model.0", 0, pages)], 1).unwrap_err().to_string();
-        assert!(error.starts_with("layer model.0: pages of 1 runs of 64 bytes") && error.contains("VLLM_KV_CACHE_LAYOUT"));
+        assert!(
+            error.starts_with("layer model.0: pages of 1 runs of 64 bytes")
+                && error.contains("VLLM_KV_CACHE_LAYOUT")
+        );
         assert_eq!(EngineLayout::new(Vec::new(), 1).unwrap_err(), LayoutError::NoLayers);
         let good = PageLayout { block_stride: 64, ..pages };
         assert_eq!(EngineLayout::new(vec![layer("a", 0, good)], 0).unwrap_err(), LayoutError::NoBlocks);
         let layout = EngineLayout::new(vec![layer("a", 0, good)], 1).unwrap();
         let mut pieces = Vec::new();
-        let error = layout.pieces(0, &transfer(0, &[8]), 0, Direction::Load, &mut pieces).unwrap_err().to_string();
+        let error =
+            layout.pieces(0, &transfer(0, &[8]), 0, Direction::Load, &mut pieces).unwrap_err().to_string();
         assert_eq!(error, "block 8 of layer a is out of range: the tensor holds 8 blocks");
         assert!(pieces.is_empty());
     }

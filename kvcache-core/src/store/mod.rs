@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Loads run ahead of the layers that need them, bounded in flight; offloads of layer `i` run while layer `i+1`
-//! computes. Where layer hooks do not fire, [`Store::end_step`] catches up. Copies of a job may outlive the step: they
+//! computes. Where hooks of offloads do not fire, [`Store::end_step`] catches up; a load has to be waited for. Copies of a job may outlive the step: they
 //! are reported when they have ended, and only then may the scheduler side reuse what they touch.
 
 mod layout;
@@ -98,6 +98,11 @@ pub struct Store {
     copies: Arc<dyn CopyEngine>,
     /// Layer-wise loads of this step.
     loads: Vec<Running>,
+    /// Leading layers that the engine has waited for in this step.
+    layers_waited: usize,
+    /// The newest failed layer-wise load. Until the scheduler side has acted on it, what is computed may stand on blocks
+    /// that were not loaded, in later steps too if the engine schedules ahead.
+    poisoned_by: Option<u64>,
     async_loads: Vec<Running>,
     /// Offloads of this step, whose layers are submitted as they are computed.
     fresh_offloads: Vec<Running>,
@@ -131,6 +136,8 @@ impl Store {
             memory,
             copies,
             loads: Vec::new(),
+            layers_waited: 0,
+            poisoned_by: None,
             async_loads: Vec::new(),
             fresh_offloads: Vec::new(),
             offloads: Vec::new(),
@@ -154,6 +161,8 @@ impl Store {
     /// A step begins with `plan`. Labels what will be overwritten, starts nothing that must come before the forward.
     pub fn begin_step(&mut self, plan: StepPlan) {
         self.step_began = Instant::now();
+        self.layers_waited = 0;
+        self.poisoned_by = self.poisoned_by.filter(|number| *number >= plan.settled);
         if plan.epoch > self.memory.epoch() {
             self.memory.advance_epoch(plan.epoch);
         }
@@ -246,25 +255,54 @@ impl Store {
 
     /// Returns when `layer` of every layer-wise load is in the engine's memory, having started a later one. The caller
     /// copies with the pool: nothing sleeps while bytes are left to move.
+    ///
+    /// Call it before each layer, or once with the last layer before a forward pass whose layers have no hooks: a load
+    /// whose layers were not waited for is an error at the end of the step, since attention ran without it.
     pub fn wait_layer(&mut self, layer: usize) {
-        if self.loads.is_empty() || self.config.skip_copies {
+        if self.loads.is_empty() {
+            return;
+        }
+        self.layers_waited = self.layers_waited.max(layer.saturating_add(1));
+        if self.config.skip_copies {
             return;
         }
         let began = Instant::now();
-        for load in &mut self.loads {
-            while !load.failed && !load.has_submitted(layer) {
+        let mut loads = std::mem::take(&mut self.loads);
+        for index in 0..loads.len() {
+            loop {
+                let load = &mut loads[index];
                 load.submit_through(layer, &self.layout, &*self.copies, None);
-                if !load.has_submitted(layer) && !load.failed {
-                    // The copy engine is full: its oldest work has to end first.
-                    self.copies.help(usize::MAX);
-                    std::thread::yield_now();
-                    load.failed |= began.elapsed() > self.config.patience;
+                if load.failed || load.has_submitted(layer) {
+                    break;
+                }
+                // The copy engine is full: what it holds has to end, and its ends have to be seen, first.
+                if !load.wait_oldest(&*self.copies, self.config.patience) {
+                    load.failed = began.elapsed() > self.config.patience;
+                    self.make_room(&mut loads);
                 }
             }
+            let load = &mut loads[index];
             load.wait_through(layer, &*self.copies, self.config.patience);
-            load.submit_through(layer + self.config.layers_ahead, &self.layout, &*self.copies, None);
+            load.submit_through(
+                layer.saturating_add(self.config.layers_ahead),
+                &self.layout,
+                &*self.copies,
+                None,
+            );
         }
+        self.loads = loads;
         self.stats.wait_ns += began.elapsed().as_nanos() as u64;
+    }
+
+    /// Sees the ends of what other jobs have in the copy engine, and copies a part of the rest.
+    fn make_room(&mut self, loads: &mut [Running]) {
+        let offloads = self.offloads.iter_mut().chain(&mut self.fresh_offloads);
+        for running in offloads.chain(&mut self.async_loads).chain(loads) {
+            running.poll(&self.layout, &*self.copies);
+        }
+        if self.copies.help(ROOM_BYTES) == 0 {
+            std::thread::yield_now();
+        }
     }
 
     /// `layer` has been computed: its part of this step's offloads can be copied.
@@ -274,24 +312,26 @@ impl Store {
         }
     }
 
-    /// The forward pass is over: completes layer-wise loads, submits what no hook has, helps the copy engine within the
+    /// The forward pass is over: ends layer-wise loads, submits the offloads that no hook has, helps the copy engine within the
     /// configured share of the step, and collects what ended.
     pub fn end_step(&mut self, stream: Option<u64>) {
         let last = self.layout.last_layer();
+        let unhooked = self.layers_waited <= last;
         if !self.loads.is_empty() {
             self.wait_layer(last);
         }
-        let mut poisoned = false;
-        for load in std::mem::take(&mut self.loads) {
-            poisoned |= load.failed;
+        for mut load in std::mem::take(&mut self.loads) {
+            // Attention has run on layers that nobody knows to have been there.
+            load.failed |= unhooked;
             if load.failed {
+                self.poisoned_by = self.poisoned_by.max(Some(load.job.id.number));
                 self.load_errors.extend(load.engine_blocks());
             }
             self.end(load);
         }
         self.advance_async(stream);
         for mut offload in std::mem::take(&mut self.fresh_offloads) {
-            if poisoned {
+            if self.poisoned_by.is_some() {
                 // What this step computed may stand on blocks that were not loaded.
                 offload.failed = true;
             }
@@ -308,10 +348,12 @@ impl Store {
             return;
         }
         let began = Instant::now();
-        let budget =
-            self.step_began.elapsed().mul_f32(self.config.help_share.clamp(0.0, 1.0)).max(self.config.help_least);
-        const CHUNK: usize = 256 << 10;
-        while began.elapsed() < budget && self.copies.help(CHUNK) > 0 {}
+        let budget = self
+            .step_began
+            .elapsed()
+            .mul_f32(self.config.help_share.clamp(0.0, 1.0))
+            .max(self.config.help_least);
+        while began.elapsed() < budget && self.copies.help(ROOM_BYTES) > 0 {}
     }
 
     /// Collects what has ended without waiting.
@@ -407,7 +449,8 @@ impl Store {
 
     /// What this rank has done so far.
     pub fn stats(&self) -> StoreStats {
-        let jobs = self.loads.len() + self.async_loads.len() + self.fresh_offloads.len() + self.offloads.len();
+        let jobs =
+            self.loads.len() + self.async_loads.len() + self.fresh_offloads.len() + self.offloads.len();
         StoreStats { jobs_in_flight: jobs as u64, ..self.stats }
     }
 
@@ -421,6 +464,9 @@ impl Store {
                 running.wait_through(last, &*self.copies, self.config.patience);
             }
             self.collect();
+            if !(self.offloads.is_empty() && self.async_loads.is_empty()) {
+                self.make_room(&mut []);
+            }
         }
     }
 }
@@ -430,6 +476,9 @@ impl Drop for Store {
         self.drain();
     }
 }
+
+/// Copied at once on the engine's thread: about 20 µs.
+const ROOM_BYTES: usize = 256 << 10;
 
 fn extract_ended(list: &mut Vec<Running>, layout: &EngineLayout, copies: &dyn CopyEngine) -> Vec<Running> {
     list.extract_if(.., |running| running.poll(layout, copies)).collect()

@@ -18,6 +18,8 @@ pub(super) struct Running {
     /// Batches in the copy engine, by layer.
     in_flight: VecDeque<(usize, Ticket)>,
     pub(super) failed: bool,
+    /// The engine's stream as last given: what is submitted late is ordered after the same work.
+    stream: Option<u64>,
     began: Instant,
     pub(super) bytes: u64,
 }
@@ -25,7 +27,16 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(job: Job, addresses: Vec<usize>) -> Self {
         let (next_layer, in_flight) = (0, VecDeque::new());
-        Self { job, addresses, next_layer, in_flight, failed: false, began: Instant::now(), bytes: 0 }
+        Self {
+            job,
+            addresses,
+            next_layer,
+            in_flight,
+            failed: false,
+            stream: None,
+            began: Instant::now(),
+            bytes: 0,
+        }
     }
 
     /// A job that cannot run: ends as failed.
@@ -38,7 +49,14 @@ impl Running {
     }
 
     /// Submits layers up to and including `last`, as far as the copy engine has room.
-    pub(super) fn submit_through(&mut self, last: usize, layout: &EngineLayout, copies: &dyn CopyEngine, stream: Option<u64>) {
+    pub(super) fn submit_through(
+        &mut self,
+        last: usize,
+        layout: &EngineLayout,
+        copies: &dyn CopyEngine,
+        stream: Option<u64>,
+    ) {
+        self.stream = stream.or(self.stream);
         while !self.failed && self.next_layer <= last && self.next_layer < layout.layers().len() {
             let layer = self.next_layer;
             let mut pieces = Vec::new();
@@ -55,7 +73,7 @@ impl Running {
             }
             // What is offloaded is not read soon; what is loaded is read by the very next attention.
             let streaming = direction == Direction::Offload;
-            let batch = CopyBatch { pieces, direction, fence: stream, streaming };
+            let batch = CopyBatch { pieces, direction, fence: self.stream, streaming };
             let bytes = batch.bytes() as u64;
             // SAFETY: the pieces lie inside registered engine tensors (block ids were checked against their sizes) and
             // inside slots that the Directory gave to this job alone (offload) or pinned for it (load). Both stay until
@@ -94,6 +112,15 @@ impl Running {
             }
             self.in_flight.pop_front();
         }
+    }
+
+    /// Waits for the oldest batch in flight; whether there was one.
+    pub(super) fn wait_oldest(&mut self, copies: &dyn CopyEngine, patience: Duration) -> bool {
+        let oldest = self.in_flight.front().map(|(layer, _)| *layer);
+        if let Some(layer) = oldest {
+            self.wait_through(layer, copies, patience);
+        }
+        oldest.is_some()
     }
 
     /// Looks at what is in flight without waiting; whether the job has ended.
