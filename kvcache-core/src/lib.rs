@@ -3,8 +3,20 @@
 //! The *Directory* decides (pure state, no I/O), the *Store* moves bytes (no decisions). Both halves can live in
 //! different processes; `BlockCache` puts them behind one handle in one process.
 
+pub mod block_cache;
 pub mod block_key;
+pub mod copy_engine;
+pub mod directory;
 pub mod eviction;
+pub mod fingerprint;
+pub mod plan;
+pub mod planner;
 pub mod replay;
+pub mod report;
+pub mod slab;
+pub mod store;
+mod thread_placement;
+mod wire;
 
 pub use block_key::BlockKey;
+pub use wire::Malformed;

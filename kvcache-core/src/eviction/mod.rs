@@ -91,6 +91,12 @@ pub trait EvictionPolicy: Send {
     /// [`suite::LEAF_SEARCH_MIN`] slots are looked at before one with children is returned).
     fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId>;
 
+    /// Whether `key` was evicted not long ago, as far as the policy remembers. Explains misses; may always say no.
+    fn remembers(&self, key: &BlockKey) -> bool {
+        let _ = key;
+        false
+    }
+
     /// Forgets everything, ghosts included.
     fn clear(&mut self);
 

@@ -1,0 +1,114 @@
+//! One accepted batch: which chunks are claimed, and how many bytes are still to arrive.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::copy_engine::stream_copy::{self, Variant};
+use crate::copy_engine::{CopyBatch, Piece};
+
+/// A batch that threads work on together. Claims go forward only, so every byte is copied by exactly one thread.
+pub(super) struct Job {
+    ticket: u64,
+    bytes: usize,
+    variant: Variant,
+    pieces: Vec<Piece>,
+    claimed: Mutex<Cursor>,
+    /// Bytes that have not arrived. Reaching zero is the batch's end: the subtraction releases the copied bytes, the
+    /// load in `is_done` acquires them.
+    missing_bytes: AtomicUsize,
+}
+
+/// The first byte that nobody has claimed. `index == pieces.len()` when all are.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    index: usize,
+    offset: usize,
+    bytes: usize,
+}
+
+/// Pieces of one claim: bounds the time under the batch's lock when pieces are tiny.
+const PIECES_PER_CHUNK: usize = 512;
+
+impl Job {
+    /// # Safety
+    ///
+    /// The duties of [`CopyEngine::submit`](crate::copy_engine::CopyEngine::submit), until [`Job::is_done`] or until
+    /// nobody calls [`Job::copy_chunk`] any more.
+    pub(super) unsafe fn new(ticket: u64, mut batch: CopyBatch, bytes: usize) -> Self {
+        // A claim of empty pieces only would look like the end of the batch.
+        batch.pieces.retain(|piece| piece.bytes > 0);
+        Job {
+            ticket,
+            bytes,
+            variant: if batch.streaming { Variant::best() } else { Variant::Plain },
+            pieces: batch.pieces,
+            claimed: Mutex::new(Cursor::default()),
+            missing_bytes: AtomicUsize::new(bytes),
+        }
+    }
+
+    pub(super) fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn has_unclaimed(&self) -> bool {
+        self.claimed.lock().bytes < self.bytes
+    }
+
+    /// Whether more than one chunk is unclaimed.
+    pub(super) fn has_more(&self, chunk_bytes: usize) -> bool {
+        self.bytes - self.claimed.lock().bytes > chunk_bytes
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.missing_bytes.load(Ordering::Acquire) == 0
+    }
+
+    /// Claims about `chunk_bytes` and copies them. Returns the bytes copied; zero when nothing was left to claim.
+    pub(super) fn copy_chunk(&self, chunk_bytes: usize) -> usize {
+        let (start, end) = self.claim(chunk_bytes);
+        let mut cursor = start;
+        while cursor.bytes < end.bytes {
+            let piece = self.pieces[cursor.index];
+            let bytes = (piece.bytes - cursor.offset).min(end.bytes - cursor.bytes);
+            let src = (piece.src + cursor.offset) as *const u8;
+            let dst = (piece.dst + cursor.offset) as *mut u8;
+            // SAFETY: `Job::new`'s caller vouches for the whole piece, of which this is a part; the claim made it
+            // ours alone, and the end of the batch is not reported before `account` has seen these bytes.
+            unsafe { self.variant.copy(src, dst, bytes) };
+            cursor = Cursor { index: cursor.index + 1, offset: 0, bytes: cursor.bytes + bytes };
+        }
+        if self.variant != Variant::Plain {
+            // Before `account` releases these bytes to whoever sees the batch's end.
+            stream_copy::fence();
+        }
+        end.bytes - start.bytes
+    }
+
+    /// Notes that `copied` bytes have arrived; true for the one caller who completes the batch.
+    pub(super) fn account(&self, copied: usize) -> bool {
+        self.missing_bytes.fetch_sub(copied, Ordering::AcqRel) == copied
+    }
+
+    fn claim(&self, chunk_bytes: usize) -> (Cursor, Cursor) {
+        let mut cursor = self.claimed.lock();
+        let start = *cursor;
+        let piece_limit = start.index.saturating_add(PIECES_PER_CHUNK);
+        while cursor.index < self.pieces.len() && cursor.index < piece_limit {
+            let room = chunk_bytes - (cursor.bytes - start.bytes);
+            let left = self.pieces[cursor.index].bytes - cursor.offset;
+            if left > room {
+                cursor.offset += room;
+                cursor.bytes += room;
+                break;
+            }
+            *cursor = Cursor { index: cursor.index + 1, offset: 0, bytes: cursor.bytes + left };
+        }
+        (start, *cursor)
+    }
+}

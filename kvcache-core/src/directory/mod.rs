@@ -1,0 +1,249 @@
+//! Knows which block is in which slot, and decides which leaves.
+//!
+//! The Directory is pure state: it touches no block bytes and does no I/O, so that one decision made here is right for
+//! the slabs of every rank. A key goes *absent → filling → ready → absent*; only *ready* is a hit. Slots whose work was
+//! cancelled are *draining*: unreachable by key, but not reusable before the copy that may still touch them has been
+//! acknowledged. **Memory is freed by completions only.**
+//!
+//! Every operation takes a whole slice of keys (one request's prefix) and holds the lock once for all of it; byte
+//! copies never happen under it. Nothing here waits: when everything is pinned, filling or draining, an offload is
+//! refused and counted.
+
+mod groups;
+mod slots;
+mod stats;
+
+#[cfg(test)]
+mod tests;
+
+pub use groups::{GroupKind, GroupMatch, GroupPrefix, match_groups};
+pub use slots::FillId;
+pub use stats::DirectoryStats;
+
+use parking_lot::Mutex;
+
+use crate::BlockKey;
+use crate::eviction::{Candidate, EvictionPolicy, SlotId};
+use slots::{Slots, State};
+
+/// Maps keys to slots. See the [module documentation](self).
+pub struct Directory {
+    state: Mutex<Slots>,
+}
+
+/// How much of a prefix is resident.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PrefixMatch {
+    /// Leading blocks that are ready.
+    pub ready: usize,
+    /// Blocks directly after them that are ready or being filled: `ready + pending` will be ready if all fills succeed.
+    pub pending: usize,
+    /// Whether the block after those was evicted not long ago, as far as the policy remembers.
+    pub evicted: bool,
+}
+
+/// A slot reserved for a block that is about to be copied in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reserved {
+    /// Position of the block in the caller's key slice.
+    pub index: usize,
+    /// Where its bytes go.
+    pub slot: SlotId,
+    /// Names this fill; [`Directory::complete_fill`] wants it back.
+    pub fill: FillId,
+}
+
+/// A block that a slab holds complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resident {
+    /// Where it is.
+    pub slot: SlotId,
+    /// Its key.
+    pub key: BlockKey,
+    /// The key of the block before it; all zero for the first block of a prompt.
+    pub parent: BlockKey,
+    /// The fill that stored it.
+    pub fill: FillId,
+}
+
+/// What an offload may copy, and what it may not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reservation {
+    /// The slots to fill, in key order.
+    pub reserved: Vec<Reserved>,
+    /// Blocks that are ready or being filled already.
+    pub present: usize,
+    /// Index of the first block for which there was no room; it and all later absent ones are left out.
+    pub refused_from: Option<usize>,
+    /// Keys evicted to make room, with their slots: what events report.
+    pub evicted: Vec<(SlotId, BlockKey)>,
+}
+
+impl Directory {
+    /// An empty directory over `slot_count` slots, all usable. All memory is allocated here.
+    ///
+    /// Cost of metadata: at most 128 bytes a slot with the built-in policies, ghosts included
+    /// ([`DirectoryStats::metadata_bytes`]).
+    pub fn new(slot_count: u32, policy: Box<dyn EvictionPolicy>) -> Self {
+        Self { state: Mutex::new(Slots::new(slot_count, policy)) }
+    }
+
+    /// Makes only slots below `usable` available for new blocks; it can grow later, never shrink.
+    pub fn limit_usable(&self, usable: u32) {
+        self.state.lock().limit_usable(usable);
+    }
+
+    /// The leading blocks of `keys` that are resident. No change of state; never past a hole.
+    pub fn match_prefix(&self, keys: &[BlockKey]) -> PrefixMatch {
+        let state = self.state.lock();
+        let ready = keys.iter().take_while(|key| state.is_ready(key)).count();
+        let rest = &keys[ready..];
+        let pending = rest.iter().take_while(|key| state.find(key).is_some()).count();
+        let evicted = rest.get(pending).is_some_and(|key| state.policy.remembers(key));
+        PrefixMatch { ready, pending, evicted }
+    }
+
+    /// Marks each of `keys` as ready (2), filling (1) or absent (0), under one lock. For groups that need no whole prefix.
+    pub fn residency(&self, keys: &[BlockKey], out: &mut Vec<Residency>) {
+        let state = self.state.lock();
+        out.clear();
+        out.extend(keys.iter().map(|key| match state.find(key) {
+            None => Residency::Absent,
+            Some(slot) if state.record(slot).state == State::Ready => Residency::Ready,
+            Some(_) => Residency::Filling,
+        }));
+    }
+
+    /// Pins the leading ready blocks of `keys` and touches them (tail first). Returns their slots in key order.
+    ///
+    /// Every returned slot stays where it is until [`end_load`](Self::end_load) is called with it.
+    pub fn begin_load(&self, keys: &[BlockKey]) -> Vec<SlotId> {
+        let mut state = self.state.lock();
+        let slots: Vec<SlotId> = keys
+            .iter()
+            .map_while(|key| state.find(key).filter(|slot| state.record(*slot).state == State::Ready))
+            .collect();
+        for slot in slots.iter().rev() {
+            state.pin(*slot);
+            state.policy.touch(*slot);
+        }
+        slots
+    }
+
+    /// Ends what [`begin_load`](Self::begin_load) began, after the last copy out of these slots has been acknowledged.
+    pub fn end_load(&self, slots: &[SlotId]) {
+        let mut state = self.state.lock();
+        for slot in slots {
+            state.unpin(*slot);
+        }
+    }
+
+    /// Marks the resident blocks of `keys` as used, tail first, without pinning them.
+    pub fn touch(&self, keys: &[BlockKey]) {
+        let mut state = self.state.lock();
+        for key in keys.iter().rev() {
+            if let Some(slot) = state.find(key)
+                && state.record(slot).state == State::Ready
+            {
+                state.policy.touch(slot);
+            }
+        }
+    }
+
+    /// Reserves slots for the absent blocks of `chain[from..]`, evicting unpinned blocks where no slot is free.
+    ///
+    /// `chain` is a prefix from its first block on: parents are found in it and its resident blocks are not evicted for
+    /// its own tail. At the first block without room the rest is refused. Present blocks are touched, tail first.
+    pub fn begin_offload(&self, chain: &[BlockKey], from: usize) -> Reservation {
+        let mut state = self.state.lock();
+        let mut out = Reservation::default();
+        let own = state.mark_chain(chain);
+        for (index, key) in chain.iter().enumerate().skip(from) {
+            if state.find(key).is_some() {
+                out.present += 1;
+                continue;
+            }
+            let Some(slot) = state.take_slot(own, &mut out.evicted) else {
+                out.refused_from = Some(index);
+                let rest = chain[index..].iter().filter(|key| state.find(key).is_none()).count();
+                state.counters.refused += rest as u64;
+                break;
+            };
+            let parent = index.checked_sub(1).and_then(|parent| state.find(&chain[parent]));
+            let fill = state.start_fill(slot, *key, parent, own);
+            out.reserved.push(Reserved { index, slot, fill });
+        }
+        for key in chain[from..].iter().rev() {
+            if let Some(slot) = state.find(key)
+                && state.record(slot).state == State::Ready
+            {
+                state.policy.touch(slot);
+            }
+        }
+        out
+    }
+
+    /// Ends fills: with `ok` their blocks become ready, otherwise absent. Call with all fills of one job, in key order.
+    ///
+    /// Returns the fills that became ready. A fill that was cancelled meanwhile frees its slot and is not returned;
+    /// a stale fill id is ignored.
+    pub fn complete_fills(&self, fills: &[(SlotId, FillId)], ok: bool) -> Vec<SlotId> {
+        let mut state = self.state.lock();
+        // Tail first, so that within a job heads outlive tails.
+        let mut ready: Vec<SlotId> =
+            fills.iter().rev().filter(|(slot, fill)| state.end_fill(*slot, *fill, ok)).map(|(slot, _)| *slot).collect();
+        ready.reverse();
+        ready
+    }
+
+    /// Removes `keys`. Blocks in use become unreachable at once and their slots free when the last user ends.
+    ///
+    /// Returns the slots of the blocks removed (ready or filling).
+    pub fn delete(&self, keys: &[BlockKey]) -> Vec<(SlotId, BlockKey)> {
+        let mut state = self.state.lock();
+        keys.iter().filter_map(|key| state.remove_key(key).map(|slot| (slot, *key))).collect()
+    }
+
+    /// Removes everything, ghosts included. Slots in use free when their last user ends.
+    pub fn clear(&self) {
+        self.state.lock().clear();
+    }
+
+    /// Takes over blocks that a slab kept across a restart, oldest first. Returns those taken: a block whose slot or key
+    /// is in use already is left out.
+    ///
+    /// New fills get ids above every `fill` given. Cost: linear in the blocks and the slots.
+    pub fn adopt<'a>(&self, blocks: &'a [Resident]) -> Vec<&'a Resident> {
+        self.state.lock().adopt(blocks)
+    }
+
+    /// The slot of a ready block.
+    pub fn slot_of(&self, key: &BlockKey) -> Option<SlotId> {
+        let state = self.state.lock();
+        state.find(key).filter(|slot| state.record(*slot).state == State::Ready)
+    }
+
+    /// Counts of everything, under one lock. `free + filling + ready + draining + unusable == slot_count`, always.
+    pub fn stats(&self) -> DirectoryStats {
+        self.state.lock().stats()
+    }
+
+    /// Verifies every internal invariant; for tests. Linear in the slots.
+    ///
+    /// # Errors
+    /// The first broken invariant, in words.
+    pub fn check(&self) -> Result<(), String> {
+        self.state.lock().check()
+    }
+}
+
+/// Whether a block can be loaded now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residency {
+    /// Not here.
+    Absent,
+    /// On its way in.
+    Filling,
+    /// A hit.
+    Ready,
+}

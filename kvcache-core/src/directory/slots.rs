@@ -1,0 +1,400 @@
+//! The slot records, the key index and the free list behind one lock.
+
+use hashbrown::HashTable;
+
+use super::{Candidate, DirectoryStats, EvictionPolicy, Resident, SlotId};
+use crate::BlockKey;
+
+/// Names one fill of one slot, so that a late completion cannot be taken for a newer one. Grows for ever, also across
+/// restarts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[repr(transparent)]
+pub struct FillId(pub u64);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum State {
+    Free,
+    /// Reachable by key; a copy into the slot is under way.
+    Filling,
+    /// Reachable by key; the bytes are complete.
+    Ready,
+    /// Not reachable by key; a copy into (fill under way) or out of (pins) the slot is not acknowledged yet.
+    Draining,
+}
+
+/// One slot. 48 bytes: the Directory's share of the metadata budget.
+#[derive(Clone, Copy)]
+pub(super) struct Record {
+    pub(super) key: BlockKey,
+    pub(super) fill: FillId,
+    /// Slot of the parent block, valid while `slots[parent].fill == parent_fill`.
+    parent: u32,
+    parent_fill_low: u32,
+    /// Resident blocks that name this one as their parent.
+    pub(super) children: u32,
+    pub(super) pins: u32,
+    /// The chain operation that last saw this slot: its own blocks are no victims for its tail.
+    seen_by: u32,
+    pub(super) state: State,
+    /// Whether a copy into the slot is under way: distinguishes the two reasons for draining.
+    filling: bool,
+}
+
+const NO_PARENT: u32 = u32::MAX;
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) stored: u64,
+    pub(super) evicted: u64,
+    pub(super) refused: u64,
+    pub(super) failed_fills: u64,
+    pub(super) cancelled_fills: u64,
+    pub(super) adopted: u64,
+    pub(super) removed: u64,
+}
+
+pub(super) struct Slots {
+    records: Vec<Record>,
+    index: HashTable<u32>,
+    free: Vec<SlotId>,
+    pub(super) policy: Box<dyn EvictionPolicy>,
+    usable: u32,
+    next_fill: u64,
+    operation: u32,
+    /// Ready slots with pins: with as many as the policy tracks there is no victim, and no need to look for one.
+    pinned_ready: usize,
+    filling: usize,
+    draining: usize,
+    pub(super) counters: Counters,
+}
+
+impl Slots {
+    pub(super) fn new(slot_count: u32, policy: Box<dyn EvictionPolicy>) -> Self {
+        let empty = Record {
+            key: BlockKey::default(),
+            fill: FillId(0),
+            parent: NO_PARENT,
+            parent_fill_low: 0,
+            children: 0,
+            pins: 0,
+            seen_by: 0,
+            state: State::Free,
+            filling: false,
+        };
+        let mut slots = Self {
+            records: vec![empty; slot_count as usize],
+            index: HashTable::with_capacity(slot_count as usize),
+            free: Vec::with_capacity(slot_count as usize),
+            policy,
+            usable: 0,
+            next_fill: 1,
+            operation: 0,
+            pinned_ready: 0,
+            filling: 0,
+            draining: 0,
+            counters: Counters::default(),
+        };
+        slots.usable = slot_count;
+        slots.free.extend((0..slot_count).rev().map(SlotId));
+        slots
+    }
+
+    pub(super) fn limit_usable(&mut self, usable: u32) {
+        let usable = usable.min(self.records.len() as u32);
+        if usable < self.usable && self.index.is_empty() && self.draining == 0 {
+            self.free.retain(|slot| slot.0 < usable);
+            self.usable = usable;
+        } else if usable > self.usable {
+            self.free.extend((self.usable..usable).rev().map(SlotId));
+            self.usable = usable;
+        }
+    }
+
+    pub(super) fn find(&self, key: &BlockKey) -> Option<SlotId> {
+        self.index.find(key.short_hash(), |slot| self.records[*slot as usize].key == *key).map(|slot| SlotId(*slot))
+    }
+
+    pub(super) fn is_ready(&self, key: &BlockKey) -> bool {
+        self.find(key).is_some_and(|slot| self.record(slot).state == State::Ready)
+    }
+
+    pub(super) fn record(&self, slot: SlotId) -> &Record {
+        &self.records[slot.index()]
+    }
+
+    /// Stamps the resident blocks of a chain and returns the stamp.
+    pub(super) fn mark_chain(&mut self, chain: &[BlockKey]) -> u32 {
+        self.operation = self.operation.wrapping_add(1).max(1);
+        for key in chain {
+            if let Some(slot) = self.find(key) {
+                self.records[slot.index()].seen_by = self.operation;
+            }
+        }
+        self.operation
+    }
+
+    /// A slot for a new block: a free one, else a victim's.
+    pub(super) fn take_slot(&mut self, own: u32, evicted: &mut Vec<(SlotId, BlockKey)>) -> Option<SlotId> {
+        if let Some(slot) = self.free.pop() {
+            return Some(slot);
+        }
+        if self.policy.len() <= self.pinned_ready {
+            return None;
+        }
+        let records = &self.records;
+        let slot = self.policy.evict(&mut |slot| {
+            let record = &records[slot.index()];
+            if record.pins > 0 || record.seen_by == own {
+                Candidate::Pinned
+            } else if record.children > 0 {
+                Candidate::HasChildren
+            } else {
+                Candidate::Leaf
+            }
+        })?;
+        let key = self.records[slot.index()].key;
+        self.unlink(slot);
+        self.records[slot.index()].state = State::Free;
+        self.counters.evicted += 1;
+        evicted.push((slot, key));
+        Some(slot)
+    }
+
+    pub(super) fn start_fill(&mut self, slot: SlotId, key: BlockKey, parent: Option<SlotId>, own: u32) -> FillId {
+        let fill = FillId(self.next_fill);
+        self.next_fill += 1;
+        self.place(slot, key, parent, fill, State::Filling);
+        let record = &mut self.records[slot.index()];
+        record.seen_by = own;
+        record.filling = true;
+        self.filling += 1;
+        fill
+    }
+
+    /// Ends a fill; whether its block is ready now.
+    pub(super) fn end_fill(&mut self, slot: SlotId, fill: FillId, ok: bool) -> bool {
+        let Some(record) = self.records.get_mut(slot.index()) else { return false };
+        if record.fill != fill || !record.filling {
+            return false;
+        }
+        record.filling = false;
+        match record.state {
+            State::Filling if ok => {
+                record.state = State::Ready;
+                let key = record.key;
+                self.filling -= 1;
+                self.counters.stored += 1;
+                self.policy.insert(slot, key);
+                true
+            }
+            State::Filling => {
+                self.filling -= 1;
+                self.counters.failed_fills += 1;
+                self.unlink(slot);
+                self.release(slot);
+                false
+            }
+            State::Draining => {
+                self.counters.cancelled_fills += 1;
+                self.draining -= 1;
+                self.release(slot);
+                false
+            }
+            State::Free | State::Ready => unreachable!("a fill is under way only in filling and draining slots"),
+        }
+    }
+
+    pub(super) fn pin(&mut self, slot: SlotId) {
+        let record = &mut self.records[slot.index()];
+        debug_assert_eq!(record.state, State::Ready, "only ready blocks are pinned");
+        record.pins += 1;
+        if record.pins == 1 {
+            self.pinned_ready += 1;
+        }
+    }
+
+    pub(super) fn unpin(&mut self, slot: SlotId) {
+        let record = &mut self.records[slot.index()];
+        debug_assert!(record.pins > 0, "unpin without pin");
+        record.pins = record.pins.saturating_sub(1);
+        if record.pins > 0 {
+            return;
+        }
+        match record.state {
+            State::Ready => self.pinned_ready -= 1,
+            State::Draining if !record.filling => {
+                self.draining -= 1;
+                self.release(slot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes a key unreachable; its slot if it was resident.
+    pub(super) fn remove_key(&mut self, key: &BlockKey) -> Option<SlotId> {
+        let slot = self.find(key)?;
+        self.unlink(slot);
+        let record = self.records[slot.index()];
+        match record.state {
+            State::Ready => {
+                self.policy.remove(slot);
+                if record.pins > 0 {
+                    self.pinned_ready -= 1;
+                    self.drain(slot);
+                } else {
+                    self.release(slot);
+                }
+            }
+            State::Filling => {
+                self.filling -= 1;
+                self.drain(slot);
+            }
+            State::Free | State::Draining => unreachable!("the index holds filling and ready slots only"),
+        }
+        self.counters.removed += 1;
+        Some(slot)
+    }
+
+    pub(super) fn clear(&mut self) {
+        let keys: Vec<BlockKey> = self.index.iter().map(|slot| self.records[*slot as usize].key).collect();
+        for key in &keys {
+            self.remove_key(key);
+        }
+        self.policy.clear();
+    }
+
+    pub(super) fn adopt<'a>(&mut self, blocks: &'a [Resident]) -> Vec<&'a Resident> {
+        let mut taken = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            self.next_fill = self.next_fill.max(block.fill.0 + 1);
+            let free = (block.slot.0 < self.usable) && self.record(block.slot).state == State::Free;
+            if !free || self.find(&block.key).is_some() {
+                continue;
+            }
+            let parent = self.find(&block.parent);
+            self.place(block.slot, block.key, parent, block.fill, State::Ready);
+            self.policy.insert(block.slot, block.key);
+            self.counters.adopted += 1;
+            taken.push(block);
+        }
+        let records = &self.records;
+        self.free.retain(|slot| records[slot.index()].state == State::Free);
+        taken
+    }
+
+    pub(super) fn stats(&self) -> DirectoryStats {
+        DirectoryStats {
+            slot_count: self.records.len(),
+            unusable: self.records.len() - self.usable as usize,
+            free: self.free.len(),
+            filling: self.filling,
+            ready: self.policy.len(),
+            draining: self.draining,
+            pinned: self.pinned_ready,
+            stored: self.counters.stored,
+            evicted: self.counters.evicted,
+            refused: self.counters.refused,
+            failed_fills: self.counters.failed_fills,
+            cancelled_fills: self.counters.cancelled_fills,
+            adopted: self.counters.adopted,
+            removed: self.counters.removed,
+            metadata_bytes: self.metadata_bytes(),
+            policy: self.policy.name(),
+        }
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        // A bucket of the index is its value and one control byte; see hashbrown's layout.
+        self.records.capacity() * size_of::<Record>()
+            + self.index.allocation_size()
+            + self.free.capacity() * size_of::<SlotId>()
+            + self.policy.metadata_bytes()
+    }
+
+    fn place(&mut self, slot: SlotId, key: BlockKey, parent: Option<SlotId>, fill: FillId, state: State) {
+        let (parent, parent_fill_low) = match parent {
+            Some(parent) => {
+                let record = &mut self.records[parent.index()];
+                record.children += 1;
+                (parent.0, record.fill.0 as u32)
+            }
+            None => (NO_PARENT, 0),
+        };
+        self.records[slot.index()] = Record {
+            key,
+            fill,
+            parent,
+            parent_fill_low,
+            children: 0,
+            pins: 0,
+            seen_by: 0,
+            state,
+            filling: false,
+        };
+        let records = &self.records;
+        self.index.insert_unique(key.short_hash(), slot.0, |slot| records[*slot as usize].key.short_hash());
+    }
+
+    /// Takes a slot's key out of the index and out of its parent's count of children.
+    fn unlink(&mut self, slot: SlotId) {
+        let record = self.records[slot.index()];
+        if let Ok(entry) = self.index.find_entry(record.key.short_hash(), |candidate| *candidate == slot.0) {
+            entry.remove();
+        }
+        if record.parent != NO_PARENT {
+            let parent = &mut self.records[record.parent as usize];
+            if parent.fill.0 as u32 == record.parent_fill_low && parent.state != State::Free {
+                parent.children = parent.children.saturating_sub(1);
+            }
+        }
+        self.records[slot.index()].parent = NO_PARENT;
+    }
+
+    fn drain(&mut self, slot: SlotId) {
+        self.records[slot.index()].state = State::Draining;
+        self.draining += 1;
+    }
+
+    fn release(&mut self, slot: SlotId) {
+        self.records[slot.index()].state = State::Free;
+        self.free.push(slot);
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let count = |state| self.records.iter().filter(|record| record.state == state).count();
+        let pinned = self.records.iter().filter(|r| r.state == State::Ready && r.pins > 0).count();
+        let unusable = self.records.len() - self.usable as usize;
+        let expect = [
+            ("free", count(State::Free), self.free.len() + unusable),
+            ("filling", count(State::Filling), self.filling),
+            ("ready", count(State::Ready), self.policy.len()),
+            ("draining", count(State::Draining), self.draining),
+            ("pinned", pinned, self.pinned_ready),
+            ("indexed", self.index.len(), self.filling + self.policy.len()),
+        ];
+        for (name, found, counted) in expect {
+            if found != counted {
+                return Err(format!("{name}: found {found} slots, counted {counted}"));
+            }
+        }
+        for (slot, record) in self.records.iter().enumerate() {
+            let reachable = matches!(record.state, State::Filling | State::Ready);
+            if reachable != (self.find(&record.key) == Some(SlotId(slot as u32))) {
+                return Err(format!("slot {slot} in state {:?}: reachable by its key is {}", record.state, !reachable));
+            }
+            if record.state == State::Draining && !record.filling && record.pins == 0 {
+                return Err(format!("slot {slot} drains without anything to wait for"));
+            }
+            let children = self.records.iter().filter(|child| {
+                matches!(child.state, State::Filling | State::Ready)
+                    && child.parent == slot as u32
+                    && child.parent_fill_low == record.fill.0 as u32
+            });
+            if reachable && children.count() != record.children as usize {
+                return Err(format!("slot {slot} counts {} children", record.children));
+            }
+        }
+        Ok(())
+    }
+}

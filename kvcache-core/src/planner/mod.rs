@@ -1,0 +1,600 @@
+//! The scheduler side: turns what the engine says of its requests into plans, and reports into residency.
+//!
+//! An engine's scheduler asks the same few questions for every request (how much of this prompt can you restore? here
+//! are its blocks; here is how far it has been computed) and gets answers at once: nothing in here blocks, waits or does
+//! I/O, and time is an argument. The [`Planner`] owns the [`Directory`], numbers the jobs, holds their slots until every
+//! rank has acknowledged them, and counts why there was no hit.
+
+mod cost;
+mod counters;
+mod jobs;
+mod request;
+mod startup;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+pub use cost::CostModel;
+pub use counters::{MissReason, PlannerStats};
+pub use request::{KeySource, RequestOptions};
+
+use crate::BlockKey;
+use crate::directory::{Directory, FillId, GroupKind, GroupMatch, GroupPrefix, Residency, match_groups};
+use crate::eviction::{EvictionPolicy, SlotId};
+use crate::fingerprint::Namespace;
+use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
+use crate::report::Report;
+use counters::Counters;
+use jobs::{JobTable, Pending};
+use request::Request;
+use startup::Startup;
+
+/// One KV cache group of the engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupConfig {
+    /// What a hit needs of it.
+    pub kind: GroupKind,
+    /// Tokens of one engine block of this group.
+    pub block_tokens: usize,
+}
+
+/// How loads are ordered against the forward pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LoadMode {
+    /// Between steps when the load is long compared with a step and other requests can run meanwhile, else layer by
+    /// layer within the step.
+    #[default]
+    Auto,
+    /// Always layer by layer within the step. Needs a single group: a failed load of several has no way back.
+    Layerwise,
+    /// Always between steps.
+    Async,
+}
+
+/// What a planner needs to know of its engine and its user.
+#[derive(Clone, Debug)]
+pub struct PlannerConfig {
+    /// Separates keys; see [`Namespace`].
+    pub namespace: Namespace,
+    /// The engine's groups, in its order.
+    pub groups: Vec<GroupConfig>,
+    /// Engine blocks in a slot.
+    pub slot_blocks: usize,
+    /// Tokens that one engine hash covers.
+    pub hash_tokens: usize,
+    /// Where keys come from.
+    pub key_source: KeySource,
+    /// Ranks that report.
+    pub ranks: u32,
+    /// The engine's block id that stands for "no block".
+    pub null_block: u32,
+    /// How to load.
+    pub load_mode: LoadMode,
+    /// Do not load fewer tokens than this.
+    pub min_load_tokens: usize,
+    /// The longest a request waits for blocks that are being filled, from its first question on.
+    pub fill_wait: Duration,
+    /// The longest a request waits for the ranks' slabs after a start.
+    pub startup_wait: Duration,
+    /// Store a block when its prefix is seen for this many times; 1 stores at once.
+    pub store_on_sight: u8,
+    /// Store blocks of the prompt only, not of the answer.
+    pub prompt_only: bool,
+    /// Keep the engine's hash of each slot, for events: 33 bytes a slot.
+    pub keep_hashes: bool,
+}
+
+/// Makes the eviction policy for a number of slots, once that number is known.
+pub type PolicyFactory = Box<dyn Fn(u32) -> Box<dyn EvictionPolicy> + Send>;
+
+/// The answer to "how much of this prompt can you restore?".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// Ask again in the next step.
+    Wait,
+    /// This many tokens beyond the engine's own can be loaded.
+    Hit {
+        /// Tokens, a multiple of the engine's block.
+        tokens: usize,
+        /// Between steps (`true`) or within the step.
+        asynchronous: bool,
+    },
+    /// Nothing to load.
+    Miss(MissReason),
+}
+
+/// What [`Planner::offload`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Offloading {
+    /// The job, if anything is copied.
+    pub job: Option<JobId>,
+    /// Engine blocks that must not be reused before the job's end is in [`Ended::released`].
+    pub held: Vec<u32>,
+    /// Slots of the request that the job fills: `(group, slot index within the request)`.
+    pub slots: Vec<(u16, usize)>,
+    /// Nothing new can be offloaded before this many tokens of the request are computed.
+    pub next_tokens: usize,
+}
+
+/// A job that has been reported by every rank.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// The job.
+    pub id: JobId,
+    /// Engine blocks that [`Planner::offload`] held for it.
+    pub released: Vec<u32>,
+    /// Of an offload: positions in [`Offloading::slots`] whose block is a hit now.
+    pub stored: Vec<usize>,
+}
+
+/// The scheduler side of the cache. See the [module documentation](self).
+pub struct Planner {
+    config: PlannerConfig,
+    policy: PolicyFactory,
+    directory: Option<Directory>,
+    startup: Startup,
+    requests: HashMap<String, Request>,
+    jobs: JobTable,
+    plan: StepPlan,
+    /// Bumped by every reset; part of job ids.
+    epoch: u32,
+    /// The epoch written into slot records: grows over restarts.
+    slot_epoch: u64,
+    /// The engine hash of each slot's block, if kept.
+    hashes: Vec<EngineHash>,
+    removed: Vec<EngineHash>,
+    cost: CostModel,
+    counters: Counters,
+    sight: request::SightGate,
+    scratch: Vec<Vec<Residency>>,
+}
+
+impl Planner {
+    /// A planner that waits for the ranks' first reports.
+    pub fn new(config: PlannerConfig, policy: PolicyFactory) -> Self {
+        let startup = Startup::new(config.ranks);
+        let scratch = vec![Vec::new(); config.groups.len()];
+        Self {
+            config,
+            policy,
+            directory: None,
+            startup,
+            requests: HashMap::new(),
+            jobs: JobTable::default(),
+            plan: StepPlan::default(),
+            epoch: 0,
+            slot_epoch: 0,
+            hashes: Vec::new(),
+            removed: Vec::new(),
+            cost: CostModel::default(),
+            counters: Counters::default(),
+            sight: request::SightGate::default(),
+            scratch,
+        }
+    }
+
+    /// Tokens in a slot of `group`.
+    pub fn slot_tokens(&self, group: usize) -> usize {
+        self.config.groups[group].block_tokens * self.config.slot_blocks
+    }
+
+    /// A request enters. Known ids are left as they are.
+    pub fn add_request(&mut self, id: &str, options: RequestOptions) {
+        if !self.requests.contains_key(id) {
+            let request = Request::new(&self.config, options);
+            self.requests.insert(id.to_owned(), request);
+        }
+    }
+
+    /// How many engine hashes of a request are known; [`extend_hashes`](Self::extend_hashes) continues there.
+    pub fn known_hashes(&self, id: &str) -> usize {
+        self.requests.get(id).map_or(0, |request| request.known_units())
+    }
+
+    /// Appends engine hashes of a request, or derives nothing if its keys come from tokens.
+    pub fn extend_hashes<'a>(&mut self, id: &str, hashes: impl Iterator<Item = &'a [u8]>) {
+        if let Some(request) = self.requests.get_mut(id) {
+            request.extend_hashes(&self.config, hashes);
+        }
+    }
+
+    /// Appends tokens of a request whose keys come from tokens; `tokens` continues after those given before.
+    pub fn extend_tokens(&mut self, id: &str, tokens: impl Iterator<Item = u32>) {
+        if let Some(request) = self.requests.get_mut(id) {
+            request.extend_tokens(tokens);
+        }
+    }
+
+    /// How many tokens beyond `local_tokens` can be restored for a request of `total_tokens`, at least one of which is
+    /// left to compute. May be asked any number of times: it changes nothing but the request's waiting clock.
+    pub fn lookup(&mut self, id: &str, local_tokens: usize, total_tokens: usize, now: Duration) -> Lookup {
+        let answer = self.decide(id, local_tokens, total_tokens, now);
+        if let Some(request) = self.requests.get_mut(id) {
+            request.answer = Some(answer);
+            request.local_tokens = local_tokens;
+            request.total_tokens = total_tokens;
+        }
+        answer
+    }
+
+    fn decide(&mut self, id: &str, local_tokens: usize, total_tokens: usize, now: Duration) -> Lookup {
+        let Some(request) = self.requests.get_mut(id) else { return Lookup::Miss(MissReason::Unknown) };
+        if request.options.skip_load {
+            return Lookup::Miss(MissReason::OptOut);
+        }
+        let Some(directory) = &self.directory else {
+            let waited = now.saturating_sub(*request.first_asked.get_or_insert(now));
+            return if waited < self.config.startup_wait {
+                Lookup::Wait
+            } else {
+                Lookup::Miss(MissReason::NotReady)
+            };
+        };
+        let limit = total_tokens.saturating_sub(1).min(request.options.max_load_tokens);
+        let found = prefix_match(directory, &self.config, request, limit, &mut self.scratch);
+        let tokens = found.ready_tokens.saturating_sub(local_tokens);
+        if found.pending_tokens > found.ready_tokens.max(local_tokens) {
+            let waited = now.saturating_sub(*request.first_asked.get_or_insert(now));
+            let worth = self.cost.compute_time(found.pending_tokens - found.ready_tokens.max(local_tokens));
+            if waited < worth.unwrap_or(self.config.fill_wait).min(self.config.fill_wait) {
+                return Lookup::Wait;
+            }
+            if tokens == 0 {
+                return Lookup::Miss(MissReason::Late);
+            }
+        }
+        if tokens == 0 {
+            return Lookup::Miss(request.reason_at(directory, &self.config, local_tokens, limit));
+        }
+        if tokens < self.config.min_load_tokens {
+            return Lookup::Miss(MissReason::TooShort);
+        }
+        let slots: usize =
+            (0..self.config.groups.len()).map(|group| tokens.div_ceil(self.config.groups[group].block_tokens)).sum();
+        let bytes = slots as u64 * self.startup.slot_bytes() / self.config.slot_blocks as u64;
+        if self.cost.loading_is_slower(bytes, tokens) {
+            return Lookup::Miss(MissReason::BreakEven);
+        }
+        let asynchronous = match self.config.load_mode {
+            LoadMode::Async => true,
+            LoadMode::Layerwise => self.config.groups.len() > 1,
+            LoadMode::Auto => {
+                self.config.groups.len() > 1
+                    || (self.startup.copy_threads() > 0 && self.cost.is_long_beside_a_step(bytes))
+            }
+        };
+        Lookup::Hit { tokens, asynchronous }
+    }
+
+    /// The engine has allocated `blocks` (per group, the request's whole table) and counts on `external_tokens` being
+    /// loaded; zero if it counts on nothing. Starts the load with the next plan; whether it runs between steps.
+    pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
+        let Some(request) = self.requests.get_mut(id) else { return false };
+        let Some(answer) = request.answer.take() else { return false };
+        let asked_tokens = request.total_tokens.saturating_sub(request.local_tokens);
+        self.counters.queried_tokens += asked_tokens as u64;
+        if external_tokens == 0 {
+            let reason = match answer {
+                Lookup::Miss(reason) => reason,
+                Lookup::Wait => MissReason::Late,
+                Lookup::Hit { .. } => MissReason::Declined,
+            };
+            self.counters.miss(reason, asked_tokens);
+            return false;
+        }
+        self.counters.hit_tokens += external_tokens as u64;
+        self.counters.hits += 1;
+        let asynchronous = !matches!(answer, Lookup::Hit { asynchronous: false, .. });
+        let kind = if asynchronous { JobKind::LoadAsync } else { JobKind::LoadLayerwise };
+        let local = request.local_tokens;
+        let boundary = local + external_tokens;
+        let mut job = Job {
+            id: self.jobs.next_id(self.epoch),
+            kind,
+            request: id.to_owned(),
+            transfers: Vec::new(),
+            lost_blocks: Vec::new(),
+        };
+        let mut pinned = Vec::new();
+        for (group, blocks) in blocks.iter().enumerate().take(self.config.groups.len()) {
+            let spec = self.config.groups[group];
+            let slot_tokens = spec.block_tokens * self.config.slot_blocks;
+            let first = spec.kind.first_slot(slot_tokens, boundary).max(local / slot_tokens);
+            let last = boundary.div_ceil(slot_tokens).min(request.keys[group].len());
+            let keys = &request.keys[group];
+            let wanted = keys.get(first..last).unwrap_or_default();
+            let slots = self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
+            pinned.extend_from_slice(&slots);
+            for slot_index in first..boundary.div_ceil(slot_tokens) {
+                let range = slot_index * self.config.slot_blocks..(slot_index + 1) * self.config.slot_blocks;
+                let ids = range.map(|block| {
+                    let wanted = block * spec.block_tokens >= local && block * spec.block_tokens < boundary;
+                    blocks.get(block).copied().filter(|id| wanted && *id != self.config.null_block)
+                });
+                let ids: Vec<u32> = ids.map(|id| id.unwrap_or(Transfer::SKIP)).collect();
+                match slots.get(slot_index - first) {
+                    Some(slot) => job.transfers.push(Transfer {
+                        slot: *slot,
+                        fill: FillId(0),
+                        group: group as u16,
+                        key: keys[slot_index],
+                        parent: BlockKey::default(),
+                        engine_hash: EngineHash::default(),
+                        blocks: ids,
+                    }),
+                    None => job.lost_blocks.extend(ids.into_iter().filter(|id| *id != Transfer::SKIP)),
+                }
+            }
+        }
+        self.jobs.begin(
+            job.id,
+            Pending {
+                kind,
+                fills: Vec::new(),
+                pinned,
+                keys: job.transfers.iter().map(|transfer| transfer.key).collect(),
+                held: Vec::new(),
+                reported: 0,
+                failed: false,
+                ranks_seen: 0,
+            },
+        );
+        self.plan.jobs.push(job);
+        asynchronous
+    }
+
+    /// Offloads what is new of a request's first `computed_tokens` tokens, whose KV is complete after this step.
+    ///
+    /// `blocks` is the request's whole block table, per group. The caller keeps [`Offloading::held`] from being reused.
+    pub fn offload(&mut self, id: &str, computed_tokens: usize, blocks: &[Vec<u32>]) -> Offloading {
+        let mut out = Offloading { next_tokens: usize::MAX, ..Offloading::default() };
+        let (Some(request), Some(directory)) = (self.requests.get_mut(id), &self.directory) else {
+            out.next_tokens = computed_tokens.saturating_add(1);
+            return out;
+        };
+        if request.options.skip_store {
+            return out;
+        }
+        let cap = request.options.max_store_tokens.min(if self.config.prompt_only {
+            request.options.prompt_tokens
+        } else {
+            usize::MAX
+        });
+        let limit = computed_tokens.min(cap);
+        let mut job = Job {
+            id: self.jobs.peek_id(self.epoch),
+            kind: JobKind::Offload,
+            request: id.to_owned(),
+            transfers: Vec::new(),
+            lost_blocks: Vec::new(),
+        };
+        for (group, table) in blocks.iter().enumerate().take(self.config.groups.len()) {
+            let slot_blocks = self.config.slot_blocks;
+            let slot_tokens = self.config.groups[group].block_tokens * slot_blocks;
+            let keys = &request.keys[group];
+            let full = (limit / slot_tokens).min(keys.len());
+            let mut from = request.offloaded[group].min(full);
+            // What has slid out of a window can no longer be copied: skip to the first slot whose blocks all exist.
+            let is_whole = |slot: usize| {
+                table.get(slot * slot_blocks..(slot + 1) * slot_blocks).is_some_and(|ids| !ids.contains(&self.config.null_block))
+            };
+            let gate = self.config.store_on_sight;
+            let sight = &mut self.sight;
+            let mut wanted = |slot: usize| is_whole(slot) && (gate <= 1 || sight.passes(&keys[slot], gate));
+            while from < full && !wanted(from) {
+                from += 1;
+            }
+            let mut until = full.min(from + 1);
+            while until < full && wanted(until) {
+                until += 1;
+            }
+            let reservation = directory.begin_offload(&keys[..until], from);
+            self.counters.already_stored += reservation.present as u64;
+            for (slot, _) in &reservation.evicted {
+                if let Some(hash) = self.hashes.get_mut(slot.index())
+                    && !hash.as_bytes().is_empty()
+                {
+                    self.removed.push(std::mem::take(hash));
+                }
+            }
+            for reserved in &reservation.reserved {
+                let ids = table[reserved.index * slot_blocks..(reserved.index + 1) * slot_blocks].to_vec();
+                out.held.extend_from_slice(&ids);
+                out.slots.push((group as u16, reserved.index));
+                let engine_hash = request.engine_hash(group, reserved.index);
+                if let Some(kept) = self.hashes.get_mut(reserved.slot.index()) {
+                    *kept = engine_hash;
+                }
+                job.transfers.push(Transfer {
+                    slot: reserved.slot,
+                    fill: reserved.fill,
+                    group: group as u16,
+                    key: keys[reserved.index],
+                    parent: reserved.index.checked_sub(1).map_or(BlockKey::default(), |parent| keys[parent]),
+                    engine_hash,
+                    blocks: ids,
+                });
+            }
+            // A refused block is tried again once the request has grown by another slot.
+            request.offloaded[group] = reservation.refused_from.unwrap_or(until);
+            out.next_tokens = out.next_tokens.min((full + 1) * slot_tokens);
+        }
+        if out.next_tokens > cap {
+            out.next_tokens = usize::MAX;
+        }
+        if !job.transfers.is_empty() {
+            job.id = self.jobs.next_id(self.epoch);
+            out.job = Some(job.id);
+            self.jobs.begin(
+                job.id,
+                Pending {
+                    kind: JobKind::Offload,
+                    fills: job.transfers.iter().map(|transfer| (transfer.slot, transfer.fill)).collect(),
+                    pinned: Vec::new(),
+                    keys: Vec::new(),
+                    held: out.held.clone(),
+                    reported: 0,
+                    failed: false,
+                    ranks_seen: 0,
+                },
+            );
+            self.plan.jobs.push(job);
+        }
+        out
+    }
+
+    /// The request will not be asked about again. Its jobs go on until every rank has acknowledged them.
+    pub fn finish(&mut self, id: &str) {
+        self.requests.remove(id);
+    }
+
+    /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
+    pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
+        self.cost.observe_step(scheduled_tokens, now);
+        self.plan.epoch = self.slot_epoch;
+        if self.plan.is_empty() { None } else { Some(std::mem::take(&mut self.plan)) }
+    }
+
+    /// Takes in one rank's report. Returns the jobs that have now been reported by every rank.
+    pub fn absorb(&mut self, report: &Report) -> Vec<Ended> {
+        if self.startup.absorb(report) {
+            self.start();
+        }
+        if let Some(directory) = &self.directory {
+            directory.limit_usable(self.startup.usable_slots());
+        }
+        self.cost.observe_load(report.loaded_bytes, Duration::from_nanos(report.load_ns));
+        let mut ended = Vec::new();
+        for end in &report.ended {
+            if let Some(pending) = self.jobs.report(end.id, report.rank, end.ok, self.config.ranks) {
+                ended.push(self.end(end.id, pending));
+            }
+        }
+        ended
+    }
+
+    fn end(&mut self, id: JobId, pending: Pending) -> Ended {
+        let mut stored = Vec::new();
+        if let Some(directory) = &self.directory {
+            directory.end_load(&pending.pinned);
+            let ready = directory.complete_fills(&pending.fills, !pending.failed);
+            if pending.kind == JobKind::Offload {
+                let mut ready = ready.iter().peekable();
+                for (position, (slot, _)) in pending.fills.iter().enumerate() {
+                    if ready.next_if_eq(&slot).is_some() {
+                        stored.push(position);
+                    } else if let Some(hash) = self.hashes.get_mut(slot.index()) {
+                        *hash = EngineHash::default();
+                    }
+                }
+                self.counters.stored_blocks += stored.len() as u64;
+                self.counters.failed_stores += (pending.fills.len() - stored.len()) as u64;
+            } else if pending.failed {
+                // What could not be loaded once is not offered again.
+                self.counters.failed_loads += 1;
+                for (slot, _) in directory.delete(&pending.keys) {
+                    self.plan.forgotten.push(slot);
+                }
+            }
+        }
+        Ended { id, released: pending.held, stored }
+    }
+
+    fn start(&mut self) {
+        let slot_count = self.startup.slot_count();
+        let directory = Directory::new(slot_count, (self.policy)(slot_count));
+        directory.limit_usable(self.startup.usable_slots());
+        self.slot_epoch = self.slot_epoch.max(self.startup.epoch());
+        if self.config.keep_hashes {
+            self.hashes = vec![EngineHash::default(); slot_count as usize];
+        }
+        self.sight = request::SightGate::new(slot_count as usize);
+        let (agreed, doubtful) = self.startup.agree();
+        let adopted: Vec<SlotId> = directory.adopt(&agreed).iter().map(|block| block.slot).collect();
+        self.counters.adopted_blocks = adopted.len() as u64;
+        self.plan.forgotten.extend(doubtful);
+        self.plan.forgotten.extend(agreed.iter().map(|block| block.slot).filter(|slot| !adopted.contains(slot)));
+        self.directory = Some(directory);
+    }
+
+    /// Forgets every block, here and for restarts: what was computed before is not served after. Work under way ends in
+    /// peace and is dropped. Returns the new epoch for slot records.
+    pub fn reset(&mut self) -> u64 {
+        self.epoch += 1;
+        self.slot_epoch += 1;
+        if let Some(directory) = &self.directory {
+            directory.clear();
+        }
+        for hash in &mut self.hashes {
+            if !hash.as_bytes().is_empty() {
+                self.removed.push(std::mem::take(hash));
+            }
+        }
+        for request in self.requests.values_mut() {
+            request.offloaded.fill(0);
+        }
+        self.slot_epoch
+    }
+
+    /// Whether the engine has to keep stepping for jobs to end.
+    pub fn has_pending_work(&self) -> bool {
+        !self.jobs.is_empty() || !self.plan.is_empty()
+    }
+
+    /// Jobs that are not acknowledged by every rank.
+    pub fn jobs_in_flight(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Engine hashes of blocks that left since the last call, if hashes are kept.
+    pub fn take_removed(&mut self) -> Vec<EngineHash> {
+        std::mem::take(&mut self.removed)
+    }
+
+    /// The directory, once every rank has reported.
+    pub fn directory(&self) -> Option<&Directory> {
+        self.directory.as_ref()
+    }
+
+    /// Everything counted so far.
+    pub fn stats(&self) -> PlannerStats {
+        self.counters.snapshot(self.directory.as_ref().map(Directory::stats), self.jobs.len(), self.requests.len())
+    }
+}
+
+/// The boundaries of a request's resident prefix.
+fn prefix_match(
+    directory: &Directory,
+    config: &PlannerConfig,
+    request: &Request,
+    limit: usize,
+    scratch: &mut [Vec<Residency>],
+) -> GroupMatch {
+    if let ([group], [keys]) = (&config.groups[..], &request.keys[..])
+        && group.kind == GroupKind::Full
+    {
+        let slot_tokens = group.block_tokens * config.slot_blocks;
+        let found = directory.match_prefix(&keys[..keys.len().min(limit / slot_tokens)]);
+        return GroupMatch {
+            ready_tokens: found.ready * slot_tokens,
+            pending_tokens: (found.ready + found.pending) * slot_tokens,
+        };
+    }
+    for (keys, residency) in request.keys.iter().zip(scratch.iter_mut()) {
+        directory.residency(keys, residency);
+    }
+    let groups: Vec<GroupPrefix<'_>> = config
+        .groups
+        .iter()
+        .zip(scratch.iter())
+        .map(|(group, residency)| GroupPrefix {
+            kind: group.kind,
+            slot_tokens: group.block_tokens * config.slot_blocks,
+            residency,
+        })
+        .collect();
+    match_groups(&groups, limit)
+}

@@ -1,0 +1,436 @@
+//! The worker side: executes plans on one rank's slab and engine tensors, and reports what ended.
+//!
+//! The Store decides nothing. It is driven by the engine's step:
+//!
+//! ```text
+//! begin_step(plan) → start_loads → [wait_layer(i) → attention i → store_layer(i)] for each layer → end_step → report
+//! ```
+//!
+//! Loads run ahead of the layers that need them, bounded in flight; offloads of layer `i` run while layer `i+1`
+//! computes. Where layer hooks do not fire, [`Store::end_step`] catches up. Copies of a job may outlive the step: they
+//! are reported when they have ended, and only then may the scheduler side reuse what they touch.
+
+mod layout;
+mod probe;
+mod running;
+mod slab_slots;
+mod slot_memory;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
+pub use slab_slots::SlabSlots;
+pub use slot_memory::{SlotLabel, SlotMemory};
+
+use crate::copy_engine::CopyEngine;
+use crate::plan::{Job, JobKind, StepPlan};
+use crate::report::{Hello, JobEnd, Report};
+use running::Running;
+
+/// Bounds of a [`Store`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct StoreConfig {
+    /// This rank in the engine's world.
+    pub rank: u32,
+    /// Threads that copy beside the caller.
+    pub copy_threads: u32,
+    /// Layers that a layer-wise load may run ahead.
+    pub layers_ahead: usize,
+    /// The longest a copy may take before its job counts as failed.
+    pub patience: Duration,
+    /// Copies done on the engine's thread at the end of a step take at most this share of the step's time...
+    pub help_share: f32,
+    /// ...or this long, whichever is more.
+    pub help_least: Duration,
+    /// Drill: report success of loads without copying anything. A negative control for end-to-end tests.
+    pub skip_copies: bool,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            copy_threads: 0,
+            layers_ahead: 8,
+            patience: Duration::from_secs(30),
+            help_share: 0.1,
+            help_least: Duration::from_millis(2),
+            skip_copies: false,
+        }
+    }
+}
+
+/// What a rank has done, for metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StoreStats {
+    /// Bytes loaded into the engine.
+    pub loaded_bytes: u64,
+    /// Time from the submission of loads to their end, summed.
+    pub load_ns: u64,
+    /// Bytes offloaded from the engine.
+    pub offloaded_bytes: u64,
+    /// Time from the submission of offloads to their end, summed.
+    pub offload_ns: u64,
+    /// Load jobs that ended, well or not.
+    pub loads: u64,
+    /// Load jobs that failed.
+    pub failed_loads: u64,
+    /// Offload jobs that ended, well or not.
+    pub offloads: u64,
+    /// Offload jobs that failed.
+    pub failed_offloads: u64,
+    /// Time that the engine's thread spent waiting for layers.
+    pub wait_ns: u64,
+    /// Jobs running now.
+    pub jobs_in_flight: u64,
+}
+
+/// The worker side of the cache. See the [module documentation](self).
+pub struct Store {
+    config: StoreConfig,
+    layout: EngineLayout,
+    memory: Arc<dyn SlotMemory>,
+    copies: Arc<dyn CopyEngine>,
+    /// Layer-wise loads of this step.
+    loads: Vec<Running>,
+    async_loads: Vec<Running>,
+    /// Offloads of this step, whose layers are submitted as they are computed.
+    fresh_offloads: Vec<Running>,
+    offloads: Vec<Running>,
+    step_began: Instant,
+    said_hello: bool,
+    reported_usable: u32,
+    ended: Vec<JobEnd>,
+    unreported_load: (u64, u64),
+    load_errors: BTreeSet<u32>,
+    received: Vec<String>,
+    failed_received: Vec<String>,
+    stats: StoreStats,
+}
+
+impl Store {
+    /// A store over `memory`, whose slots must be at least [`EngineLayout::slot_bytes`] long.
+    ///
+    /// # Panics
+    /// If the slots are shorter than the layout needs: an error of the caller, not of input.
+    pub fn new(
+        config: StoreConfig,
+        layout: EngineLayout,
+        memory: Arc<dyn SlotMemory>,
+        copies: Arc<dyn CopyEngine>,
+    ) -> Self {
+        assert!(memory.slot_bytes() >= layout.slot_bytes(), "slots are shorter than the engine's blocks");
+        Self {
+            config,
+            layout,
+            memory,
+            copies,
+            loads: Vec::new(),
+            async_loads: Vec::new(),
+            fresh_offloads: Vec::new(),
+            offloads: Vec::new(),
+            step_began: Instant::now(),
+            said_hello: false,
+            reported_usable: 0,
+            ended: Vec::new(),
+            unreported_load: (0, 0),
+            load_errors: BTreeSet::new(),
+            received: Vec::new(),
+            failed_received: Vec::new(),
+            stats: StoreStats::default(),
+        }
+    }
+
+    /// The engine's layout.
+    pub fn layout(&self) -> &EngineLayout {
+        &self.layout
+    }
+
+    /// A step begins with `plan`. Labels what will be overwritten, starts nothing that must come before the forward.
+    pub fn begin_step(&mut self, plan: StepPlan) {
+        self.step_began = Instant::now();
+        if plan.epoch > self.memory.epoch() {
+            self.memory.advance_epoch(plan.epoch);
+        }
+        for slot in &plan.forgotten {
+            self.memory.forget(*slot);
+        }
+        for job in plan.jobs {
+            let epoch = plan.epoch;
+            let blocks = self.layout.slot_blocks();
+            let running = match job.kind {
+                // Both sides derive the slot's size from the engine's configuration; if they disagree, nothing is copied.
+                _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => Running::dead(job),
+                JobKind::Offload => self.prepare_offload(job, epoch),
+                JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
+            };
+            match running.job.kind {
+                JobKind::Offload => self.fresh_offloads.push(running),
+                JobKind::LoadLayerwise => self.loads.push(running),
+                JobKind::LoadAsync => self.async_loads.push(running),
+            }
+        }
+    }
+
+    fn prepare_offload(&self, job: Job, epoch: u64) -> Running {
+        let addresses: Option<Vec<usize>> =
+            job.transfers.iter().map(|transfer| self.memory.slot_address(transfer.slot)).collect();
+        let Some(addresses) = addresses else { return Running::dead(job) };
+        for transfer in &job.transfers {
+            self.memory.begin_fill(
+                transfer.slot,
+                &SlotLabel {
+                    key: transfer.key,
+                    parent: transfer.parent,
+                    engine_hash: transfer.engine_hash,
+                    fill: transfer.fill,
+                    epoch,
+                },
+            );
+        }
+        Running::new(job, addresses)
+    }
+
+    fn prepare_load(&self, job: Job) -> Running {
+        // A slot that does not hold what the Directory believes is never copied: better a miss than other bytes.
+        let addresses: Option<Vec<usize>> = job
+            .transfers
+            .iter()
+            .map(|transfer| {
+                let holds = self.memory.holds(transfer.slot, &transfer.key);
+                self.memory.slot_address(transfer.slot).filter(|_| holds)
+            })
+            .collect();
+        match addresses {
+            Some(addresses) if job.lost_blocks.is_empty() => Running::new(job, addresses),
+            _ => Running::dead(job),
+        }
+    }
+
+    /// Starts this step's loads: the first layers of layer-wise ones, and asynchronous ones. `stream` is the engine's
+    /// stream, for device engines.
+    pub fn start_loads(&mut self, stream: Option<u64>) {
+        if self.config.skip_copies {
+            return;
+        }
+        for load in &mut self.loads {
+            load.submit_through(self.config.layers_ahead, &self.layout, &*self.copies, stream);
+        }
+        self.advance_async(stream);
+    }
+
+    fn advance_async(&mut self, stream: Option<u64>) {
+        if self.config.skip_copies {
+            return;
+        }
+        let last = self.layout.last_layer();
+        for load in &mut self.async_loads {
+            load.submit_through(last, &self.layout, &*self.copies, stream);
+        }
+    }
+
+    /// Whether this step loads anything layer by layer: otherwise `wait_layer` needs no calls.
+    pub fn has_layerwise_loads(&self) -> bool {
+        !self.loads.is_empty()
+    }
+
+    /// Whether this step offloads anything: otherwise `store_layer` needs no calls.
+    pub fn has_fresh_offloads(&self) -> bool {
+        !self.fresh_offloads.is_empty()
+    }
+
+    /// Returns when `layer` of every layer-wise load is in the engine's memory, having started a later one. The caller
+    /// copies with the pool: nothing sleeps while bytes are left to move.
+    pub fn wait_layer(&mut self, layer: usize) {
+        if self.loads.is_empty() || self.config.skip_copies {
+            return;
+        }
+        let began = Instant::now();
+        for load in &mut self.loads {
+            while !load.failed && !load.has_submitted(layer) {
+                load.submit_through(layer, &self.layout, &*self.copies, None);
+                if !load.has_submitted(layer) && !load.failed {
+                    // The copy engine is full: its oldest work has to end first.
+                    self.copies.help(usize::MAX);
+                    std::thread::yield_now();
+                    load.failed |= began.elapsed() > self.config.patience;
+                }
+            }
+            load.wait_through(layer, &*self.copies, self.config.patience);
+            load.submit_through(layer + self.config.layers_ahead, &self.layout, &*self.copies, None);
+        }
+        self.stats.wait_ns += began.elapsed().as_nanos() as u64;
+    }
+
+    /// `layer` has been computed: its part of this step's offloads can be copied.
+    pub fn store_layer(&mut self, layer: usize, stream: Option<u64>) {
+        for offload in &mut self.fresh_offloads {
+            offload.submit_through(layer, &self.layout, &*self.copies, stream);
+        }
+    }
+
+    /// The forward pass is over: completes layer-wise loads, submits what no hook has, helps the copy engine within the
+    /// configured share of the step, and collects what ended.
+    pub fn end_step(&mut self, stream: Option<u64>) {
+        let last = self.layout.last_layer();
+        if !self.loads.is_empty() {
+            self.wait_layer(last);
+        }
+        let mut poisoned = false;
+        for load in std::mem::take(&mut self.loads) {
+            poisoned |= load.failed;
+            if load.failed {
+                self.load_errors.extend(load.engine_blocks());
+            }
+            self.end(load);
+        }
+        self.advance_async(stream);
+        for mut offload in std::mem::take(&mut self.fresh_offloads) {
+            if poisoned {
+                // What this step computed may stand on blocks that were not loaded.
+                offload.failed = true;
+            }
+            offload.submit_through(last, &self.layout, &*self.copies, stream);
+            self.offloads.push(offload);
+        }
+        self.help();
+        self.collect();
+    }
+
+    /// Copies on this thread, so that a step's offloads mostly end with it.
+    fn help(&mut self) {
+        if self.offloads.is_empty() && self.async_loads.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let budget =
+            self.step_began.elapsed().mul_f32(self.config.help_share.clamp(0.0, 1.0)).max(self.config.help_least);
+        const CHUNK: usize = 256 << 10;
+        while began.elapsed() < budget && self.copies.help(CHUNK) > 0 {}
+    }
+
+    /// Collects what has ended without waiting.
+    pub fn collect(&mut self) {
+        for finished in extract_ended(&mut self.offloads, &self.layout, &*self.copies) {
+            self.end(finished);
+        }
+        self.advance_async(None);
+        let skip_copies = self.config.skip_copies;
+        let ended = if skip_copies {
+            std::mem::take(&mut self.async_loads)
+        } else {
+            extract_ended(&mut self.async_loads, &self.layout, &*self.copies)
+        };
+        for load in ended {
+            if load.failed {
+                self.failed_received.push(load.job.request.clone());
+                self.load_errors.extend(load.engine_blocks());
+            }
+            self.received.push(load.job.request.clone());
+            self.end(load);
+        }
+        let last = self.layout.last_layer();
+        for offload in &mut self.offloads {
+            offload.submit_through(last, &self.layout, &*self.copies, None);
+        }
+    }
+
+    fn end(&mut self, running: Running) {
+        let elapsed = running.elapsed().as_nanos() as u64;
+        let ok = !running.failed;
+        if running.job.kind == JobKind::Offload {
+            for transfer in &running.job.transfers {
+                if ok {
+                    self.memory.publish(transfer.slot, transfer.fill);
+                } else {
+                    self.memory.forget(transfer.slot);
+                }
+            }
+            self.stats.offloads += 1;
+            self.stats.failed_offloads += u64::from(!ok);
+            self.stats.offloaded_bytes += running.bytes;
+            self.stats.offload_ns += elapsed;
+        } else {
+            self.stats.loads += 1;
+            self.stats.failed_loads += u64::from(!ok);
+            self.stats.loaded_bytes += running.bytes;
+            self.stats.load_ns += elapsed;
+            self.unreported_load.0 += running.bytes;
+            self.unreported_load.1 += elapsed;
+        }
+        self.ended.push(JobEnd { id: running.job.id, ok });
+    }
+
+    /// Requests whose asynchronous load has ended since the last call: all of them, and those that failed.
+    pub fn take_received(&mut self) -> (Vec<String>, Vec<String>) {
+        (std::mem::take(&mut self.received), std::mem::take(&mut self.failed_received))
+    }
+
+    /// Engine blocks that were promised and not loaded, since the last call.
+    pub fn take_load_errors(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.load_errors).into_iter().collect()
+    }
+
+    /// This rank's report, if there is anything to say.
+    pub fn take_report(&mut self) -> Option<Report> {
+        let usable = self.memory.usable_slots();
+        let hello = (!self.said_hello).then(|| Hello {
+            slot_count: self.memory.slot_count(),
+            slot_bytes: self.memory.slot_bytes() as u64,
+            copy_threads: self.config.copy_threads,
+            warm: self.memory.warm_slots(),
+            highest_fill: self.memory.highest_fill(),
+            epoch: self.memory.epoch(),
+        });
+        if hello.is_none() && self.ended.is_empty() && usable == self.reported_usable {
+            return None;
+        }
+        self.said_hello = true;
+        self.reported_usable = usable;
+        let (loaded_bytes, load_ns) = std::mem::take(&mut self.unreported_load);
+        let ended = std::mem::take(&mut self.ended);
+        Some(Report { rank: self.config.rank, usable_slots: usable, hello, ended, loaded_bytes, load_ns })
+    }
+
+    /// Whether any job of this rank has not ended.
+    pub fn is_busy(&self) -> bool {
+        !(self.loads.is_empty()
+            && self.async_loads.is_empty()
+            && self.fresh_offloads.is_empty()
+            && self.offloads.is_empty())
+    }
+
+    /// What this rank has done so far.
+    pub fn stats(&self) -> StoreStats {
+        let jobs = self.loads.len() + self.async_loads.len() + self.fresh_offloads.len() + self.offloads.len();
+        StoreStats { jobs_in_flight: jobs as u64, ..self.stats }
+    }
+
+    /// Ends everything in flight, for shutdown: returns when no copy touches the engine's memory any more.
+    pub fn drain(&mut self) {
+        self.end_step(None);
+        let last = self.layout.last_layer();
+        while !(self.offloads.is_empty() && self.async_loads.is_empty()) {
+            for running in self.offloads.iter_mut().chain(&mut self.async_loads) {
+                running.submit_through(last, &self.layout, &*self.copies, None);
+                running.wait_through(last, &*self.copies, self.config.patience);
+            }
+            self.collect();
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+fn extract_ended(list: &mut Vec<Running>, layout: &EngineLayout, copies: &dyn CopyEngine) -> Vec<Running> {
+    list.extract_if(.., |running| running.poll(layout, copies)).collect()
+}

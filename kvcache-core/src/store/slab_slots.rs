@@ -1,0 +1,110 @@
+//! A [`Slab`] as the Store sees it: labels are its slot table, and what a restart left is verified where it can be.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{SlotLabel, SlotMemory};
+use crate::BlockKey;
+use crate::directory::{FillId, Resident};
+use crate::eviction::SlotId;
+use crate::slab::{Slab, SlotRecord, Verification};
+
+/// The slots of a slab.
+pub struct SlabSlots {
+    slab: Slab,
+    checksums: bool,
+    /// Slots that were found at the start and have not been used since: a checksum, if there is one, is due.
+    unproven: Vec<AtomicBool>,
+}
+
+impl SlabSlots {
+    /// Wraps a slab. With `checksums`, every stored slot gets one and every load verifies it: about 50 µs a MiB each.
+    pub fn new(slab: Slab, checksums: bool) -> Self {
+        let unproven: Vec<AtomicBool> = (0..slab.slot_count()).map(|_| AtomicBool::new(false)).collect();
+        for warm in slab.warm_slots() {
+            unproven[warm.slot.index()].store(true, Ordering::Relaxed);
+        }
+        Self { slab, checksums, unproven }
+    }
+
+    /// The slab.
+    pub fn slab(&self) -> &Slab {
+        &self.slab
+    }
+}
+
+impl SlotMemory for SlabSlots {
+    fn slot_count(&self) -> u32 {
+        self.slab.slot_count() as u32
+    }
+
+    fn usable_slots(&self) -> u32 {
+        self.slab.usable_slots() as u32
+    }
+
+    fn slot_bytes(&self) -> usize {
+        self.slab.slot_bytes()
+    }
+
+    fn slot_address(&self, slot: SlotId) -> Option<usize> {
+        self.slab.slot_ptr(slot).map(|start| start.as_ptr() as usize)
+    }
+
+    fn begin_fill(&self, slot: SlotId, label: &SlotLabel) {
+        let mut engine_hash = [0; 32];
+        let hash = label.engine_hash.as_bytes();
+        engine_hash[..hash.len()].copy_from_slice(hash);
+        let record = SlotRecord { key: label.key, parent: label.parent, engine_hash, fill_id: label.fill.0, info: 0 };
+        self.unproven[slot.index()].store(false, Ordering::Relaxed);
+        self.slab.table().begin_fill(slot, &record);
+    }
+
+    fn publish(&self, slot: SlotId, fill: FillId) {
+        if self.slab.table().publish(slot, fill.0) && self.checksums {
+            // SAFETY: the fill's end has not been reported yet, so the slot is still its own and nobody writes it.
+            if let Some(checksum) = unsafe { self.slab.checksum_of(slot) } {
+                self.slab.table().set_checksum(slot, fill.0, checksum);
+            }
+        }
+    }
+
+    fn forget(&self, slot: SlotId) {
+        if slot.index() < self.unproven.len() {
+            self.slab.table().clear(slot);
+        }
+    }
+
+    fn holds(&self, slot: SlotId, key: &BlockKey) -> bool {
+        let known = slot.index() < self.unproven.len() && self.slab.slot_ptr(slot).is_some();
+        if !known || self.slab.table().ready(slot).is_none_or(|record| record.key != *key) {
+            return false;
+        }
+        let due = self.unproven[slot.index()].swap(false, Ordering::Relaxed);
+        // SAFETY: the caller has pinned the slot for a load, so that nobody fills it.
+        !(due || self.checksums) || unsafe { self.slab.verify(slot) } != Verification::Mismatch
+    }
+
+    fn warm_slots(&self) -> Vec<Resident> {
+        let warm = self.slab.warm_slots().into_iter();
+        // Without a checksum, bytes from before a reboot cannot be proven: such slots are not in use and not served.
+        warm.filter(|warm| !warm.needs_verify || self.slab.table().checksum(warm.slot).is_some())
+            .map(|warm| Resident {
+                slot: warm.slot,
+                key: warm.record.key,
+                parent: warm.record.parent,
+                fill: FillId(warm.record.fill_id),
+            })
+            .collect()
+    }
+
+    fn highest_fill(&self) -> FillId {
+        FillId(self.slab.table().highest_fill_id())
+    }
+
+    fn epoch(&self) -> u64 {
+        self.slab.table().epoch()
+    }
+
+    fn advance_epoch(&self, epoch: u64) {
+        self.slab.table().raise_epoch(epoch);
+    }
+}

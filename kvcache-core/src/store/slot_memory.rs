@@ -1,0 +1,64 @@
+//! What the Store needs of the memory behind the slots.
+
+use crate::BlockKey;
+use crate::directory::{FillId, Resident};
+use crate::eviction::SlotId;
+use crate::plan::EngineHash;
+
+/// What is written beside a slot before its bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlotLabel {
+    /// The key of the block.
+    pub key: BlockKey,
+    /// The key of the block before it; all zero for the first.
+    pub parent: BlockKey,
+    /// The engine's hash of its last engine block.
+    pub engine_hash: EngineHash,
+    /// The fill.
+    pub fill: FillId,
+    /// The epoch: a block of an older one is never served.
+    pub epoch: u64,
+}
+
+/// Slots of equal size at stable addresses, each with a label that says what it holds.
+///
+/// The label is what makes a restart safe: it says *filling* before the first byte is copied and *ready* after the last,
+/// so whatever kills the process, a ready label means complete bytes.
+pub trait SlotMemory: Send + Sync {
+    /// Slots in all.
+    fn slot_count(&self) -> u32;
+
+    /// Slots with memory behind them: those below this index. Grows, never shrinks.
+    fn usable_slots(&self) -> u32;
+
+    /// Bytes of a slot.
+    fn slot_bytes(&self) -> usize;
+
+    /// Address of a usable slot.
+    fn slot_address(&self, slot: SlotId) -> Option<usize>;
+
+    /// Labels a slot as being filled. What it held is gone.
+    fn begin_fill(&self, slot: SlotId, label: &SlotLabel);
+
+    /// Labels a slot as ready, if `fill` is still its fill. Everything written to it before is visible to whoever sees
+    /// the label.
+    fn publish(&self, slot: SlotId, fill: FillId);
+
+    /// Labels a slot as empty.
+    fn forget(&self, slot: SlotId);
+
+    /// Whether the slot is ready with this key, and its bytes verified where that is due.
+    fn holds(&self, slot: SlotId, key: &BlockKey) -> bool;
+
+    /// Complete blocks of this namespace and epoch that an earlier process left.
+    fn warm_slots(&self) -> Vec<Resident>;
+
+    /// The highest fill that any slot has seen.
+    fn highest_fill(&self) -> FillId;
+
+    /// The epoch that the memory was last used in.
+    fn epoch(&self) -> u64;
+
+    /// Moves to a newer epoch: blocks of older ones are not warm any more.
+    fn advance_epoch(&self, epoch: u64);
+}

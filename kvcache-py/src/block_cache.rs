@@ -1,0 +1,214 @@
+//! `BlockCache`: the engine-agnostic cache.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvcache_core::BlockKey;
+use kvcache_core::block_cache::{BlockCache as Core, BlockCacheConfig};
+use kvcache_core::block_key::{HashAlgorithm, TokenHasher};
+use kvcache_core::fingerprint::Namespace;
+use parking_lot::RwLock;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyAny, PyBytes, PyDict};
+
+use crate::buffer::{Bytes, Keys, numbers};
+use crate::planner::value_error;
+
+/// A cache of fixed-size blocks, keyed by the tokens before them.
+#[pyclass(frozen, module = "aibrix_connector._native")]
+pub(crate) struct BlockCache {
+    core: RwLock<Option<Arc<Core>>>,
+    namespace: Namespace,
+    hash: HashAlgorithm,
+    block_bytes: usize,
+}
+
+static FROM_BUFFER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+
+#[pymethods]
+impl BlockCache {
+    #[new]
+    #[pyo3(signature = (block_bytes, capacity_bytes, *, eviction="default", namespace=None, remote=None, slab_path=None,
+                        copy_threads=None, hash=None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
+    fn new(
+        py: Python<'_>,
+        block_bytes: usize,
+        capacity_bytes: u64,
+        eviction: &str,
+        namespace: Option<String>,
+        remote: Option<String>,
+        slab_path: Option<PathBuf>,
+        copy_threads: Option<usize>,
+        hash: Option<&str>,
+    ) -> PyResult<Self> {
+        if let Some(remote) = remote {
+            return Err(PyValueError::new_err(format!(
+                "remote {remote:?} cannot be used: cache servers (L2) are not part of this version, leave it out"
+            )));
+        }
+        let hash = match hash {
+            // A cache that others may read must not be at the mercy of chosen tokens.
+            None if slab_path.is_some() => HashAlgorithm::Blake3,
+            None => HashAlgorithm::Xxh3,
+            Some(name) => name.parse().map_err(value_error)?,
+        };
+        let config = BlockCacheConfig {
+            eviction: eviction.to_owned(),
+            namespace: namespace.clone(),
+            slab_path,
+            copy_threads: copy_threads.unwrap_or(1),
+            ..BlockCacheConfig::new(block_bytes, capacity_bytes)
+        };
+        let core = py.detach(|| Core::open(&config)).map_err(value_error)?;
+        for warning in core.warnings() {
+            let category = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
+            let text = std::ffi::CString::new(warning.as_str()).unwrap_or_default();
+            PyErr::warn(py, &category, &text, 1)?;
+        }
+        let namespace = Namespace::of_text(namespace.as_deref().unwrap_or(""));
+        Ok(Self { core: RwLock::new(Some(Arc::new(core))), namespace, hash, block_bytes })
+    }
+
+    /// Keys of the whole blocks of `tokens`.
+    #[pyo3(signature = (tokens, block_tokens=16, extra=b"".to_vec()))]
+    fn hash_tokens<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: &Bound<'py, PyAny>,
+        block_tokens: usize,
+        extra: Vec<u8>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if block_tokens == 0 {
+            return Err(PyValueError::new_err("block_tokens is 0: use 1 or more"));
+        }
+        let mut hasher = TokenHasher::new(self.hash, &self.namespace, &extra, block_tokens);
+        let mut keys = Vec::new();
+        let root = hasher.root();
+        if let Ok(buffer) = PyBuffer::<i32>::get(tokens) {
+            // SAFETY: the caller's array is not changed during the call, as the documentation asks.
+            let tokens = unsafe { numbers(&buffer, "tokens") }?;
+            keys.reserve_exact(tokens.len() / block_tokens);
+            check_tokens(tokens.iter().map(|token| i64::from(*token)))?;
+            hasher.chain(root, tokens.iter().map(|token| *token as u32), &mut keys);
+        } else if let Ok(buffer) = PyBuffer::<i64>::get(tokens) {
+            // SAFETY: as above.
+            let tokens = unsafe { numbers(&buffer, "tokens") }?;
+            keys.reserve_exact(tokens.len() / block_tokens);
+            check_tokens(tokens.iter().copied())?;
+            hasher.chain(root, tokens.iter().map(|token| *token as u32), &mut keys);
+        } else {
+            let name = tokens.get_type().name()?;
+            return Err(PyTypeError::new_err(format!(
+                "tokens is a {name}, not a buffer of int32 or int64: pass numpy.asarray(tokens, dtype=numpy.int32)"
+            )));
+        }
+        key_array(py, &keys)
+    }
+
+    /// Number of leading blocks that are here.
+    #[pyo3(name = "match")]
+    fn match_prefix(&self, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let core = self.open()?;
+        let keys = Keys::of(keys)?;
+        // SAFETY: the caller's array is not changed during the call, as the documentation asks.
+        Ok(core.match_prefix(unsafe { keys.as_slice() }))
+    }
+
+    /// Stores blocks; returns how many leading ones the cache holds then.
+    fn put(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let core = self.open()?;
+        let (keys, data) = (Keys::of(keys)?, Bytes::of(data, "data")?);
+        // SAFETY: the caller's arrays are not changed during the call, as the documentation asks.
+        let (keys, data) = unsafe { (keys.as_slice(), data.as_slice()) };
+        py.detach(|| core.put(keys, data)).map_err(value_error)
+    }
+
+    /// Copies leading blocks into `out`; returns their number.
+    fn get(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let core = self.open()?;
+        let (keys, out) = (Keys::of(keys)?, Bytes::of(out, "out")?);
+        // SAFETY: the caller's arrays are not used by others during the call, as the documentation asks.
+        let (keys, out) = unsafe { (keys.as_slice(), out.as_mut_slice()?) };
+        py.detach(|| core.get(keys, out)).map_err(value_error)
+    }
+
+    /// Removes blocks; returns how many there were.
+    fn delete(&self, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let core = self.open()?;
+        let keys = Keys::of(keys)?;
+        // SAFETY: as in `match_prefix`.
+        Ok(core.delete(unsafe { keys.as_slice() }))
+    }
+
+    /// Removes everything.
+    fn clear(&self) -> PyResult<()> {
+        self.open()?.clear();
+        Ok(())
+    }
+
+    /// Every count, by name.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.open()?.stats();
+        let out = PyDict::new(py);
+        crate::stats::add_directory(&out, &stats.directory)?;
+        out.set_item("block_bytes", stats.block_bytes)?;
+        out.set_item("slab_bytes", stats.slab_bytes)?;
+        Ok(out)
+    }
+
+    /// Bytes of a block.
+    #[getter]
+    fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    /// Gives the memory back once calls under way have returned. Closing twice is fine.
+    fn close(&self, py: Python<'_>) {
+        let core = self.core.write().take();
+        py.detach(|| drop(core));
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) {
+        self.close(py);
+    }
+}
+
+impl BlockCache {
+    fn open(&self) -> PyResult<Arc<Core>> {
+        self.core
+            .read()
+            .clone()
+            .ok_or_else(|| PyValueError::new_err("the cache is closed: open a new BlockCache"))
+    }
+}
+
+fn check_tokens(mut tokens: impl Iterator<Item = i64>) -> PyResult<()> {
+    match tokens.find(|token| !(0..=i64::from(u32::MAX)).contains(token)) {
+        None => Ok(()),
+        Some(token) => Err(PyValueError::new_err(format!("token {token} is not a token id: ids are 0 to 4294967295"))),
+    }
+}
+
+/// The keys as a NumPy array `uint8[n, 16]`.
+fn key_array<'py>(py: Python<'py>, keys: &[BlockKey]) -> PyResult<Bound<'py, PyAny>> {
+    let (from_buffer, uint8) = FROM_BUFFER.get_or_try_init(py, || {
+        let numpy = py.import("numpy")?;
+        PyResult::Ok((numpy.getattr("frombuffer")?.unbind(), numpy.getattr("uint8")?.unbind()))
+    })?;
+    let bytes = PyBytes::new_with(py, keys.len() * BlockKey::BYTES, |out| {
+        for (place, key) in out.chunks_exact_mut(BlockKey::BYTES).zip(keys) {
+            place.copy_from_slice(&key.0);
+        }
+        Ok(())
+    })?;
+    from_buffer.bind(py).call1((bytes, uint8.bind(py)))?.call_method1("reshape", (keys.len(), BlockKey::BYTES))
+}

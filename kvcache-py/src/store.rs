@@ -1,0 +1,238 @@
+//! The worker half of the vLLM connector.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvcache_core::copy_engine::{HostCopyConfig, HostCopyEngine};
+use kvcache_core::plan::StepPlan;
+use kvcache_core::slab::{SharedBacking, Slab, SlabConfig};
+use kvcache_core::store::{EngineLayout, LayerBinding, PageLayout, SlabSlots, Store as Core, StoreConfig};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::planner::value_error;
+
+/// `(name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes)`.
+type Layer = (String, u16, usize, usize, usize, usize, usize, usize);
+
+/// Executes plans on one rank's slab and engine tensors.
+#[pyclass(frozen, module = "aibrix_connector._native")]
+pub(crate) struct Store {
+    core: Mutex<Option<Core>>,
+    slots: Arc<SlabSlots>,
+    copy_threads: usize,
+}
+
+#[pymethods]
+impl Store {
+    #[new]
+    #[pyo3(signature = (*, rank, ranks, layers, slot_blocks, capacity_bytes, namespace, shard, slab_dir, engine_id, owner_pid,
+                        copy_threads, copy_cpus, layers_ahead, verify_l1, drill))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
+    fn new(
+        py: Python<'_>,
+        rank: u32,
+        ranks: u32,
+        layers: Vec<Layer>,
+        slot_blocks: usize,
+        capacity_bytes: u64,
+        namespace: [u8; 16],
+        shard: [u8; 16],
+        slab_dir: Option<PathBuf>,
+        engine_id: String,
+        owner_pid: u32,
+        copy_threads: usize,
+        copy_cpus: Vec<usize>,
+        layers_ahead: usize,
+        verify_l1: bool,
+        drill: Option<&str>,
+    ) -> PyResult<Self> {
+        let skip_copies = match drill {
+            None => false,
+            Some("claim_hits_load_nothing") => true,
+            Some(other) => {
+                return Err(PyValueError::new_err(format!(
+                    "unknown drill {other:?}: use \"claim_hits_load_nothing\", or leave it out"
+                )));
+            }
+        };
+        let layers = layers.into_iter().map(|(name, group, base, block_stride, block_count, segments, stride, bytes)| {
+            let pages = PageLayout {
+                base,
+                block_stride,
+                block_count,
+                segments,
+                segment_stride: stride,
+                segment_bytes: bytes,
+            };
+            LayerBinding { name, group, pages }
+        });
+        let layout = EngineLayout::new(layers.collect(), slot_blocks).map_err(value_error)?;
+        let slot_bytes = layout.slot_bytes();
+        let slots = capacity_bytes / u64::from(ranks.max(1)) / slot_bytes as u64;
+        if slots == 0 {
+            return Err(PyValueError::new_err(format!(
+                "capacity of {capacity_bytes} bytes is below one slot of {slot_bytes} bytes on each of {ranks} ranks: set \
+                 capacity to at least {}",
+                slot_bytes as u64 * u64::from(ranks)
+            )));
+        }
+        let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
+        let config = match slab_dir {
+            None => SlabConfig::anonymous(slot_bytes, slot_count),
+            Some(directory) => {
+                let mut backing = SharedBacking::new(directory, namespace, shard);
+                backing.rank = rank;
+                backing.engine_id = engine_id;
+                backing.owner_pid = owner_pid;
+                SlabConfig::shared(slot_bytes, slot_count, backing)
+            }
+        };
+        let slab = py.detach(|| Slab::open(&config)).map_err(value_error)?;
+        let slots = Arc::new(SlabSlots::new(slab, verify_l1));
+        let copies =
+            HostCopyEngine::new(HostCopyConfig { threads: copy_threads, cpus: copy_cpus, ..HostCopyConfig::default() })
+                .map_err(|error| PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}")))?;
+        let config = StoreConfig {
+            rank,
+            copy_threads: copy_threads as u32,
+            layers_ahead,
+            skip_copies,
+            ..StoreConfig::default()
+        };
+        let core = Core::new(config, layout, Arc::clone(&slots) as _, Arc::new(copies));
+        Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads })
+    }
+
+    /// What was opened, for the log.
+    fn describe(&self) -> String {
+        let slab = self.slots.slab();
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        let place = match slab.lane() {
+            Some(lane) => format!("shared memory, lane {lane}"),
+            None => "private memory".to_owned(),
+        };
+        let found = slab.warm_slots().len();
+        let report = slab.report();
+        format!(
+            "L1 of {} slots of {:.2} MiB, {:.2} GiB in {place}, {found} blocks found, {} idle slab files removed, {} copy threads",
+            slab.slot_count(),
+            slab.slot_bytes() as f64 / f64::from(1 << 20),
+            gib(slab.data_bytes()),
+            report.removed.files,
+            self.copy_threads,
+        )
+    }
+
+    /// What the user should know, one line each.
+    fn warnings(&self) -> Vec<String> {
+        self.slots.slab().warnings()
+    }
+
+    /// A step begins. Whether it loads layer by layer, and whether it offloads.
+    fn begin_step(&self, plan: &[u8]) -> PyResult<(bool, bool)> {
+        let plan = StepPlan::decode(plan).map_err(value_error)?;
+        self.with(|store| {
+            store.begin_step(plan);
+            (store.has_layerwise_loads(), store.has_fresh_offloads())
+        })
+    }
+
+    /// Starts this step's loads.
+    fn start_loads(&self) -> PyResult<()> {
+        self.with(|store| store.start_loads(None))
+    }
+
+    /// Returns when a layer's blocks are loaded; copies with the pool meanwhile.
+    fn wait_layer(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
+        py.detach(|| self.with(|store| store.wait_layer(layer)))
+    }
+
+    /// A layer has been computed.
+    fn store_layer(&self, layer: usize) -> PyResult<()> {
+        self.with(|store| store.store_layer(layer, None))
+    }
+
+    /// The forward pass is over; with `finish`, waits for every copy. Whether anything is left in flight.
+    fn end_step(&self, py: Python<'_>, finish: bool) -> PyResult<bool> {
+        py.detach(|| {
+            self.with(|store| {
+                if finish {
+                    store.drain();
+                } else {
+                    store.end_step(None);
+                }
+                store.is_busy()
+            })
+        })
+    }
+
+    /// Requests whose load between steps has ended, and those of them that failed.
+    fn take_received(&self) -> PyResult<(Vec<String>, Vec<String>)> {
+        self.with(Core::take_received)
+    }
+
+    /// Engine blocks that were promised and not loaded.
+    fn take_load_errors(&self) -> PyResult<Vec<u32>> {
+        self.with(Core::take_load_errors)
+    }
+
+    /// This rank's report, if there is anything to say.
+    fn take_report<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let report = self.with(Core::take_report)?;
+        Ok(report.map(|report| PyBytes::new(py, &report.encode())))
+    }
+
+    /// The bytes of one engine block of a group, as a slot would hold them.
+    fn read_block<'py>(&self, py: Python<'py>, group: u16, block: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.with(|store| store.read_block(group, block))?.map_err(value_error)?;
+        let bytes = bytes.ok_or_else(|| PyValueError::new_err("the copy engine failed"))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Writes what `read_block` returned into a block that nobody uses.
+    fn write_block(&self, group: u16, block: u32, bytes: &[u8]) -> PyResult<()> {
+        if self.with(|store| store.write_block(group, block, bytes))?.map_err(value_error)? {
+            Ok(())
+        } else {
+            Err(PyValueError::new_err("the copy engine failed, or the bytes are not those of one slot"))
+        }
+    }
+
+    /// Every count, by name.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(|store| store.stats())?;
+        let out = PyDict::new(py);
+        for (name, value) in [
+            ("loaded_bytes", stats.loaded_bytes),
+            ("load_ns", stats.load_ns),
+            ("offloaded_bytes", stats.offloaded_bytes),
+            ("offload_ns", stats.offload_ns),
+            ("loads", stats.loads),
+            ("failed_load_jobs", stats.failed_loads),
+            ("offloads", stats.offloads),
+            ("failed_offloads", stats.failed_offloads),
+            ("wait_ns", stats.wait_ns),
+        ] {
+            out.set_item(name, value)?;
+        }
+        Ok(out)
+    }
+
+    /// Ends what is in flight and gives the memory back. Closing twice is fine.
+    fn close(&self, py: Python<'_>) {
+        let core = self.core.lock().take();
+        py.detach(|| drop(core));
+    }
+}
+
+impl Store {
+    fn with<T>(&self, act: impl FnOnce(&mut Core) -> T) -> PyResult<T> {
+        match self.core.lock().as_mut() {
+            Some(core) => Ok(act(core)),
+            None => Err(PyValueError::new_err("the store is closed: the engine is shutting down")),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+"""AIBrix's environment names: each is mapped to a setting, has no effect here, or is refused with a reason."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "AIBRIX_KV_CACHE_OL_"
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Sets a setting of ours."""
+
+    setting: str
+    convert: Callable[[str], Any]
+    note: str
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Has nothing to act on here: kept, with a remark."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Asks for something that would silently not happen: an error, unless the value says "off"."""
+
+    reason: str
+    off_values: tuple[str, ...] = ("", "0")
+
+
+class AibrixVariableError(ValueError):
+    """An ``AIBRIX_KV_CACHE_OL_*`` variable that cannot be honoured; the message names it and the remedy."""
+
+
+def _gigabytes(value: str) -> int:
+    return int(float(value) * (1 << 30))
+
+
+def _policy(value: str) -> str:
+    names = {"S3FIFO": "default", "LRU": "lru"}
+    if value.upper() not in names:
+        raise ValueError("use S3FIFO or LRU")
+    return names[value.upper()]
+
+
+def _must_be_on(value: str) -> None:
+    if value.strip().lower() not in ("1", "true"):
+        raise ValueError("L1 is what this connector is: remove the connector to switch it off")
+
+
+_L2 = Refused("the cache server ring (L2) is not part of this version: unset it to run with L1 alone")
+_L2_DETAIL = NoEffect("configures L2, which is not part of this version")
+_BACKEND = NoEffect("configures an L2 backend, which is not part of this version")
+
+TABLE: dict[str, Mapped | NoEffect | Refused] = {
+    "BLOCK_SIZE": NoEffect("slots are sized in engine blocks: see the setting slot_blocks"),
+    "CHUNK_SIZE": NoEffect("prompts are not cut into chunks"),
+    "MAX_SEQ_LEN": NoEffect("prompts of any length are handled; cap a request with kv_transfer_params"),
+    "DOUBLE_GET_THRESHOLD": _L2_DETAIL,
+    "TIME_MEASUREMENT_ENABLED": NoEffect("times are always measured; it costs nothing measurable"),
+    "BREAKDOWN_MEASUREMENT_ENABLED": NoEffect("times are always measured; it costs nothing measurable"),
+    "TOKEN_VALIDATION_ENABLED": NoEffect("keys are collision-resistant hashes of all tokens, so tokens are not stored"),
+    "L1_CACHE_ENABLED": Mapped("", _must_be_on, "must be on: L1 is what the connector is"),
+    "L1_CACHE_EVICTION_POLICY": Mapped("eviction", _policy, "`S3FIFO` becomes `default`, `LRU` becomes `lru`"),
+    "L1_CACHE_CAPACITY_GB": Mapped("capacity", _gigabytes, "GiB; over all ranks of the engine, not for each"),
+    "DEVICE": Refused("L1 is in host memory: unset it or set it to cpu", ("", "cpu")),
+    "S3FIFO_SMALL_TO_MAIN_PROMO_THRESHOLD": NoEffect("the default policy adapts itself"),
+    "S3FIFO_SMALL_FIFO_CAPACITY_RATIO": NoEffect("the default policy adapts the small queue's share"),
+    "L2_CACHE_BACKEND": _L2,
+    "L2_CACHE_NAMESPACE": Mapped("salt", str, "separates caches of the same model"),
+    "L2_CACHE_COMPRESSION": Refused("stored blocks are never compressed (AIBrix ignored it): unset it", ("",)),
+    "L2_CACHE_OP_BATCH": _L2_DETAIL,
+    "L2_CACHE_PER_TOKEN_TIMEOUT_MS": _L2_DETAIL,
+    "L2_CACHE_PLACEMENT_POLICY": _L2_DETAIL,
+    "L2_CACHE_KEY_BUILDER": NoEffect("there is one key derivation, fixed in docs/format.md"),
+    "L2_CACHE_INGESTION_TYPE": _L2_DETAIL,
+    "L2_CACHE_INGESTION_MAX_INFLIGHT_TOKENS": NoEffect("offloads are always asynchronous and bounded"),
+    "L2_CACHE_NUM_ASYNC_WORKERS": _L2_DETAIL,
+    "META_SERVICE_BACKEND": _L2,
+    "META_SERVICE_REFRESH_INTERVAL_S": _L2_DETAIL,
+    "META_SERVICE_URL": _L2_DETAIL,
+    "META_SERVICE_CLUSTER_META_KEY": _L2_DETAIL,
+    "TRANSPORT_RDMA_ADDR_RANGE": _L2_DETAIL,
+    "MOCK_USE_RDMA": _BACKEND,
+    "MOCK_USE_MPUT_MGET": _BACKEND,
+    "MOCK_USE_GDR_PUT": _BACKEND,
+    "MOCK_USE_GDR_GET": _BACKEND,
+    "MOCK_USE_NOOP": _BACKEND,
+    "EIC_CONFIG_FILE": _BACKEND,
+    "ROCKSDB_ROOT": _BACKEND,
+    "ROCKSDB_TTL_S": _BACKEND,
+    "ROCKSDB_WRITE_BUFFER_SIZE": _BACKEND,
+    "ROCKSDB_TARGET_FILE_SIZE_BASE": _BACKEND,
+    "ROCKSDB_MAX_WRITE_BUFFER_NUMBER": _BACKEND,
+    "ROCKSDB_MAX_TOTAL_WAL_SIZE": _BACKEND,
+    "ROCKSDB_MAX_BACKGROUND_JOBS": _BACKEND,
+    "SHFS_ROOT": _BACKEND,
+    "INFINISTORE_HOST_ADDR": _BACKEND,
+    "INFINISTORE_SERVICE_PORT": _BACKEND,
+    "INFINISTORE_CONNECTION_TYPE": _BACKEND,
+    "INFINISTORE_IB_PORT": _BACKEND,
+    "INFINISTORE_LINK_TYPE": _BACKEND,
+    "INFINISTORE_VISIBLE_DEV_LIST": _BACKEND,
+    "INFINISTORE_USE_GDR": _BACKEND,
+    "HPKV_USE_GDR": _BACKEND,
+    "HPKV_REMOTE_ADDR": _BACKEND,
+    "HPKV_REMOTE_PORT": _BACKEND,
+    "HPKV_LOCAL_ADDR": _BACKEND,
+    "HPKV_LOCAL_PORT": _BACKEND,
+    "PRISKV_REMOTE_ADDR": _BACKEND,
+    "PRISKV_REMOTE_PORT": _BACKEND,
+    "PRISKV_PASSWORD": _BACKEND,
+    "PRISKV_USE_MPUT_MGET": _BACKEND,
+    "PRISKV_USE_ZERO_COPY": _BACKEND,
+    "PRIS_REMOTE_ADDR": _BACKEND,
+    "PRIS_REMOTE_PORT": _BACKEND,
+    "PRIS_PASSWORD": _BACKEND,
+    "PRIS_USE_MPUT_MGET": _BACKEND,
+    "PROFILING_ENABLED": Refused("there is no Pyroscope client: use perf or py-spy on the engine, and unset it"),
+    "PROFILING_SERVER_ADDRESS": NoEffect("there is no Pyroscope client"),
+}
+"""Every variable of AIBrix 0.8.0, without the prefix."""
+
+
+def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Turns AIBrix's variables into settings.
+
+    Returns:
+        Settings by name, and remarks on variables that have no effect.
+
+    Raises:
+        AibrixVariableError: A variable is unknown, malformed, or asks for what does not exist here.
+    """
+    settings: dict[str, Any] = {}
+    remarks: list[str] = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX):
+            continue
+        value = environ[name]
+        entry = TABLE.get(name.removeprefix(PREFIX))
+        if entry is None:
+            raise AibrixVariableError(
+                f"environment variable {name}={value!r} is not known: unset it, or set what you mean in "
+                "kv_connector_extra_config (see docs/settings.md)"
+            )
+        if isinstance(entry, NoEffect):
+            remarks.append(f"{name}={value} has no effect: {entry.reason}")
+        elif isinstance(entry, Refused):
+            if value.strip().lower() not in entry.off_values:
+                raise AibrixVariableError(f"environment variable {name}={value!r} is refused: {entry.reason}")
+        else:
+            try:
+                converted = entry.convert(value)
+            except ValueError as error:
+                raise AibrixVariableError(f"environment variable {name}={value!r} is refused: {error}") from None
+            if entry.setting:
+                settings[entry.setting] = converted
+    return settings, remarks
+
+
+def reference() -> str:
+    """Returns the Markdown table of all variables."""
+    lines = [f"| `{PREFIX}…` | here |", "|---|---|"]
+    for name, entry in TABLE.items():
+        if isinstance(entry, Mapped):
+            text = f"sets `{entry.setting}`: {entry.note}" if entry.setting else entry.note
+        elif isinstance(entry, Refused):
+            text = f"refused: {entry.reason}"
+        else:
+            text = f"no effect: {entry.reason}"
+        lines.append(f"| `{name}` | {text} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,40 @@
+"""What the two sides of the connector send each other: plans down, reports up. The content is Rust's."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
+
+
+@dataclass(frozen=True)
+class PromisedLoad:
+    """A load that the engine counts on, so that it can be reported as failed whatever happens to the plan."""
+
+    request_id: str
+    asynchronous: bool
+    block_ids: tuple[int, ...]
+
+
+@dataclass
+class StepMetadata(KVConnectorMetadata):
+    """One step's work."""
+
+    plan: bytes | None = None
+    promised: tuple[PromisedLoad, ...] = ()
+    finish_in_step: bool = False
+    """Nobody holds the source blocks: offloads must end before the step does."""
+
+
+EMPTY_STEP = StepMetadata()
+"""The metadata of most steps: there is nothing to do."""
+
+
+@dataclass
+class WorkerReports(KVConnectorWorkerMetadata):
+    """The ranks' reports of one step."""
+
+    reports: list[bytes] = field(default_factory=list)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerReports":
+        """Returns both ranks' reports together."""
+        assert isinstance(other, WorkerReports)
+        return WorkerReports(self.reports + other.reports)

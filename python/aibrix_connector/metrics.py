@@ -1,0 +1,188 @@
+"""Statistics: counted in Rust, sent as differences, shown in the log line and in Prometheus."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+    PromMetric,
+    PromMetricT,
+)
+
+GAUGES = {
+    "slots": "Slots of L1.",
+    "slots_ready": "Slots whose block is a hit.",
+    "slots_free": "Slots that can be filled at once.",
+    "slots_filling": "Slots being filled.",
+    "slots_draining": "Slots of cancelled work that is not acknowledged yet.",
+    "slots_pinned": "Slots that loads are using.",
+    "slots_unusable": "Slots without memory behind them yet.",
+    "metadata_bytes": "Memory of the directory and the eviction policy.",
+    "jobs_in_flight": "Jobs that are not acknowledged by every rank: the queue's depth.",
+}
+"""Values that are shown as they are. Everything else is a counter."""
+
+COUNTERS = {
+    "hits": "Requests for which blocks were loaded.",
+    "hit_tokens": "Tokens loaded instead of computed.",
+    "queried_tokens": "Tokens asked about beyond the engine's own cache.",
+    "stored_blocks": "Blocks stored by all ranks.",
+    "already_stored_blocks": "Blocks offered for storing that were there already.",
+    "evicted": "Blocks evicted for room.",
+    "refused": "Blocks dropped because everything else was in use.",
+    "failed_stores": "Blocks that some rank could not store, or that a reset overtook.",
+    "failed_loads": "Loads that failed; their tokens were computed instead.",
+    "adopted_blocks": "Blocks found in the slab after a restart.",
+    "loaded_bytes": "Bytes copied from L1 into the engine.",
+    "load_ns": "Nanoseconds from the start of loads to their end.",
+    "loads": "Load jobs that ended, per rank.",
+    "offloaded_bytes": "Bytes copied from the engine into L1.",
+    "offload_ns": "Nanoseconds from the start of offloads to their end.",
+    "offloads": "Offload jobs that ended, per rank.",
+    "failed_offloads": "Offload jobs that failed, per rank.",
+    "wait_ns": "Nanoseconds that the engine's thread waited for layers.",
+}
+"""Values that only grow."""
+
+REASONS = ("absent", "evicted", "late", "not_ready", "too_short", "break_even", "opt_out", "declined", "unknown")
+"""Why tokens were not loaded: see docs/troubleshooting.md."""
+
+PREFIX = "vllm:kvcache_"
+
+
+class CacheStats(KVConnectorStats):
+    """Differences since the last report, by name; gauges as they are."""
+
+    @dataclass
+    class Source:
+        """Something that counts, and what it said last."""
+
+        read: Callable[[], dict[str, Any]]
+        last: dict[str, Any]
+
+        def take(self) -> "CacheStats | None":
+            """Returns what has changed since the last call, or None."""
+            now = self.read()
+            if now == self.last:
+                return None
+            data = {
+                name: value if name in GAUGES else value - self.last.get(name, 0)
+                for name, value in now.items()
+                if not isinstance(value, str)
+            }
+            self.last = now
+            return CacheStats(data={name: value for name, value in data.items() if value or name in GAUGES})
+
+    @staticmethod
+    def source(side: str, read: Callable[[], dict[str, Any]]) -> "CacheStats.Source":
+        """Returns a source of differences; `side` leaves out gauges that both sides have."""
+        if side == "worker":
+            return CacheStats.Source(lambda: {k: v for k, v in read().items() if k not in GAUGES}, {})
+        return CacheStats.Source(read, {})
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.data = {}
+
+    def aggregate(self, other: KVConnectorStats) -> "CacheStats":
+        """Adds another report's counters and takes its gauges."""
+        for name, value in other.data.items():
+            self.data[name] = value if name in GAUGES else self.data.get(name, 0) + value
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """Returns the interval in a few words, for the log line."""
+        data = self.data
+        queried, hit = data.get("queried_tokens", 0), data.get("hit_tokens", 0)
+        out: dict[str, int | float] = {
+            "L1 hit tokens": hit,
+            "L1 queried tokens": queried,
+            "L1 hit ratio": round(hit / queried, 3) if queried else 0.0,
+            "stored blocks": data.get("stored_blocks", 0),
+            "dropped blocks": data.get("refused", 0),
+            "evicted blocks": data.get("evicted", 0),
+            "loaded MiB": round(data.get("loaded_bytes", 0) / (1 << 20), 1),
+            "offloaded MiB": round(data.get("offloaded_bytes", 0) / (1 << 20), 1),
+            "slots ready": data.get("slots_ready", 0),
+        }
+        for reason in REASONS:
+            if tokens := data.get(f"missed_tokens_{reason}", 0):
+                out[f"missed tokens ({reason})"] = tokens
+        return out
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to report."""
+        return not self.data
+
+
+class CachePromMetrics(KVConnectorPromMetrics):
+    """The metrics of ``/metrics``."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._metrics: dict[str, dict[int, Any]] = {}
+        counter: Any = metric_types[Counter]
+        gauge: Any = metric_types[Gauge]
+        for name, text in GAUGES.items():
+            self._add(name, gauge(name=PREFIX + name, documentation=text, labelnames=labelnames))
+        for name, text in COUNTERS.items():
+            self._add(name, counter(name=PREFIX + name, documentation=text, labelnames=labelnames))
+        text = "Tokens that were not loaded, by reason."
+        missed = counter(name=PREFIX + "missed_tokens", documentation=text, labelnames=[*labelnames, "reason"])
+        for reason in REASONS:
+            self._metrics[f"missed_tokens_{reason}"] = {
+                engine: missed.labels(*labels, reason) for engine, labels in per_engine_labelvalues.items()
+            }
+        text = "Requests for which nothing was loaded, by reason."
+        misses = counter(name=PREFIX + "misses", documentation=text, labelnames=[*labelnames, "reason"])
+        for reason in REASONS:
+            self._metrics[f"misses_{reason}"] = {
+                engine: misses.labels(*labels, reason) for engine, labels in per_engine_labelvalues.items()
+            }
+        self._ratio: dict[int, tuple[int, int]] = {}
+        text = "Share of the queried tokens that were loaded, since the start."
+        self._add("hit_ratio", gauge(name=PREFIX + "hit_ratio", documentation=text, labelnames=labelnames))
+
+    def _add(self, name: str, metric: Any) -> None:
+        self._metrics[name] = {
+            engine: metric.labels(*labels) for engine, labels in self.per_engine_labelvalues.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Records one report."""
+        for name, value in transfer_stats_data.items():
+            metric = self._metrics.get(name, {}).get(engine_idx)
+            if metric is None:
+                continue
+            if name in GAUGES:
+                metric.set(value)
+            else:
+                metric.inc(value)
+        hit, queried = self._ratio.get(engine_idx, (0, 0))
+        hit += transfer_stats_data.get("hit_tokens", 0)
+        queried += transfer_stats_data.get("queried_tokens", 0)
+        self._ratio[engine_idx] = hit, queried
+        ratio = self._metrics["hit_ratio"].get(engine_idx)
+        if queried and ratio is not None:
+            ratio.set(hit / queried)
+
+
+def reference() -> str:
+    """Returns the Markdown table of all metrics."""
+    lines = ["| metric | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{PREFIX}{name}` | gauge | {text} |" for name, text in GAUGES.items()]
+    lines += [f"| `{PREFIX}{name}_total` | counter | {text} |" for name, text in COUNTERS.items()]
+    lines.append(f"| `{PREFIX}hit_ratio` | gauge | Share of the queried tokens that were loaded, since the start. |")
+    for name, text in (("misses", "Requests for which nothing was loaded"), ("missed_tokens", "Tokens not loaded")):
+        lines.append(f"| `{PREFIX}{name}_total{{reason=…}}` | counter | {text}, by reason: {', '.join(REASONS)}. |")
+    return "\n".join(lines) + "\n"
