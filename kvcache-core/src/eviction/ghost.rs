@@ -74,6 +74,11 @@ impl Ghost {
         Some(GhostHit { origin, evictions_ago })
     }
 
+    /// Whether `fingerprint` is remembered.
+    pub(super) fn contains(&self, fingerprint: Fingerprint) -> bool {
+        self.find(fingerprint).is_ok()
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.ring.fill(HOLE);

@@ -142,6 +142,10 @@ impl EvictionPolicy for S3Fifo {
         passed_over.first().map(|slot| self.evict_slot(slot))
     }
 
+    fn remembers(&self, key: &BlockKey) -> bool {
+        self.ghost.contains(Fingerprint::of(*key))
+    }
+
     fn clear(&mut self) {
         *self = Self::new(self.last_use.len() as u32);
     }
@@ -164,3 +168,22 @@ const MAIN: usize = 1;
 /// Ghosts reach back two slot counts of evictions: on the conversation trace that is worth one point of hit ratio at
 /// small capacities against one slot count.
 const GHOSTS_PER_SLOT: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembers_what_it_evicted_until_it_comes_back() {
+        let key = BlockKey([7; 16]);
+        let mut policy = S3Fifo::new(1);
+        policy.insert(SlotId(0), key);
+        assert!(!policy.remembers(&key), "resident, never evicted");
+        policy.evict(&mut |_| Candidate::Leaf);
+        assert!(policy.remembers(&key));
+        policy.insert(SlotId(0), key);
+        assert!(!policy.remembers(&key));
+        policy.remove(SlotId(0));
+        assert!(!policy.remembers(&key), "removal leaves no ghost");
+    }
+}

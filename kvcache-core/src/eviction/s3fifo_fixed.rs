@@ -117,6 +117,10 @@ impl EvictionPolicy for S3FifoFixed {
         passed_over.first().map(|slot| self.evict_slot(slot))
     }
 
+    fn remembers(&self, key: &BlockKey) -> bool {
+        self.ghost.contains(Fingerprint::of(*key))
+    }
+
     fn clear(&mut self) {
         self.queues.clear();
         self.ghost.clear();
