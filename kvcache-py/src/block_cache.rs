@@ -194,7 +194,9 @@ impl BlockCache {
 fn check_tokens(mut tokens: impl Iterator<Item = i64>) -> PyResult<()> {
     match tokens.find(|token| !(0..=i64::from(u32::MAX)).contains(token)) {
         None => Ok(()),
-        Some(token) => Err(PyValueError::new_err(format!("token {token} is not a token id: ids are 0 to 4294967295"))),
+        Some(token) => {
+            Err(PyValueError::new_err(format!("token {token} is not a token id: ids are 0 to 4294967295")))
+        }
     }
 }
 
@@ -210,5 +212,8 @@ fn key_array<'py>(py: Python<'py>, keys: &[BlockKey]) -> PyResult<Bound<'py, PyA
         }
         Ok(())
     })?;
-    from_buffer.bind(py).call1((bytes, uint8.bind(py)))?.call_method1("reshape", (keys.len(), BlockKey::BYTES))
+    from_buffer
+        .bind(py)
+        .call1((bytes, uint8.bind(py)))?
+        .call_method1("reshape", (keys.len(), BlockKey::BYTES))
 }

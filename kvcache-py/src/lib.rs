@@ -15,12 +15,20 @@ use pyo3::types::PyBytes;
 
 /// The 16-byte fingerprint of named fields; `kind` is `namespace` or `shard`.
 #[pyfunction]
-fn fingerprint<'py>(py: Python<'py>, kind: &str, fields: Vec<(String, String)>) -> PyResult<Bound<'py, PyBytes>> {
+fn fingerprint<'py>(
+    py: Python<'py>,
+    kind: &str,
+    fields: Vec<(String, String)>,
+) -> PyResult<Bound<'py, PyBytes>> {
     let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let bytes = match kind {
         "namespace" => Namespace::of_fields(fields).0,
         "shard" => ShardFingerprint::of_fields(fields).0,
-        _ => return Err(PyValueError::new_err(format!("unknown fingerprint {kind:?}: use \"namespace\" or \"shard\""))),
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "unknown fingerprint {kind:?}: use \"namespace\" or \"shard\""
+            )));
+        }
     };
     Ok(PyBytes::new(py, &bytes))
 }

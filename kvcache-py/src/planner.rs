@@ -5,7 +5,9 @@ use std::time::Duration;
 use kvcache_core::directory::GroupKind;
 use kvcache_core::eviction::PolicyRegistry;
 use kvcache_core::fingerprint::Namespace;
-use kvcache_core::planner::{GroupConfig, KeySource, LoadMode, Lookup, MissReason, PlannerConfig, RequestOptions};
+use kvcache_core::planner::{
+    GroupConfig, KeySource, LoadMode, Lookup, MissReason, PlannerConfig, RequestOptions,
+};
 use kvcache_core::report::Report;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -60,7 +62,11 @@ impl Planner {
         let key_source = match key_source {
             "engine" => KeySource::Engine,
             "tokens" => KeySource::Tokens(hash.parse().map_err(value_error)?),
-            _ => return Err(PyValueError::new_err(format!("unknown key_source {key_source:?}: use \"engine\" or \"tokens\""))),
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "unknown key_source {key_source:?}: use \"engine\" or \"tokens\""
+                )));
+            }
         };
         let load_mode = match load_mode {
             "auto" => LoadMode::Auto,
@@ -140,7 +146,13 @@ impl Planner {
     }
 
     /// Tokens that can be loaded beyond `local_tokens` (`None`: ask again), and whether that happens between steps.
-    fn lookup(&self, request: &str, local_tokens: usize, total_tokens: usize, now: f64) -> (Option<usize>, bool) {
+    fn lookup(
+        &self,
+        request: &str,
+        local_tokens: usize,
+        total_tokens: usize,
+        now: f64,
+    ) -> (Option<usize>, bool) {
         match self.0.lock().lookup(request, local_tokens, total_tokens, time(now)) {
             Lookup::Wait => (None, false),
             Lookup::Hit { tokens, asynchronous } => (Some(tokens), asynchronous),
@@ -173,7 +185,12 @@ impl Planner {
     }
 
     /// The plan of this step for the workers, if there is any work.
-    fn take_plan<'py>(&self, py: Python<'py>, scheduled_tokens: usize, now: f64) -> Option<Bound<'py, PyBytes>> {
+    fn take_plan<'py>(
+        &self,
+        py: Python<'py>,
+        scheduled_tokens: usize,
+        now: f64,
+    ) -> Option<Bound<'py, PyBytes>> {
         let plan = self.0.lock().take_plan(scheduled_tokens, time(now))?;
         Some(PyBytes::new(py, &plan.encode()))
     }

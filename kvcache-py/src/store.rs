@@ -58,17 +58,19 @@ impl Store {
                 )));
             }
         };
-        let layers = layers.into_iter().map(|(name, group, base, block_stride, block_count, segments, stride, bytes)| {
-            let pages = PageLayout {
-                base,
-                block_stride,
-                block_count,
-                segments,
-                segment_stride: stride,
-                segment_bytes: bytes,
-            };
-            LayerBinding { name, group, pages }
-        });
+        let layers = layers.into_iter().map(
+            |(name, group, base, block_stride, block_count, segments, stride, bytes)| {
+                let pages = PageLayout {
+                    base,
+                    block_stride,
+                    block_count,
+                    segments,
+                    segment_stride: stride,
+                    segment_bytes: bytes,
+                };
+                LayerBinding { name, group, pages }
+            },
+        );
         let layout = EngineLayout::new(layers.collect(), slot_blocks).map_err(value_error)?;
         let slot_bytes = layout.slot_bytes();
         let slots = capacity_bytes / u64::from(ranks.max(1)) / slot_bytes as u64;
@@ -92,9 +94,14 @@ impl Store {
         };
         let slab = py.detach(|| Slab::open(&config)).map_err(value_error)?;
         let slots = Arc::new(SlabSlots::new(slab, verify_l1));
-        let copies =
-            HostCopyEngine::new(HostCopyConfig { threads: copy_threads, cpus: copy_cpus, ..HostCopyConfig::default() })
-                .map_err(|error| PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}")))?;
+        let copies = HostCopyEngine::new(HostCopyConfig {
+            threads: copy_threads,
+            cpus: copy_cpus,
+            ..HostCopyConfig::default()
+        })
+        .map_err(|error| {
+            PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}"))
+        })?;
         let config = StoreConfig {
             rank,
             copy_threads: copy_threads as u32,

@@ -36,7 +36,9 @@ pub enum OpenError {
     #[error("block_bytes is 0: give the bytes of one block, for all layers")]
     NoBlock,
     /// Less memory than one block.
-    #[error("capacity of {capacity_bytes} bytes is below one block of {block_bytes} bytes: raise capacity_bytes")]
+    #[error(
+        "capacity of {capacity_bytes} bytes is below one block of {block_bytes} bytes: raise capacity_bytes"
+    )]
     Capacity {
         /// The capacity asked for.
         capacity_bytes: u64,
@@ -109,7 +111,8 @@ impl BlockCache {
             None => SlabConfig::anonymous(config.block_bytes, slot_count),
             Some(path) => {
                 let name = config.namespace.as_ref().ok_or_else(|| OpenError::NoNamespace(path.clone()))?;
-                let shard = ShardFingerprint::of_fields([("block_bytes", &config.block_bytes.to_le_bytes()[..])]);
+                let shard =
+                    ShardFingerprint::of_fields([("block_bytes", &config.block_bytes.to_le_bytes()[..])]);
                 let mut backing = SharedBacking::new(path, Namespace::of_text(name).0, shard.0);
                 let opened = OPENED.fetch_add(1, Ordering::Relaxed);
                 backing.engine_id = format!("{}-{opened}", backing.engine_id);

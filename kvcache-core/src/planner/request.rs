@@ -120,7 +120,12 @@ impl Request {
             let tokens = self.units * config.hash_tokens;
             for (group, spec) in config.groups.iter().enumerate() {
                 if tokens % (spec.block_tokens * config.slot_blocks) == 0 {
-                    self.keys[group].push(BlockKey::from_engine_hash(&config.namespace, group as u16, hash, &self.options.extra));
+                    self.keys[group].push(BlockKey::from_engine_hash(
+                        &config.namespace,
+                        group as u16,
+                        hash,
+                        &self.options.extra,
+                    ));
                     self.hashes[group].push(EngineHash::new(hash));
                 }
             }

@@ -174,7 +174,9 @@ impl Store {
             let blocks = self.layout.slot_blocks();
             let running = match job.kind {
                 // Both sides derive the slot's size from the engine's configuration; if they disagree, nothing is copied.
-                _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => Running::dead(job),
+                _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => {
+                    Running::dead(job)
+                }
                 JobKind::Offload => self.prepare_offload(job, epoch),
                 JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
             };

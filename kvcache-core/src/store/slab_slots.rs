@@ -53,7 +53,8 @@ impl SlotMemory for SlabSlots {
         let mut engine_hash = [0; 32];
         let hash = label.engine_hash.as_bytes();
         engine_hash[..hash.len()].copy_from_slice(hash);
-        let record = SlotRecord { key: label.key, parent: label.parent, engine_hash, fill_id: label.fill.0, info: 0 };
+        let record =
+            SlotRecord { key: label.key, parent: label.parent, engine_hash, fill_id: label.fill.0, info: 0 };
         self.unproven[slot.index()].store(false, Ordering::Relaxed);
         self.slab.table().begin_fill(slot, &record);
     }
