@@ -78,8 +78,9 @@ def main() -> int:
     shutil.rmtree(logs, ignore_errors=True)
     speedup = sum(a.ttft_s for a in cold) / sum(a.ttft_s for a in warm)
     print(
-        f"PASSED in {seconds:.0f} s: after SIGKILL the new engine loaded {loaded_share(warm):.0%} of the prompt tokens, "
-        f"answered {speedup:.1f} times sooner, and every token is the same; without the loaded bytes the tokens differ."
+        f"PASSED in {seconds:.0f} s: after SIGKILL the new engine loaded {loaded_share(warm):.0%} of the prompt "
+        f"tokens, answered {speedup:.1f} times sooner, and every token is the same; "
+        "without the loaded bytes the tokens differ."
     )
     return 0
 
@@ -148,7 +149,9 @@ def run_engine(title: str, options: EngineOptions, prompts: list[list[int]], log
             )
             hits_before = hits
             answers.append(answer)
-            print(f" first token after {answer.ttft_s:6.2f} s, {answer.loaded_tokens} tokens loaded", flush=True)
+            print(
+                f" first token after {answer.ttft_s:6.2f} s, {answer.loaded_tokens} tokens from the cache", flush=True
+            )
         engine.kill()
     print(f"   killed with SIGKILL (process group {engine.pid})\n", flush=True)
     return answers

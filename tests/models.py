@@ -5,7 +5,8 @@ matter. So the weights are random, seeded, and scaled for that purpose: attentio
 others and not at the mean of all, which would hardly change), and the residual stream is what the layers made, not
 the embedding of the last token (which would make the output a function of the last token alone, soon in a cycle).
 
-The files are written without torch or transformers: `config.json`, and `model.safetensors` in bfloat16. They are
+The files are written without torch or transformers: `config.json`, a tokenizer whose words are `t0`, `t1`, ... for the
+token ids, and `model.safetensors` in bfloat16. They are
 cached under a folder named after the hash of this file, so that a change here makes new models.
 
 Usage: python -m tests.models NAME... (prints the folders; with no name, lists the models)
@@ -50,6 +51,8 @@ class Model:
 
     def _write(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(self.config, indent=1))
+        for file, content in tokenizer(self.config["vocab_size"]).items():
+            (folder / file).write_text(json.dumps(content))
         write_safetensors(folder / "model.safetensors", self.tensors(self.config, _random(self.name)))
 
 
@@ -180,6 +183,28 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
         while piece := body.read(1 << 24):
             file.write(piece)
     bodies.unlink()
+
+
+def tokenizer(vocabulary: int) -> dict[str, Any]:
+    """The files of a tokenizer that reads `t17 t4` as the token ids 17 and 4, for servers that insist on text."""
+    return {
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1 << 20},
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": None,
+            "decoder": None,
+            "model": {
+                "type": "WordLevel",
+                "vocab": {f"t{token}": token for token in range(vocabulary)},
+                "unk_token": "t0",
+            },
+        },
+    }
 
 
 def prompt(seed: int, tokens: int, vocabulary: int = 512) -> list[int]:

@@ -47,9 +47,7 @@ class EngineOptions:
 
     def without_connector(self) -> Self:
         """The same engine without a connector: what the tokens should be is defined by this one."""
-        return type(self)(
-            **{**asdict(self), "connector": None, "connector_module": None, "load_failure_policy": None}
-        )
+        return type(self)(**{**asdict(self), "connector": None, "connector_module": None, "load_failure_policy": None})
 
     def in_process(self) -> bool:
         """Whether the whole engine can live in one process."""
