@@ -38,6 +38,7 @@ def _run_twice(options: EngineOptions) -> dict[str, Any]:
         }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("options", ENGINES.values(), ids=ENGINES.keys())
 def test_greedy_tokens_repeat_and_vary(scenarios: Scenarios, options: EngineOptions) -> None:
     if options.kv_dtype == "fp8" and not cpu_has("avx512f"):
@@ -75,6 +76,7 @@ def _overwrite_under_the_cache(options: EngineOptions) -> list[Any]:
         return [right, engine.generate(PROMPTS)]
 
 
+@pytest.mark.matrix
 def test_wrong_kv_bytes_change_the_tokens(scenarios: Scenarios) -> None:
     """The control of all token comparisons: with cached prefixes that hold a pattern, every answer differs."""
     right, wrong = scenarios.run(_overwrite_under_the_cache, EngineOptions())
@@ -103,6 +105,7 @@ def _preempt(options: EngineOptions, prompts: list[list[int]]) -> dict[str, Any]
         return {"tokens": [c.tokens for c in engine.generate(prompts, tokens=64)], "count": engine.preemptions()}
 
 
+@pytest.mark.matrix
 def test_few_blocks_bring_preemption(scenarios: Scenarios) -> None:
     """The knob that other suites use: with 20 blocks, four requests of 7 blocks cannot run together."""
     prompts = [prompt(seed, 150) for seed in range(4)]
