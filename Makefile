@@ -1,0 +1,94 @@
+# Every check and every build, by name. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+export VLLM_VERSION ?= 0.32.0
+# Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
+PYTEST_ARGS ?=
+
+tools = $$(scripts/ensure_dev_tools.sh)/bin
+wheel_env = .venv-vllm-$(VLLM_VERSION)
+nextest = $(shell command -v cargo-nextest)
+# The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
+parts = wheel lint test-rust test-python test-e2e
+python_sources = python tests scripts demo
+
+.PHONY: help build wheel test test-rust test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+	  printf '  %-18s %s\n' "$$name" "$$text"; done
+
+build: ## all crates, in the development profile
+	scripts/ensure_rust.sh
+	scripts/ensure_system_packages.sh
+	cargo build --locked --workspace --all-targets
+
+wheel: ## the Python wheel, installed beside vLLM in this checkout's environment
+	scripts/ensure_system_packages.sh
+	wheel="$$(scripts/build_wheel.sh)" && scripts/install_wheel.sh "$$wheel"
+
+test: ## everything that a change must pass
+	scripts/ensure_rust.sh
+	scripts/ensure_system_packages.sh
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts)
+
+test-rust: ## tests of the crates
+	scripts/ensure_rust.sh
+	scripts/ensure_system_packages.sh
+ifneq ($(nextest),)
+	cargo nextest run --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --doc
+else
+	cargo test --locked --workspace --no-fail-fast
+endif
+
+test-python: $(wheel_env) ## tests of the Python package: its API and vLLM's contract, no engine
+	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/python) $(PYTEST_ARGS)
+
+test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
+	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in processes of their own, several ranks
+	$(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)
+
+test-full: ## `test` and the slow end-to-end scenarios
+	scripts/ensure_rust.sh
+	scripts/ensure_system_packages.sh
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-slow
+
+test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM release
+	scripts/vllm_matrix.sh
+
+lint: ## formatting, lints, types
+	scripts/ensure_rust.sh
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	"$(tools)/ruff" check $(wildcard $(python_sources))
+	"$(tools)/ruff" format --check $(wildcard $(python_sources))
+	"$(tools)/mypy" $(wildcard $(python_sources))
+	scripts/check_stubs.sh
+
+demo: ## the main job in one picture: offload, kill, restart, load, same tokens
+	scripts/ensure_rust.sh
+	$(MAKE) --no-print-directory wheel
+	$(wheel_env)/bin/python -m demo.demo
+
+bench: ## benchmarks of the crates
+	scripts/ensure_rust.sh
+	cargo bench --locked --workspace
+
+dist: ## wheel and source archive for a release, in dist/
+	scripts/ensure_rust.sh
+	"$(tools)/maturin" build --release --locked --compatibility manylinux_2_34 --out dist
+	"$(tools)/maturin" sdist --out dist
+
+clean: ## build products of this checkout; the caches outside of it stay
+	cargo clean
+	rm -rf dist .venv-vllm-* .mypy_cache .ruff_cache .pytest_cache
+
+# A part that is run by itself makes the environment; in `make test` it is there already.
+$(wheel_env):
+	$(MAKE) --no-print-directory wheel

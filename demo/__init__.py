@@ -1,0 +1,1 @@
+"""The demo: what this project is for, shown on a machine without a GPU."""

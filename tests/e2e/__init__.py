@@ -1,0 +1,1 @@
+"""End-to-end suites: a real vLLM engine on the CPU, with and without our connector."""

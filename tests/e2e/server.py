@@ -1,0 +1,153 @@
+"""`vllm serve` on the loopback interface: what a user starts, spoken to over HTTP."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.e2e.options import EngineOptions, child_environment
+
+START_TIMEOUT_S = 300.0
+REQUEST_TIMEOUT_S = 120.0
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class ServedCompletion:
+    """What the server answered to one prompt."""
+
+    tokens: list[int]
+    cached_tokens: int
+    finish_reason: str | None
+
+
+class Server:
+    """A running `vllm serve`; a context manager that kills it with all its processes."""
+
+    def __init__(self, options: EngineOptions, log: Path, *, data_parallel: int = 1, flags: Sequence[str] = ()) -> None:
+        self.log = log
+        self.port = _free_port()
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        command += [*_flags(options), "--host", "127.0.0.1", "--port", str(self.port)]
+        if data_parallel > 1:
+            command += ["--data-parallel-size", str(data_parallel)]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=child_environment(options),
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> float:
+        """Waits until the server answers; returns the seconds it took.
+
+        Raises:
+            TimeoutError: It did not in time.
+            RuntimeError: Its process ended.
+        """
+        started = time.monotonic()
+        while time.monotonic() - started < timeout_s:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self._process.returncode}\n{self._tail()}")
+            try:
+                self._request("/health")
+                return time.monotonic() - started
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.25)
+        raise TimeoutError(f"the server did not answer in {timeout_s:.0f} s\n{self._tail()}")
+
+    def complete(self, prompt: Sequence[int], *, tokens: int = 40, **fields: Any) -> ServedCompletion:
+        """Answers one prompt greedily through `/v1/completions`; `fields` are added to the request."""
+        body = {
+            "model": MODEL,
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            **fields,
+        }
+        answer = json.loads(self._request("/v1/completions", body))
+        details = answer["usage"].get("prompt_tokens_details") or {}
+        choice = answer["choices"][0]
+        return ServedCompletion(choice["token_ids"], details.get("cached_tokens") or 0, choice["finish_reason"])
+
+    def metrics(self, prefix: str = "vllm:") -> dict[str, float]:
+        """Counters and gauges of `/metrics` whose name starts with `prefix`, summed over their labels."""
+        values: dict[str, float] = {}
+        for line in self._request("/metrics").splitlines():
+            if match := re.match(rf"({re.escape(prefix)}[a-zA-Z0-9_:]*)(?:{{[^}}]*}})? (\S+)$", line):
+                values[match[1]] = values.get(match[1], 0.0) + float(match[2])
+        return values
+
+    def kill(self) -> None:
+        """Ends the server and all its processes with SIGKILL."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def _request(self, path: str, body: dict[str, Any] | None = None) -> str:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        # An empty proxy table: the loopback interface is never reached through a proxy.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=REQUEST_TIMEOUT_S) as response:
+                return str(response.read().decode())
+        except urllib.error.HTTPError as error:
+            if body is None:
+                raise
+            raise RuntimeError(f"{path}: {error.code} {error.read().decode(errors='replace')}") from error
+
+    def _tail(self) -> str:
+        return "\n".join(line[:300] for line in self.log.read_text(errors="replace").splitlines()[-60:])
+
+
+def _flags(options: EngineOptions) -> list[str]:
+    """The engine's arguments as flags of the command line."""
+    arguments = options.vllm_arguments()
+    del arguments["skip_tokenizer_init"], arguments["disable_log_stats"]
+    flags = [str(arguments.pop("model")), "--served-model-name", MODEL, "--enable-prompt-tokens-details"]
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            flags += [flag, str(value)]
+    transfer = options.kv_transfer()
+    if transfer is not None:
+        flags += ["--kv-transfer-config", json.dumps(transfer)]
+    return flags
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
