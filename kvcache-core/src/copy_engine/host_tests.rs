@@ -188,7 +188,11 @@ fn dropping_the_engine_joins_its_threads_with_work_queued() {
     // 100 GB take seconds. One thread, so the repeated destination is not shared.
     batch.pieces = vec![batch.pieces[0]; 100_000];
     let engine = engine(1, 64 << 10);
-    submit(&engine, batch);
+    let ticket = submit(&engine, batch);
+    let job = engine.shared.queues.lock().by_ticket[&ticket.0].clone();
+    while job.has_more(job.bytes() - 1) {
+        std::thread::yield_now();
+    }
     let started = Instant::now();
     drop(engine);
     assert!(started.elapsed() < Duration::from_secs(1), "the queue was drained instead of abandoned");
