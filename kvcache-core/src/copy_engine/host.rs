@@ -261,19 +261,27 @@ impl Shared {
     /// Claims and copies one chunk of `job`; zero when nothing is left to claim.
     fn work_on(&self, job: &Job) -> usize {
         let copied = job.copy_chunk(self.chunk_bytes);
-        if copied > 0 && job.account(copied) {
-            let mut queues = self.queues.lock();
-            queues.in_flight.batches -= 1;
-            queues.in_flight.bytes -= job.bytes();
-            // Still queued when its waiter copied all of it.
-            if let Some(index) = queues.runnable.iter().position(|queued| queued.ticket() == job.ticket()) {
-                queues.runnable.remove(index);
-            }
-            if queues.waiters > 0 {
-                self.ended.notify_all();
-            }
+        if copied > 0 {
+            self.arrived(job, copied);
         }
         copied
+    }
+
+    /// `copied` bytes of `job` have arrived; ends it if they were the last.
+    fn arrived(&self, job: &Job, copied: usize) {
+        if !job.account(copied) {
+            return;
+        }
+        let mut queues = self.queues.lock();
+        queues.in_flight.batches -= 1;
+        queues.in_flight.bytes -= job.bytes();
+        // Still queued when its waiter copied all of it.
+        if let Some(index) = queues.runnable.iter().position(|queued| queued.ticket() == job.ticket()) {
+            queues.runnable.remove(index);
+        }
+        if queues.waiters > 0 {
+            self.ended.notify_all();
+        }
     }
 }
 
