@@ -27,6 +27,15 @@ use super::scenario::{Bug, Counts, Scenario};
 
 type Violation = String;
 
+/// Says what happens, with `KVCACHE_SIM_TRACE` set: for the replay of one seed.
+macro_rules! trace {
+    ($world:expr, $($arguments:tt)*) => {
+        if $world.tracing {
+            eprintln!("step {}: {}", $world.step, format_args!($($arguments)*));
+        }
+    };
+}
+
 pub(crate) struct World {
     scenario: Scenario,
     random: Random,
@@ -54,6 +63,7 @@ pub(crate) struct World {
     expects_plan: bool,
     /// Jobs whose ends were made up by a planted mistake.
     lied_about: BTreeSet<JobId>,
+    tracing: bool,
 }
 
 #[derive(Clone, Default)]
@@ -113,6 +123,7 @@ struct Output {
     received: Vec<(String, bool)>,
     errors: BTreeSet<u32>,
     mismatched: BTreeMap<(u64, u32), String>,
+    reports: Vec<(usize, Report)>,
 }
 
 /// Forgets nothing it ever evicted, as one policy in the field did: metadata without a bound.
@@ -237,6 +248,7 @@ impl World {
             faults_on: true,
             expects_plan: true,
             lied_about: BTreeSet::new(),
+            tracing: std::env::var_os("KVCACHE_SIM_TRACE").is_some(),
             bug,
             counts: Counts::default(),
             now_ms: 0,
@@ -279,6 +291,7 @@ impl World {
 
     fn is_idle(&self) -> bool {
         self.requests.is_empty()
+            && self.unprocessed.as_ref().is_none_or(|output| output.reports.is_empty())
             && !self.planner.has_pending_work()
             && self.reports.iter().all(VecDeque::is_empty)
     }
@@ -394,6 +407,7 @@ impl World {
     }
 
     fn reset(&mut self) {
+        trace!(self, "reset");
         self.counts.resets += 1;
         self.counts.resets_with_jobs += u64::from(self.planner.jobs_in_flight() > 0);
         self.planner.reset();
@@ -422,6 +436,7 @@ impl World {
 
     /// SIGKILL: what is in the slabs stays, half-copied slots included; the users ask again.
     fn crash(&mut self) {
+        trace!(self, "crash");
         self.counts.crashes += 1;
         let half = self.ranks.iter().any(|rank| rank.slab.half_filled() > 0);
         self.counts.crashes_while_copying += u64::from(half);
@@ -519,6 +534,7 @@ impl World {
     }
 
     fn preempt(&mut self, number: u64) {
+        trace!(self, "{} is preempted", self.requests[&number].id);
         self.counts.preemptions += 1;
         self.give_up_blocks(number);
         let request = self.requests.get_mut(&number).unwrap();
@@ -571,14 +587,16 @@ impl World {
             return Err("a step without work has a plan".into());
         }
         self.expects_plan = false;
-        self.reset_unsent = false;
+        self.reset_unsent &= self.planner.directory().is_none();
+        for job in plan.iter().flat_map(|plan| &plan.jobs) {
+            trace!(self, "{job:?}");
+        }
         let plan = plan.map(|plan| plan.encode());
         if self.scenario.ahead {
             self.process_output()?;
         }
         let output = self.execute(plan, scheduled)?;
         self.unprocessed = Some(output);
-        self.absorb_reports()?;
         self.check()
     }
 
@@ -631,6 +649,8 @@ impl World {
             self.waiting.push_front(number);
         }
         for step in &scheduled {
+            let request = &self.requests[&step.request];
+            trace!(self, "{} computes {}..{} on {:?}", request.id, step.start, step.end, request.tables);
             self.offload(step.request, step.end);
         }
         Ok(scheduled)
@@ -821,7 +841,7 @@ impl World {
                 output.errors.extend(errors);
             }
             if let Some(report) = rank.store.take_report() {
-                self.queue_report(index, report);
+                output.reports.push((index, report));
             }
             if let Some(conflict) = self.ranks[index].copies.conflict() {
                 return Err(format!("rank {index}: {conflict}"));
@@ -950,7 +970,7 @@ impl World {
     // ---- what the scheduler learns
 
     fn process_output(&mut self) -> Result<(), Violation> {
-        let Some(output) = self.unprocessed.take() else { return Ok(()) };
+        let Some(mut output) = self.unprocessed.take() else { return Ok(()) };
         if !output.errors.is_empty() {
             self.roll_back(&output.errors);
         }
@@ -959,6 +979,10 @@ impl World {
                 return Err(format!("other bytes than computed, and no error: {what}"));
             }
         }
+        for (rank, report) in std::mem::take(&mut output.reports) {
+            self.queue_report(rank, report);
+        }
+        self.absorb_reports()?;
         for (id, bad) in &output.received {
             let Some((number, request)) = self.requests.iter_mut().find(|(_, request)| request.id == *id) else {
                 continue;
@@ -1008,6 +1032,10 @@ impl World {
     /// Every request that has computed on a block that was not loaded begins again where the block is.
     fn roll_back(&mut self, errors: &BTreeSet<u32>) {
         let bt = self.scenario.block_tokens;
+        trace!(self, "not loaded: {errors:?}");
+        // Whoever has computed on them may be gone already, and what it computed is in the cache as well.
+        self.cached.clear();
+        self.pool.iter_mut().for_each(|block| block.cached_as = None);
         for number in self.running.clone() {
             let request = &self.requests[&number];
             let blocks = request.computed.div_ceil(bt);
@@ -1020,11 +1048,7 @@ impl World {
             self.counts.rolled_back += 1;
             let mut shared = false;
             for block in request.tables.iter().flat_map(|table| table.iter().skip(first)) {
-                let entry = &mut self.pool[*block as usize];
-                shared |= entry.users > 1;
-                if let Some(prefix) = entry.cached_as.take() {
-                    self.cached.remove(&prefix);
-                }
+                shared |= self.pool[*block as usize].users > 1;
             }
             if shared || self.scenario.windows.len() > 1 || self.random.chance(500) {
                 self.preempt(number);
@@ -1042,6 +1066,9 @@ impl World {
                 let Some((_, report)) = self.reports[rank].pop_front() else { break };
                 let report = Report::decode(&report.encode()).map_err(|error| error.to_string())?;
                 self.expects_plan |= report.hello.is_some();
+                for end in &report.ended {
+                    trace!(self, "rank {rank} reports {end:?}");
+                }
                 for ended in self.planner.absorb(&report) {
                     // A load that failed makes a rank forget slots.
                     self.expects_plan = true;
