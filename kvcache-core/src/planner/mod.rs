@@ -458,10 +458,10 @@ impl Planner {
     /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
-        if self.plan.is_empty() && !self.epoch_unsent {
+        if self.plan.is_empty() && !self.must_send_epoch() {
             return None;
         }
-        self.epoch_unsent = false;
+        self.epoch_unsent &= self.directory.is_none();
         self.plan.epoch = self.slot_epoch;
         // The jobs of this very plan count as begun.
         self.plan.settled = self.jobs.settled();
@@ -583,9 +583,14 @@ impl Planner {
         self.slot_epoch
     }
 
+    /// Before the start the ranks' epochs are not known, so that there is none to move them to.
+    fn must_send_epoch(&self) -> bool {
+        self.epoch_unsent && self.directory.is_some()
+    }
+
     /// Whether the engine has to keep stepping for jobs to end.
     pub fn has_pending_work(&self) -> bool {
-        !self.jobs.is_empty() || !self.plan.is_empty() || self.epoch_unsent
+        !self.jobs.is_empty() || !self.plan.is_empty() || self.must_send_epoch()
     }
 
     /// Jobs that are not acknowledged by every rank.

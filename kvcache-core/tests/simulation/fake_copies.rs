@@ -1,0 +1,288 @@
+//! A copy engine that copies when it is told to, in a seeded order, a piece at a time; and that can fail.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use kvcache_core::copy_engine::{
+    CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, InFlight, Piece, Rejected, Ticket,
+};
+
+use super::random::Random;
+
+/// How a [`LazyCopies`] behaves; can be changed while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CopyBehaviour {
+    /// Batches accepted and not yet reported.
+    pub(crate) batches_max: usize,
+    /// Batches that fail, of a thousand.
+    pub(crate) fail: u32,
+    /// Submissions refused as if it was full, of a thousand.
+    pub(crate) refuse: u32,
+    /// Polls that find nothing done, of a thousand; others copy a piece first.
+    pub(crate) lazy: u32,
+}
+
+impl Default for CopyBehaviour {
+    fn default() -> Self {
+        Self { batches_max: 64, fail: 0, refuse: 0, lazy: 0 }
+    }
+}
+
+/// What it has seen.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct CopyCounts {
+    pub(crate) submitted: u64,
+    pub(crate) failed: u64,
+    pub(crate) full: u64,
+    pub(crate) overtaken: u64,
+    pub(crate) offloads: u64,
+}
+
+struct Batch {
+    ticket: Ticket,
+    left: Vec<Piece>,
+    all: Vec<Piece>,
+    fails: bool,
+    forgotten: bool,
+}
+
+struct State {
+    random: Random,
+    behaviour: CopyBehaviour,
+    running: Vec<Batch>,
+    /// Ended and not reported.
+    ended: Vec<(Ticket, bool)>,
+    next: u64,
+    dead: bool,
+    /// Readers and writers of each word in use.
+    busy: HashMap<usize, (u32, u32)>,
+    conflict: Option<String>,
+    counts: CopyCounts,
+    submitted: Vec<CopyBatch>,
+    keeps_batches: bool,
+}
+
+/// See the module's head.
+pub(crate) struct LazyCopies(Mutex<State>);
+
+impl LazyCopies {
+    pub(crate) fn new(seed: u64, behaviour: CopyBehaviour) -> Self {
+        Self(Mutex::new(State {
+            random: Random::new(seed),
+            behaviour,
+            running: Vec::new(),
+            ended: Vec::new(),
+            next: 0,
+            dead: false,
+            busy: HashMap::new(),
+            conflict: None,
+            counts: CopyCounts::default(),
+            submitted: Vec::new(),
+            keeps_batches: false,
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn behave(&self, change: impl FnOnce(&mut CopyBehaviour)) {
+        change(&mut self.state().behaviour);
+    }
+
+    /// Remembers every accepted batch from now on.
+    pub(crate) fn keep_batches(&self) {
+        self.state().keeps_batches = true;
+    }
+
+    pub(crate) fn batches(&self) -> Vec<CopyBatch> {
+        std::mem::take(&mut self.state().submitted)
+    }
+
+    /// Copies up to `pieces` pieces of any batches.
+    pub(crate) fn work(&self, pieces: usize) {
+        let mut state = self.state();
+        for _ in 0..pieces {
+            if state.running.is_empty() {
+                return;
+            }
+            let count = state.running.len();
+            let index = state.random.below(count);
+            state.copy_one(index);
+        }
+    }
+
+    /// The process is dead: what was not copied never will be.
+    pub(crate) fn kill(&self) {
+        let mut state = self.state();
+        state.dead = true;
+        state.running.clear();
+        state.ended.clear();
+        state.busy.clear();
+    }
+
+    pub(crate) fn counts(&self) -> CopyCounts {
+        self.state().counts
+    }
+
+    /// The first two copies in flight together that must not be, in words.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        self.state().conflict.clone()
+    }
+
+    /// Whether any batch in flight touches the word at this address.
+    pub(crate) fn touches(&self, address: usize) -> bool {
+        self.state().busy.contains_key(&address)
+    }
+}
+
+impl State {
+    fn copy_one(&mut self, index: usize) {
+        let left = self.running[index].left.len();
+        if left > 0 {
+            let pick = self.random.below(left);
+            let piece = self.running[index].left.swap_remove(pick);
+            // SAFETY: the submitter keeps both ranges valid and unshared until the batch's end is reported.
+            unsafe { std::ptr::copy_nonoverlapping(piece.src as *const u8, piece.dst as *mut u8, piece.bytes) };
+        }
+        let batch = &self.running[index];
+        if batch.left.is_empty() || (batch.fails && batch.left.len() * 2 <= batch.all.len()) {
+            self.end(index);
+        }
+    }
+
+    fn end(&mut self, index: usize) {
+        if index > 0 {
+            self.counts.overtaken += 1;
+        }
+        let batch = self.running.remove(index);
+        for piece in batch.left.iter().take(if batch.fails { usize::MAX } else { 0 }) {
+            // SAFETY: as for the copy; what a failed batch leaves is undefined, so it is made so.
+            unsafe { std::ptr::write_bytes(piece.dst as *mut u8, 0xee, piece.bytes) };
+        }
+        for (address, write) in words(&batch.all) {
+            if let Some(users) = self.busy.get_mut(&address) {
+                if write {
+                    users.1 -= 1;
+                } else {
+                    users.0 -= 1;
+                }
+                if *users == (0, 0) {
+                    self.busy.remove(&address);
+                }
+            }
+        }
+        self.counts.failed += u64::from(batch.fails);
+        if !batch.forgotten {
+            self.ended.push((batch.ticket, !batch.fails));
+        }
+    }
+
+    fn report(&mut self, ticket: Ticket) -> CopyState {
+        if let Some(index) = self.ended.iter().position(|(ended, _)| *ended == ticket) {
+            let (_, ok) = self.ended.swap_remove(index);
+            return if ok {
+                CopyState::Done
+            } else {
+                CopyState::Failed(CopyFailure::Other("planted".into()))
+            };
+        }
+        if self.running.iter().any(|batch| batch.ticket == ticket) {
+            return CopyState::Pending;
+        }
+        CopyState::Failed(CopyFailure::UnknownTicket(ticket))
+    }
+}
+
+/// Every word that the pieces touch, and whether they write it.
+fn words(pieces: &[Piece]) -> impl Iterator<Item = (usize, bool)> {
+    pieces.iter().flat_map(|piece| {
+        (0..piece.bytes.div_ceil(8)).flat_map(|word| [(piece.src + word * 8, false), (piece.dst + word * 8, true)])
+    })
+}
+
+impl CopyEngine for LazyCopies {
+    fn name(&self) -> &'static str {
+        "lazy"
+    }
+
+    unsafe fn submit(&self, batch: CopyBatch) -> Result<Ticket, Rejected> {
+        let mut state = self.state();
+        if state.dead {
+            return Err(Rejected::Unsupported(batch, "the process is dead"));
+        }
+        let refuse = state.behaviour.refuse;
+        if state.running.len() + state.ended.len() >= state.behaviour.batches_max || state.random.chance(refuse) {
+            state.counts.full += 1;
+            return Err(Rejected::Full(batch));
+        }
+        for (address, write) in words(&batch.pieces) {
+            let users = state.busy.entry(address).or_default();
+            let conflict = users.1 > 0 || (write && users.0 > 0);
+            if write {
+                users.1 += 1;
+            } else {
+                users.0 += 1;
+            }
+            if conflict && state.conflict.is_none() {
+                let what = if write { "written" } else { "read" };
+                state.conflict = Some(format!("a word is {what} by {:?} while another copy uses it", batch.direction));
+            }
+        }
+        let fail = state.behaviour.fail;
+        let fails = state.random.chance(fail);
+        let ticket = Ticket(state.next);
+        state.next += 1;
+        state.counts.submitted += 1;
+        state.counts.offloads += u64::from(batch.direction == Direction::Offload);
+        if state.keeps_batches {
+            state.submitted.push(batch.clone());
+        }
+        let all = batch.pieces;
+        state.running.push(Batch { ticket, left: all.clone(), all, fails, forgotten: false });
+        Ok(ticket)
+    }
+
+    fn poll(&self, ticket: Ticket) -> CopyState {
+        let mut state = self.state();
+        let lazy = state.behaviour.lazy;
+        if !state.random.chance(lazy)
+            && let Some(index) = state.running.iter().position(|batch| batch.ticket == ticket)
+        {
+            state.copy_one(index);
+        }
+        state.report(ticket)
+    }
+
+    fn wait(&self, ticket: Ticket, _timeout: Duration) -> CopyState {
+        let mut state = self.state();
+        while let Some(index) = state.running.iter().position(|batch| batch.ticket == ticket) {
+            state.copy_one(index);
+        }
+        state.report(ticket)
+    }
+
+    fn help(&self, _budget_bytes: usize) -> usize {
+        let mut state = self.state();
+        match state.running.first().map(|batch| batch.left.first().map_or(1, |piece| piece.bytes)) {
+            Some(bytes) => {
+                state.copy_one(0);
+                bytes.max(1)
+            }
+            None => 0,
+        }
+    }
+
+    fn forget(&self, ticket: Ticket) {
+        let mut state = self.state();
+        state.ended.retain(|(ended, _)| *ended != ticket);
+        state.running.iter_mut().filter(|batch| batch.ticket == ticket).for_each(|batch| batch.forgotten = true);
+    }
+
+    fn in_flight(&self) -> InFlight {
+        let state = self.state();
+        let bytes = state.running.iter().flat_map(|batch| &batch.all).map(|piece| piece.bytes).sum();
+        InFlight { batches: state.running.len(), bytes }
+    }
+}

@@ -1,0 +1,211 @@
+//! What a run is like: sizes, settings and how often which fault happens, all from the seed.
+
+use kvcache_core::planner::LoadMode;
+
+use super::fake_copies::CopyBehaviour;
+use super::random::{Random, mix};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) operations: usize,
+    pub(crate) ranks: usize,
+    /// Slots of each rank's slab.
+    pub(crate) slots: Vec<u32>,
+    /// One KV cache group each; the window of a sliding one.
+    pub(crate) windows: Vec<Option<usize>>,
+    pub(crate) layers: usize,
+    pub(crate) segments: usize,
+    pub(crate) block_tokens: usize,
+    pub(crate) slot_blocks: usize,
+    pub(crate) engine_blocks: usize,
+    pub(crate) documents: usize,
+    pub(crate) tokens_max: usize,
+    pub(crate) requests_max: usize,
+    pub(crate) running_max: usize,
+    pub(crate) step_tokens: usize,
+    pub(crate) local_cache: bool,
+    /// The scheduler runs a step ahead.
+    pub(crate) ahead: bool,
+    /// Layer hooks fire; else the whole load is waited for before the forward pass.
+    pub(crate) hooks: bool,
+    pub(crate) keys_from_tokens: bool,
+    pub(crate) load_mode: LoadMode,
+    pub(crate) min_load_tokens: usize,
+    pub(crate) fill_wait_ms: u64,
+    pub(crate) startup_wait_ms: u64,
+    pub(crate) store_on_sight: u8,
+    pub(crate) prompt_only: bool,
+    pub(crate) keep_hashes: bool,
+    pub(crate) lru: bool,
+    pub(crate) copy_threads: u32,
+    pub(crate) copies: CopyBehaviour,
+    /// Copies done beside each rank's step: a slow rank does few.
+    pub(crate) pieces_a_step: Vec<usize>,
+    // Per thousand operations.
+    pub(crate) abort: u32,
+    pub(crate) reset: u32,
+    pub(crate) crash: u32,
+    pub(crate) damage: u32,
+    pub(crate) grow: u32,
+    pub(crate) bad_blocks: u32,
+    pub(crate) lost_hooks: u32,
+    pub(crate) report_delay: u32,
+}
+
+impl Scenario {
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut random = Random::new(mix(seed ^ 0xabcd));
+        let r = &mut random;
+        let ranks = r.between(1, 3);
+        let slots = r.between(6, 32) as u32;
+        let windows = match r.below(4) {
+            0 => vec![None, Some(r.between(2, 14))],
+            _ => vec![None],
+        };
+        let slot_blocks = r.between(1, 2);
+        let tokens_max = r.between(12, 56);
+        let block_tokens = 4;
+        let blocks = windows.len() * (tokens_max / block_tokens + 2);
+        let slots_of_document = (tokens_max / (block_tokens * slot_blocks)).max(1);
+        let often = |r: &mut Random, most: u32| if r.chance(600) { r.below(most as usize) as u32 } else { 0 };
+        Self {
+            operations: 200,
+            ranks,
+            slots: (0..ranks).map(|_| slots + r.below(3) as u32).collect(),
+            layers: windows.len() * r.between(1, 2),
+            segments: r.between(1, 2),
+            block_tokens,
+            slot_blocks,
+            // Twice the longest request, so that requests fit while jobs hold the blocks of another.
+            engine_blocks: 1 + 2 * blocks + r.below(2 * blocks),
+            documents: 2 * slots as usize / slots_of_document + 1,
+            tokens_max,
+            requests_max: r.between(2, 8),
+            running_max: r.between(1, 4),
+            step_tokens: r.between(4, 40),
+            local_cache: windows.len() == 1 && r.chance(500),
+            ahead: r.chance(500),
+            hooks: r.chance(700),
+            keys_from_tokens: r.chance(300),
+            load_mode: [LoadMode::Auto, LoadMode::Layerwise, LoadMode::Async][r.below(3)],
+            min_load_tokens: if r.chance(800) { 0 } else { r.below(16) },
+            fill_wait_ms: r.below(12) as u64,
+            startup_wait_ms: r.below(20) as u64,
+            store_on_sight: if r.chance(800) { 1 } else { 2 },
+            prompt_only: r.chance(200),
+            keep_hashes: r.chance(300),
+            lru: r.chance(500),
+            copy_threads: r.below(2) as u32,
+            copies: CopyBehaviour {
+                batches_max: r.between(1, 24),
+                fail: often(r, 80),
+                refuse: often(r, 200),
+                lazy: often(r, 900),
+            },
+            pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),
+            abort: often(r, 60),
+            reset: often(r, 20),
+            crash: often(r, 20),
+            damage: often(r, 100),
+            grow: often(r, 200),
+            bad_blocks: often(r, 40),
+            lost_hooks: often(r, 40),
+            report_delay: often(r, 500),
+            windows,
+        }
+    }
+
+    /// The first engine block that a token at `position` still sees in `group`.
+    pub(crate) fn first_block(&self, group: usize, position: usize) -> usize {
+        match self.windows[group] {
+            None => 0,
+            Some(window) => position.saturating_sub(window - 1) / self.block_tokens,
+        }
+    }
+}
+
+/// Mistakes planted on the test's side of the boundary, to show that the simulation sees them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bug {
+    /// Loads are reported as ended when they begin, so that nothing is pinned while it is read.
+    SkipPin,
+    /// The policy's victims may be pinned.
+    EvictPinned,
+    /// Slots are labelled ready before their bytes are there, and a restart believes it.
+    PublishEarly,
+    /// Offloads are reported as ended when they begin, so that a slot is served while it fills.
+    ServeFilling,
+    /// Labels are not checked before a load.
+    TrustAnyLabel,
+    /// A restart finds blocks from before a reset.
+    ForgetEpoch,
+    /// The engine reuses blocks that an offload still reads.
+    IgnoreHolds,
+    /// Load errors do not reach the scheduler.
+    SwallowErrors,
+    /// Some ends of jobs are never reported.
+    LoseEnds,
+    /// Some held blocks are never let go.
+    DropRelease,
+    /// A request that waits is never let go.
+    WaitForEver,
+    /// The policy's memory of evicted keys has no bound.
+    EndlessGhosts,
+    /// Every step has a plan.
+    EmptyPlans,
+}
+
+macro_rules! counts {
+    ($($name:ident),* $(,)?) => {
+        /// What happened; summed over all runs, every count must be above zero.
+        #[derive(Clone, Copy, Default, Debug)]
+        pub(crate) struct Counts { $(pub(crate) $name: u64),* }
+
+        impl Counts {
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            pub(crate) fn missing(&self) -> Vec<&'static str> {
+                let mut missing = Vec::new();
+                $(if self.$name == 0 { missing.push(stringify!($name)); })*
+                missing
+            }
+        }
+    };
+}
+
+counts!(
+    operations,
+    requests,
+    finished,
+    loads,
+    loaded_tokens,
+    async_loads,
+    offloads,
+    stored,
+    evicted,
+    refused,
+    adopted,
+    waits,
+    declined,
+    pages_checked,
+    aborts,
+    preemptions,
+    rolled_back,
+    resets,
+    resets_with_jobs,
+    crashes,
+    crashes_while_copying,
+    damaged,
+    grown,
+    bad_blocks,
+    lost_hooks,
+    lost_store_hooks,
+    load_errors,
+    failed_async_loads,
+    copy_failures,
+    copies_full,
+    overtaken,
+    delayed_reports,
+);
