@@ -1,12 +1,17 @@
 //! The worker half of the vLLM connector.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use kvcache_core::copy_engine::{HostCopyConfig, HostCopyEngine};
+use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
+use kvcache_core::copy_engine::{CopyEngine, Direction, HostCopyConfig, HostCopyEngine, Ticket};
 use kvcache_core::plan::StepPlan;
 use kvcache_core::slab::{SharedBacking, Slab, SlabConfig};
-use kvcache_core::store::{EngineLayout, LayerBinding, PageLayout, SlabSlots, Store as Core, StoreConfig};
+use kvcache_core::store::{
+    EngineLayout, LayerBinding, Moment, PageLayout, SlabSlots, Store as Core, StoreConfig,
+};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -23,6 +28,8 @@ pub(crate) struct Store {
     core: Mutex<Option<Core>>,
     slots: Arc<SlabSlots>,
     copy_threads: usize,
+    drilled: Option<Arc<DrillEngine>>,
+    opened: Instant,
 }
 
 #[pymethods]
@@ -49,15 +56,7 @@ impl Store {
         verify_l1: bool,
         drill: Option<&str>,
     ) -> PyResult<Self> {
-        let skip_copies = match drill {
-            None => false,
-            Some("claim_hits_load_nothing") => true,
-            Some(other) => {
-                return Err(PyValueError::new_err(format!(
-                    "unknown drill {other:?}: use \"claim_hits_load_nothing\", or leave it out"
-                )));
-            }
-        };
+        let drill: Drill = drill.unwrap_or("").parse().map_err(value_error)?;
         let layers = layers.into_iter().map(
             |(name, group, base, block_stride, block_count, segments, stride, bytes)| {
                 let pages = PageLayout {
@@ -94,7 +93,7 @@ impl Store {
         };
         let slab = py.detach(|| Slab::open(&config)).map_err(value_error)?;
         let slots = Arc::new(SlabSlots::new(slab, verify_l1));
-        let copies = HostCopyEngine::new(HostCopyConfig {
+        let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,
             cpus: copy_cpus,
             ..HostCopyConfig::default()
@@ -102,15 +101,25 @@ impl Store {
         .map_err(|error| {
             PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}"))
         })?;
+        let (copies, drilled): (Arc<dyn CopyEngine>, _) = if drill == Drill::default() {
+            (Arc::new(host), None)
+        } else {
+            let drilled = DrillEngine::new(Box::new(host), drill);
+            let drilled = Arc::new(
+                drilled.map_err(|error| PyValueError::new_err(format!("cannot start a thread: {error}")))?,
+            );
+            (Arc::clone(&drilled) as _, Some(drilled))
+        };
         let config = StoreConfig {
             rank,
             copy_threads: copy_threads as u32,
             layers_ahead,
-            skip_copies,
+            skip_copies: drill.claim_hits_load_nothing,
+            timeline: drill.timeline,
             ..StoreConfig::default()
         };
-        let core = Core::new(config, layout, Arc::clone(&slots) as _, Arc::new(copies));
-        Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads })
+        let core = Core::new(config, layout, Arc::clone(&slots) as _, copies);
+        Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
     }
 
     /// What was opened, for the log.
@@ -234,6 +243,27 @@ impl Store {
             out.set_item(name, value)?;
         }
         Ok(out)
+    }
+
+    /// Drill `timeline`: `(what, layer, began, ended)` in nanoseconds since the store was opened; `what` is `wait`,
+    /// `computed`, `load` or `offload`.
+    fn timeline(&self) -> PyResult<Vec<(&'static str, usize, u64, u64)>> {
+        let log = self.drilled.as_ref().map(|drilled| drilled.log()).unwrap_or_default();
+        let spans: HashMap<Ticket, (Instant, Instant)> =
+            log.into_iter().map(|copied| (copied.ticket, (copied.began, copied.ended))).collect();
+        let ns = |at: Instant| at.saturating_duration_since(self.opened).as_nanos() as u64;
+        self.with(|store| {
+            let row = |moment: &Moment| match *moment {
+                Moment::Waited { layer, began, ended } => Some(("wait", layer, ns(began), ns(ended))),
+                Moment::Computed { layer, at } => Some(("computed", layer, ns(at), ns(at))),
+                Moment::Copied { layer, direction, ticket } => {
+                    let (began, ended) = spans.get(&ticket)?;
+                    let what = if direction == Direction::Load { "load" } else { "offload" };
+                    Some((what, layer, ns(*began), ns(*ended)))
+                }
+            };
+            store.moments().iter().filter_map(row).collect()
+        })
     }
 
     /// Ends what is in flight and gives the memory back. Closing twice is fine.

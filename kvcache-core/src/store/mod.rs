@@ -15,6 +15,7 @@ mod probe;
 mod running;
 mod slab_slots;
 mod slot_memory;
+mod timeline;
 
 #[cfg(test)]
 mod tests;
@@ -26,11 +27,13 @@ use std::time::{Duration, Instant};
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
 pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};
+pub use timeline::Moment;
 
 use crate::copy_engine::CopyEngine;
 use crate::plan::{Job, JobKind, StepPlan};
 use crate::report::{Hello, JobEnd, Report};
 use running::Running;
+use timeline::Timeline;
 
 /// Bounds of a [`Store`].
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -49,6 +52,8 @@ pub struct StoreConfig {
     pub help_least: Duration,
     /// Drill: report success of loads without copying anything. A negative control for end-to-end tests.
     pub skip_copies: bool,
+    /// Drill: remember when layers were waited for, computed and copied.
+    pub timeline: bool,
 }
 
 impl Default for StoreConfig {
@@ -61,6 +66,7 @@ impl Default for StoreConfig {
             help_share: 0.1,
             help_least: Duration::from_millis(2),
             skip_copies: false,
+            timeline: false,
         }
     }
 }
@@ -116,6 +122,7 @@ pub struct Store {
     received: Vec<String>,
     failed_received: Vec<String>,
     stats: StoreStats,
+    timeline: Option<Timeline>,
 }
 
 impl Store {
@@ -150,6 +157,7 @@ impl Store {
             received: Vec::new(),
             failed_received: Vec::new(),
             stats: StoreStats::default(),
+            timeline: config.timeline.then(Timeline::default),
         }
     }
 
@@ -172,7 +180,7 @@ impl Store {
         for job in plan.jobs {
             let epoch = plan.epoch;
             let blocks = self.layout.slot_blocks();
-            let running = match job.kind {
+            let mut running = match job.kind {
                 // Both sides derive the slot's size from the engine's configuration; if they disagree, nothing is copied.
                 _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => {
                     Running::dead(job)
@@ -180,6 +188,7 @@ impl Store {
                 JobKind::Offload => self.prepare_offload(job, epoch),
                 JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
             };
+            running.traced = self.timeline.is_some();
             match running.job.kind {
                 JobKind::Offload => self.fresh_offloads.push(running),
                 JobKind::LoadLayerwise => self.loads.push(running),
@@ -294,6 +303,9 @@ impl Store {
         }
         self.loads = loads;
         self.stats.wait_ns += began.elapsed().as_nanos() as u64;
+        if let Some(timeline) = &mut self.timeline {
+            timeline.add(Moment::Waited { layer, began, ended: Instant::now() });
+        }
     }
 
     /// Sees the ends of what other jobs have in the copy engine, and copies a part of the rest.
@@ -309,6 +321,9 @@ impl Store {
 
     /// `layer` has been computed: its part of this step's offloads can be copied.
     pub fn store_layer(&mut self, layer: usize, stream: Option<u64>) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.add(Moment::Computed { layer, at: Instant::now() });
+        }
         for offload in &mut self.fresh_offloads {
             offload.submit_through(layer, &self.layout, &*self.copies, stream);
         }
@@ -385,6 +400,12 @@ impl Store {
     }
 
     fn end(&mut self, running: Running) {
+        if let Some(timeline) = &mut self.timeline {
+            let direction = running.direction();
+            for (layer, ticket) in &running.trace {
+                timeline.add(Moment::Copied { layer: *layer, direction, ticket: *ticket });
+            }
+        }
         let elapsed = running.elapsed().as_nanos() as u64;
         let ok = !running.failed;
         if running.job.kind == JobKind::Offload {
@@ -439,6 +460,11 @@ impl Store {
         let (loaded_bytes, load_ns) = std::mem::take(&mut self.unreported_load);
         let ended = std::mem::take(&mut self.ended);
         Some(Report { rank: self.config.rank, usable_slots: usable, hello, ended, loaded_bytes, load_ns })
+    }
+
+    /// What happened to layers so far, if the drill asked for it.
+    pub fn moments(&self) -> &[Moment] {
+        self.timeline.as_ref().map_or(&[], Timeline::moments)
     }
 
     /// Whether any job of this rank has not ended.

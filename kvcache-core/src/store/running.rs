@@ -22,6 +22,9 @@ pub(super) struct Running {
     stream: Option<u64>,
     began: Instant,
     pub(super) bytes: u64,
+    /// Whether to remember which batch copied which layer.
+    pub(super) traced: bool,
+    pub(super) trace: Vec<(usize, Ticket)>,
 }
 
 impl Running {
@@ -36,6 +39,8 @@ impl Running {
             stream: None,
             began: Instant::now(),
             bytes: 0,
+            traced: false,
+            trace: Vec::new(),
         }
     }
 
@@ -44,7 +49,7 @@ impl Running {
         Self { failed: true, ..Self::new(job, Vec::new()) }
     }
 
-    fn direction(&self) -> Direction {
+    pub(super) fn direction(&self) -> Direction {
         if self.job.kind == JobKind::Offload { Direction::Offload } else { Direction::Load }
     }
 
@@ -82,6 +87,9 @@ impl Running {
             match unsafe { copies.submit(batch) } {
                 Ok(ticket) => {
                     self.in_flight.push_back((layer, ticket));
+                    if self.traced {
+                        self.trace.push((layer, ticket));
+                    }
                     self.bytes += bytes;
                     self.next_layer += 1;
                 }
