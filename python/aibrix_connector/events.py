@@ -75,6 +75,6 @@ class EventLog:
         """Returns the events since the last call; `removed` are the engine hashes of slots that left."""
         events, self._events = self._events, []
         if removed:
-            hashes: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in removed]  # type: ignore[arg-type]
+            hashes: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in removed]
             events.append(BlockRemoved(block_hashes=hashes, medium=MEDIUM))
         return events

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aibrix_connector.kv_layout import LayerPages
@@ -29,7 +30,7 @@ def capacity_bytes(wanted: int | None) -> int:
 
 def available_memory_bytes() -> int:
     """Returns the memory that can be taken without swapping."""
-    with open("/proc/meminfo", encoding="ascii") as file:
+    with Path("/proc/meminfo").open(encoding="ascii") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
@@ -74,7 +75,7 @@ def _attention_backends(config: "VllmConfig") -> list[str]:
         from vllm.config import get_layers_from_vllm_config
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-        layers = get_layers_from_vllm_config(config, AttentionLayerBase)  # type: ignore[type-abstract]
+        layers = get_layers_from_vllm_config(config, AttentionLayerBase)
         return sorted({layer.get_attn_backend().get_name() for layer in layers.values()})
     except Exception:
         return ["unknown"]
@@ -83,7 +84,7 @@ def _attention_backends(config: "VllmConfig") -> list[str]:
 def _instruction_set() -> str:
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             line = next(line for line in file if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.machine()

@@ -48,7 +48,9 @@ def prove_round_trip(
         patterns = {}
         for name, neighbours in views.items():
             for view in neighbours:
-                raw = torch.randint(0, 255, (view.numel() * view.element_size(),), generator=generator, dtype=torch.uint8)
+                raw = torch.randint(
+                    0, 255, (view.numel() * view.element_size(),), generator=generator, dtype=torch.uint8
+                )
                 view.copy_(raw.view(view.dtype).reshape(view.shape))
             patterns[name] = [view.clone() for view in neighbours]
         out = store.read_block(position, block)
@@ -59,9 +61,10 @@ def prove_round_trip(
             for before, after in zip(patterns[name], neighbours, strict=True):
                 if not torch.equal(before.contiguous().view(torch.uint8), after.contiguous().view(torch.uint8)):
                     raise UnsupportedLayoutError(
-                        f"layer {name}: a patterned block of shape {tuple(after.shape)} and strides {tuple(after.stride())} did "
-                        "not survive a copy to host memory and back, so this KV layout is not understood: choose another "
-                        "with VLLM_KV_CACHE_LAYOUT, or serve this model without the connector"
+                        f"layer {name}: a patterned block of shape {tuple(after.shape)} and strides "
+                        f"{tuple(after.stride())} did not survive a copy to host memory and back, so this KV layout is "
+                        "not understood: choose another with VLLM_KV_CACHE_LAYOUT, or serve this model without the "
+                        "connector"
                     )
         for neighbours in views.values():
             for view in neighbours:

@@ -1,4 +1,4 @@
-"""The settings of the connector: names, defaults, checks. The reference in ``docs/settings.md`` is generated from here."""
+"""The settings of the connector: names, defaults, checks. ``docs/settings.md`` is generated from here."""
 
 import dataclasses
 import difflib
@@ -98,8 +98,8 @@ class Settings:
         None,
         _auto_or(parse_bytes),
         'a size such as "8GiB", or "auto"',
-        "Host memory for L1, over all ranks of the engine on this machine. `auto` takes a quarter of the memory that is "
-        "available at start, at most 10 GiB.",
+        "Host memory for L1, over all ranks of the engine on this machine. `auto` takes a quarter of the memory that "
+        "is available at start, at most 10 GiB.",
     )
     slab_dir: str | None = _setting(
         None,
@@ -109,7 +109,10 @@ class Settings:
         "memory and is gone with the engine.",
     )
     eviction: str = _setting(
-        "default", _text, "the name of a policy", "Which block leaves when room is needed: `default`, `lru`, `s3fifo-fixed`."
+        "default",
+        _text,
+        "the name of a policy",
+        "Which block leaves when room is needed: `default`, `lru`, `s3fifo-fixed`.",
     )
     slot_blocks: int | None = _setting(
         None,
@@ -141,7 +144,10 @@ class Settings:
         "The longest the first requests wait for the slabs of all ranks; after that they start without a cache.",
     )
     store_on_sight: int = _setting(
-        1, _whole(1, 255), "a whole number", "Store a block when it is computed for this many times: 2 skips one-time prompts."
+        1,
+        _whole(1, 255),
+        "a whole number",
+        "Store a block when it is computed for this many times: 2 skips one-time prompts.",
     )
     prompt_only: bool = _setting(False, _flag, "a flag", "Store blocks of prompts only, not of answers.")
     key_source: str = _setting(
@@ -168,11 +174,17 @@ class Settings:
         None,
         _auto_or(_whole(0, 64)),
         'a whole number, or "auto"',
-        "Threads that copy beside the engine's. `auto` takes the cores that the engine's compute threads leave, at most 4.",
+        "Threads that copy beside the engine's. `auto` takes the cores that the engine's compute threads leave, at "
+        "most 4.",
     )
-    layers_ahead: int = _setting(8, _whole(0, 1024), "layers", "How many layers a layer-wise load runs ahead of the forward pass.")
+    layers_ahead: int = _setting(
+        8, _whole(0, 1024), "layers", "How many layers a layer-wise load runs ahead of the forward pass."
+    )
     verify_l1: bool = _setting(
-        False, _flag, "a flag", "Keep a checksum of each slot and verify it before every load, not only after a restart."
+        False,
+        _flag,
+        "a flag",
+        "Keep a checksum of each slot and verify it before every load, not only after a restart.",
     )
     piecewise_cudagraph: bool = _setting(
         False, _flag, "a flag", "Ask vLLM for piecewise CUDA graphs, so that layer hooks fire in every step."
