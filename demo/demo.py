@@ -57,6 +57,7 @@ def main() -> int:
     try:
         cold = run_engine("1. First engine", options, prompts, logs / "1-cold.log")
         warm = run_engine("2. New engine", options, prompts, logs / "2-warm.log")
+        print_table(cold, warm)
         control_options = replace(
             options, connector={**(options.connector or {}), **json.loads(arguments.control_config)}
         )
@@ -69,7 +70,6 @@ def main() -> int:
         return 1
     finally:
         shutil.rmtree(slab_folder, ignore_errors=True)
-    print_table(cold, warm)
     faults = verdict(cold, warm, control)
     seconds = time.monotonic() - started
     if faults:

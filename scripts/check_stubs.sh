@@ -7,6 +7,7 @@ if ! "$WHEEL_VENV/bin/python" -c 'import aibrix_connector._native' 2>/dev/null; 
   say "no wheel installed: the type stubs are not compared with the module (make wheel)"
   exit 0
 fi
+[ -f "$REPO/python/aibrix_connector/_native.pyi" ] || die "python/aibrix_connector/_native.pyi is missing"
 tools="$("$REPO/scripts/ensure_dev_tools.sh")"
 own="$("$WHEEL_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 cd /

@@ -48,6 +48,8 @@ class Engine:
             arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
         self.options = options
         self.llm = LLM(**arguments)
+        if options.pipeline_parallel > 1 and options.eager:
+            self.llm.collective_rpc(_allocate_stage_inputs)
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +160,19 @@ class Engine:
     def shutdown(self) -> None:
         """Stops the engine; the connector's `shutdown` is called."""
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def _allocate_stage_inputs(worker: Any) -> None:
+    """Does what vLLM leaves out on the CPU in eager mode, where it runs no warm-up (seen in 0.32.0).
+
+    The first dummy run allocates the buffer for what the previous stage sends; without it the first step of a later
+    stage fails its assertion.
+    """
+    runner = worker.model_runner
+    if runner.intermediate_tensors is None:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
 
 
 def _overwrite_worker_kv(worker: Any, pattern: int) -> int:

@@ -33,7 +33,7 @@ class ServedCompletion:
 
 
 class Server:
-    """A running server; a context manager that kills it with all its processes."""
+    """A running server; a context manager that stops it with all its processes."""
 
     def __init__(self, options: EngineOptions, log: Path, *, data_parallel: int = 1, flags: Sequence[str] = ()) -> None:
         self.log = log
@@ -60,7 +60,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        self.stop()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> float:
         """Waits until the server answers; returns the seconds it took.
@@ -103,6 +103,16 @@ class Server:
             if match := re.match(rf"({re.escape(prefix)}[a-zA-Z0-9_:]*)(?:{{[^}}]*}})? (\S+)$", line):
                 values[match[1]] = values.get(match[1], 0.0) + float(match[2])
         return values
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """Asks the server to end, so that it removes its shared memory; kills what is left."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
 
     def kill(self) -> None:
         """Ends the server and all its processes with SIGKILL."""
