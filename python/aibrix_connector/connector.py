@@ -114,7 +114,7 @@ def _reports_after_stop(connector: "AIBrixOffloadingConnectorV1Type3") -> "KVCon
     return connector._worker.take_reports()
 
 
-class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
     """Keeps the KV cache of prompts in host memory and loads it back instead of computing it again.
 
     Offload and load are pipelined with the forward pass, layer by layer. Whatever fails here is a miss: the engine

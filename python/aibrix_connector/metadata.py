@@ -17,7 +17,7 @@ class PromisedLoad:
 
 
 @dataclass
-class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
+class StepMetadata(KVConnectorMetadata):
     """One step's work."""
 
     plan: bytes | None = None
@@ -33,7 +33,7 @@ EMPTY_STEP = StepMetadata()
 
 
 @dataclass
-class WorkerReports(KVConnectorWorkerMetadata):  # type: ignore[misc]
+class WorkerReports(KVConnectorWorkerMetadata):
     """The ranks' reports of one step."""
 
     reports: list[bytes] = field(default_factory=list)

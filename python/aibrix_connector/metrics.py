@@ -57,7 +57,7 @@ REASONS = ("absent", "evicted", "late", "not_ready", "too_short", "break_even", 
 PREFIX = "vllm:kvcache_"
 
 
-class CacheStats(KVConnectorStats):  # type: ignore[misc]
+class CacheStats(KVConnectorStats):
     """Differences since the last report, by name; gauges as they are."""
 
     @dataclass
@@ -121,7 +121,7 @@ class CacheStats(KVConnectorStats):  # type: ignore[misc]
         return not self.data
 
 
-class CachePromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+class CachePromMetrics(KVConnectorPromMetrics):
     """The metrics of ``/metrics``."""
 
     def __init__(
