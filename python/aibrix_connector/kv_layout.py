@@ -60,6 +60,8 @@ def page_runs(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int)
     if not dims:
         return 1, run * item_bytes, run * item_bytes
     segment_stride, segments = dims.pop(0)
+    if segment_stride < run:
+        return None  # runs that overlap: an expanded or a hand-made view
     for stride, size in dims:
         if stride != segment_stride * segments:
             return None

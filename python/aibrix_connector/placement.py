@@ -11,6 +11,7 @@ from aibrix_connector.kv_layout import LayerPages
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 MOST_THREADS = 4
 """More copy threads than this do not move more bytes: a few cores fill a memory channel."""
@@ -44,14 +45,17 @@ def owner_pid() -> int:
 
 
 def shard_fields(
-    config: "VllmConfig", kv_caches: "dict[str, torch.Tensor]", layers: list[LayerPages]
+    config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    kv_caches: "dict[str, torch.Tensor]",
+    layers: list[LayerPages],
 ) -> list[tuple[str, str]]:
     """Returns what makes one rank's bytes differ from another's: its layers and heads, and how pages are laid out.
 
     A shard is a distinct content, not a rank: ranks that hold replicas of each other have equal fields.
     """
     parallel = config.parallel_config
-    replicas = max(1, int(getattr(config.cache_config, "kv_tp_replicas", 1) or 1))
+    replicas = max(1, int(getattr(kv_cache_config, "kv_tp_replicas", 1) or 1))
     tensor_rank = parallel.rank % parallel.tensor_parallel_size
     first = kv_caches[layers[0].name]
     fields: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """The worker side: hands the engine's tensors and hooks to the store, which moves the bytes."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
@@ -71,14 +71,14 @@ class WorkerSide:
         rank, world = config.parallel_config.rank, config.parallel_config.world_size
         threads, cpus = copy_placement(settings.copy_threads, config)
         engine_id = str(config.kv_transfer_config.engine_id) if config.kv_transfer_config else ""
-        store = _native.Store(
+        store = self._open(
             rank=rank,
             layers=[layer.native() for layer in layers],
             slot_blocks=blocks,
             capacity_bytes=capacity_bytes(settings.capacity),
             ranks=world,
             namespace=identity.namespace(namespace),
-            shard=_native.fingerprint("shard", shard_fields(config, kv_caches, layers)),
+            shard=_native.fingerprint("shard", shard_fields(config, self._kv_cache_config, kv_caches, layers)),
             slab_dir=slab_dir,
             engine_id=engine_id,
             owner_pid=owner_pid(),
@@ -94,6 +94,15 @@ class WorkerSide:
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
         for warning in store.warnings():
             logger.warning("%s", warning)
+
+    @staticmethod
+    def _open(**arguments: Any) -> _native.Store:
+        try:
+            return _native.Store(**arguments)
+        except ValueError as error:
+            # The native side speaks of the names of `BlockCache`.
+            text = str(error).replace("slab_path", "slab_dir").replace("capacity_bytes", "capacity")
+            raise ValueError(text) from None
 
     def begin_step(self, metadata: StepMetadata) -> None:
         """A step begins: takes its plan."""
@@ -178,7 +187,8 @@ class WorkerSide:
     def take_reports(self) -> WorkerReports | None:
         """Returns this rank's report, if there is anything to say."""
         report = self._store.take_report() if self._store is not None else None
-        is_drained = self._must_drain and not self._said_drained and not self._busy
+        is_idle = self._store is None or not self._busy
+        is_drained = self._must_drain and not self._said_drained and is_idle
         broken, self._must_say_broken = self._must_say_broken, False
         if report is None and not broken and not is_drained:
             return None

@@ -1,1 +1,1 @@
-"""Tests of the Python package that start no engine. Those that need vLLM or torch are skipped where they are missing."""
+"""Tests of the Python package that start no engine; what needs vLLM or torch is skipped without them."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from aibrix_connector import BlockCache
 
 BLOCK_BYTES = 64
@@ -50,7 +49,8 @@ def opening(**arguments: Any) -> Callable[[], Any]:
         ),
         (
             {"slab_path": "/dev/shm/x"},
-            "slab_path /dev/shm/x needs a namespace: name the model and everything else that makes its blocks different",
+            "slab_path /dev/shm/x needs a namespace: name the model and everything else that makes its blocks "
+            "different",
         ),
         ({"copy_threads": 0}, "copy_threads is 0: use 1 to copy on the caller's thread, or more"),
         (
@@ -97,9 +97,9 @@ def test_capacity_above_shared_memory_is_private_memory_and_a_warning(small_tmpf
         cache = opening(block_bytes=1 << 20, capacity_bytes=64 << 20, slab_path=small_tmpfs, namespace="n")()
     assert len(warned) == 1
     assert re.fullmatch(
-        rf"a slab of 69206016 bytes does not fit into the file system of {small_tmpfs} \(\d+ bytes available\): lower the "
-        r"capacity, enlarge the file system \(docker run --shm-size, mount -o remount,size=\) or unset slab_path; using "
-        r"anonymous memory, which a restart loses",
+        rf"a slab of 69206016 bytes does not fit into the file system of {small_tmpfs} \(\d+ bytes available\): "
+        r"lower the capacity, enlarge the file system \(docker run --shm-size, mount -o remount,size=\) or unset "
+        r"slab_path; using anonymous memory, which a restart loses",
         str(warned[0].message),
     )
     keys = cache.hash_tokens(np.arange(16))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from aibrix_connector import BlockCache
 
 BLOCK_BYTES = 256

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pytest
-
 from aibrix_connector import settings
 from aibrix_connector.aibrix_env import AibrixVariableError
 from aibrix_connector.settings import SettingError, Settings

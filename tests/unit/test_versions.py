@@ -1,7 +1,6 @@
 """Which vLLM is refused, and what the refusal says."""
 
 import pytest
-
 from aibrix_connector import versions
 from aibrix_connector.versions import UnsupportedVllmError
 
@@ -26,8 +25,8 @@ def test_too_new_unless_allowed(version: str) -> None:
     with pytest.raises(UnsupportedVllmError) as caught:
         versions.check(version, allow_untested=False)
     assert str(caught.value) == (
-        f"vLLM {version} is newer than what this connector was tested with (0.29 to 0.33): upgrade aibrix-connector, or "
-        'set "allow_untested_vllm": true in kv_connector_extra_config at your own risk'
+        f"vLLM {version} is newer than what this connector was tested with (0.29 to 0.33): upgrade "
+        'aibrix-connector, or set "allow_untested_vllm": true in kv_connector_extra_config at your own risk'
     )
     versions.check(version, allow_untested=True)
 

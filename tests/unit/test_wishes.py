@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import pytest
-
 from aibrix_connector import wishes
 from aibrix_connector.wishes import Wishes
 
