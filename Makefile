@@ -13,7 +13,7 @@ wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
 parts = wheel lint test-rust test-python test-e2e
-python_sources = python tests scripts demo
+python_sources = python tests scripts demo examples
 
 .PHONY: help build wheel test test-rust test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
 
@@ -46,7 +46,7 @@ else
 endif
 
 test-python: $(wheel_env) ## tests of the Python package: its API and vLLM's contract, no engine
-	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/python) $(PYTEST_ARGS)
+	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/unit) $(PYTEST_ARGS)
 
 test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
 	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" $(PYTEST_ARGS)

@@ -8,7 +8,6 @@ DIRECTORY is where the blocks are kept for a later process, ideally in shared me
 import sys
 
 import numpy as np
-
 from aibrix_connector import BlockCache
 
 BLOCK_TOKENS = 16
