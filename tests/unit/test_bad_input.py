@@ -131,9 +131,9 @@ def test_a_directory_without_write_permission(tmp_path: Path) -> None:
     ), child.stderr
 
 
-KEYS = np.arange(64, dtype=np.uint8).reshape(4, 16)
+KEYS: Any = np.arange(64, dtype=np.uint8).reshape(4, 16)
 
-CALLS: list[tuple[str, Callable[[BlockCache], Any], type[Exception], str]] = [
+CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     (
         "data too short",
         lambda cache: cache.put(KEYS, bytes(255)),
@@ -238,7 +238,7 @@ def test_calls_change_nothing(call: Callable[[BlockCache], Any], kind: type[Exce
         with pytest.raises(kind, match="^" + re.escape(message) + "$"):
             call(cache)
         assert cache.stats() == before
-        out = np.zeros((2, BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((2, BLOCK_BYTES), np.uint8)
         assert cache.get(KEYS[:2], out) == 2
         assert (out == 1).all()
 
