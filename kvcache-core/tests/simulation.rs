@@ -87,8 +87,6 @@ fn nothing_breaks_over_many_seeds() {
 }
 
 fn is_found(bug: Bug) {
-
-
     for seed in 0..1000 {
         if let Err(violation) = run(seed, Some(bug)) {
             println!("{bug:?} found at seed {seed}: {violation}");
@@ -103,8 +101,19 @@ fn is_found(bug: Bug) {
 fn planted_bugs_are_found() {
     use Bug::*;
     for bug in [
-        SkipPin, EvictPinned, PublishEarly, ServeFilling, TrustAnyLabel, ForgetEpoch, IgnoreHolds, SwallowErrors, LoseEnds,
-        DropRelease, WaitForEver, EndlessGhosts, EmptyPlans,
+        SkipPin,
+        EvictPinned,
+        PublishEarly,
+        ServeFilling,
+        TrustAnyLabel,
+        ForgetEpoch,
+        IgnoreHolds,
+        SwallowErrors,
+        LoseEnds,
+        DropRelease,
+        WaitForEver,
+        EndlessGhosts,
+        EmptyPlans,
     ] {
         is_found(bug);
     }

@@ -22,7 +22,9 @@ fn chain(document: u64, blocks: u64) -> Vec<BlockKey> {
 /// Bytes that say which key they belong to, at every position.
 fn pattern(keys: &[BlockKey], block_bytes: usize) -> Vec<u8> {
     keys.iter()
-        .flat_map(|key| (0..block_bytes / 8).flat_map(|word| mix(key.short_hash() ^ word as u64).to_le_bytes()))
+        .flat_map(|key| {
+            (0..block_bytes / 8).flat_map(|word| mix(key.short_hash() ^ word as u64).to_le_bytes())
+        })
         .collect()
 }
 
@@ -68,7 +70,10 @@ fn any_order_of_calls_agrees_with_a_hash_map() {
                     for (key, bytes) in keys.iter().zip(out.chunks(BLOCK_BYTES)).take(matched) {
                         assert_eq!(bytes, put[key], "seed {seed}, call {call}");
                     }
-                    assert!(out[matched * BLOCK_BYTES..].iter().all(|byte| *byte == 7), "the rest is left as it was");
+                    assert!(
+                        out[matched * BLOCK_BYTES..].iter().all(|byte| *byte == 7),
+                        "the rest is left as it was"
+                    );
                 }
                 7 => {
                     let ready = keys.iter().filter(|key| cache.match_prefix(&[**key]) == 1).count();

@@ -6,7 +6,8 @@ use crate::fakes::random::Random;
 
 fn key(document: usize, index: usize) -> BlockKey {
     let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&crate::fakes::random::mix((document * 1000 + index) as u64 + 1).to_le_bytes());
+    bytes[..8]
+        .copy_from_slice(&crate::fakes::random::mix((document * 1000 + index) as u64 + 1).to_le_bytes());
     bytes[8] = document as u8;
     bytes[9] = index as u8;
     BlockKey(bytes)
@@ -44,7 +45,8 @@ struct Oracle {
 
 impl Oracle {
     fn leading(&self, keys: &[BlockKey], ready_only: bool) -> usize {
-        let usable = |key: &&BlockKey| self.resident.get(*key).is_some_and(|(_, _, ready)| *ready || !ready_only);
+        let usable =
+            |key: &&BlockKey| self.resident.get(*key).is_some_and(|(_, _, ready)| *ready || !ready_only);
         keys.iter().take_while(usable).count()
     }
 
@@ -57,7 +59,8 @@ impl Oracle {
     fn check(&self, directory: &Directory) {
         directory.check().unwrap();
         let stats = directory.stats();
-        let ready: HashSet<SlotId> = self.resident.values().filter(|(_, _, ready)| *ready).map(|(s, _, _)| *s).collect();
+        let ready: HashSet<SlotId> =
+            self.resident.values().filter(|(_, _, ready)| *ready).map(|(s, _, _)| *s).collect();
         let busy = self.in_use();
         assert_eq!(stats.ready, ready.len());
         assert_eq!(stats.filling, self.resident.len() - ready.len());
@@ -89,7 +92,8 @@ fn model(seed: u64) {
             0 => {
                 let found = directory.match_prefix(&keys);
                 let ready = oracle.leading(&keys, true);
-                let pending = keys[ready..].iter().take_while(|key| oracle.resident.contains_key(key)).count();
+                let pending =
+                    keys[ready..].iter().take_while(|key| oracle.resident.contains_key(key)).count();
                 assert_eq!((found.ready, found.pending), (ready, pending));
                 let mut residency = Vec::new();
                 directory.residency(&keys, &mut residency);
@@ -139,7 +143,9 @@ fn model(seed: u64) {
                     oracle.resident.insert(keys[reserved.index], (reserved.slot, reserved.fill, false));
                 }
                 if !taken.is_empty() {
-                    oracle.fills.push((fills(&reservation), taken.iter().map(|index| keys[*index]).collect()));
+                    oracle
+                        .fills
+                        .push((fills(&reservation), taken.iter().map(|index| keys[*index]).collect()));
                 }
             }
             7 | 8 if !oracle.fills.is_empty() => {
@@ -290,12 +296,20 @@ fn a_late_completion_of_a_cancelled_fill_frees_its_slot_only() {
     let directory = lru(1);
     let first = directory.begin_offload(&chain(0, 1), 0);
     assert_eq!(directory.delete(&chain(0, 1)).len(), 1);
-    assert_eq!(directory.begin_offload(&chain(1, 1), 0).refused_from, Some(0), "the slot is still being written");
+    assert_eq!(
+        directory.begin_offload(&chain(1, 1), 0).refused_from,
+        Some(0),
+        "the slot is still being written"
+    );
     assert_eq!(directory.stats().draining, 1);
     assert_eq!(directory.complete_fills(&fills(&first), true), [], "the block was deleted");
     let second = directory.begin_offload(&chain(1, 1), 0);
     assert_eq!(second.reserved.len(), 1);
-    assert_eq!(directory.complete_fills(&fills(&first), true), [], "a stale fill completes nobody else's block");
+    assert_eq!(
+        directory.complete_fills(&fills(&first), true),
+        [],
+        "a stale fill completes nobody else's block"
+    );
     assert_eq!(directory.match_prefix(&chain(1, 1)), PrefixMatch { ready: 0, pending: 1, evicted: false });
     assert_eq!(directory.complete_fills(&fills(&second), true).len(), 1);
 }

@@ -176,6 +176,12 @@ impl SightGate {
         Self { capacity: slots.max(1024), ..Self::default() }
     }
 
+    /// Prefixes remembered now.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
     /// Counts this sight of `key`; whether it is at least the `wanted`-th.
     pub(super) fn passes(&mut self, key: &BlockKey, wanted: u8) -> bool {
         let hash = key.short_hash();

@@ -303,7 +303,9 @@ impl Store {
     pub fn store_layer(&mut self, layer: usize, stream: Option<u64>) {
         // A source may be a block that this step loads: it is not read before the load was waited for.
         let ready = if self.loads.is_empty() { usize::MAX } else { self.layers_waited };
-        let Some(layer) = layer.checked_add(1).and_then(|layers| layers.min(ready).checked_sub(1)) else { return };
+        let Some(layer) = layer.checked_add(1).and_then(|layers| layers.min(ready).checked_sub(1)) else {
+            return;
+        };
         for offload in &mut self.fresh_offloads {
             offload.submit_through(layer, &self.layout, &*self.copies, stream);
         }

@@ -144,7 +144,9 @@ impl State {
             let pick = self.random.below(left);
             let piece = self.running[index].left.swap_remove(pick);
             // SAFETY: the submitter keeps both ranges valid and unshared until the batch's end is reported.
-            unsafe { std::ptr::copy_nonoverlapping(piece.src as *const u8, piece.dst as *mut u8, piece.bytes) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(piece.src as *const u8, piece.dst as *mut u8, piece.bytes)
+            };
         }
         let batch = &self.running[index];
         if batch.left.is_empty() || (batch.fails && batch.left.len() * 2 <= batch.all.len()) {
@@ -198,7 +200,8 @@ impl State {
 /// Every word that the pieces touch, and whether they write it.
 fn words(pieces: &[Piece]) -> impl Iterator<Item = (usize, bool)> {
     pieces.iter().flat_map(|piece| {
-        (0..piece.bytes.div_ceil(8)).flat_map(|word| [(piece.src + word * 8, false), (piece.dst + word * 8, true)])
+        (0..piece.bytes.div_ceil(8))
+            .flat_map(|word| [(piece.src + word * 8, false), (piece.dst + word * 8, true)])
     })
 }
 
@@ -213,7 +216,9 @@ impl CopyEngine for LazyCopies {
             return Err(Rejected::Unsupported(batch, "the process is dead"));
         }
         let refuse = state.behaviour.refuse;
-        if state.running.len() + state.ended.len() >= state.behaviour.batches_max || state.random.chance(refuse) {
+        if state.running.len() + state.ended.len() >= state.behaviour.batches_max
+            || state.random.chance(refuse)
+        {
             state.counts.full += 1;
             return Err(Rejected::Full(batch));
         }
@@ -227,7 +232,8 @@ impl CopyEngine for LazyCopies {
             }
             if conflict && state.conflict.is_none() {
                 let what = if write { "written" } else { "read" };
-                state.conflict = Some(format!("a word is {what} by {:?} while another copy uses it", batch.direction));
+                state.conflict =
+                    Some(format!("a word is {what} by {:?} while another copy uses it", batch.direction));
             }
         }
         let fail = state.behaviour.fail;
@@ -277,7 +283,11 @@ impl CopyEngine for LazyCopies {
     fn forget(&self, ticket: Ticket) {
         let mut state = self.state();
         state.ended.retain(|(ended, _)| *ended != ticket);
-        state.running.iter_mut().filter(|batch| batch.ticket == ticket).for_each(|batch| batch.forgotten = true);
+        state
+            .running
+            .iter_mut()
+            .filter(|batch| batch.ticket == ticket)
+            .for_each(|batch| batch.forgotten = true);
     }
 
     fn in_flight(&self) -> InFlight {

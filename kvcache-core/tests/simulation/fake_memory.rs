@@ -170,7 +170,8 @@ impl SlotMemory for FakeMemory {
     }
 
     fn slot_address(&self, slot: SlotId) -> Option<usize> {
-        (slot.0 < self.usable_slots()).then(|| self.slab.bytes.address() + slot.index() * self.slab.slot_bytes)
+        (slot.0 < self.usable_slots())
+            .then(|| self.slab.bytes.address() + slot.index() * self.slab.slot_bytes)
     }
 
     fn begin_fill(&self, slot: SlotId, label: &SlotLabel) {
@@ -208,14 +209,16 @@ impl SlotMemory for FakeMemory {
         let table = self.slab.table();
         let records = table.records.iter().enumerate();
         let warm = records.filter_map(|(slot, record)| record.as_ref().map(|record| (slot, record)));
-        warm.filter(|(_, record)| record.ready && (self.bugs.forget_epoch || record.label.epoch == table.epoch))
-            .map(|(slot, Record { label, .. })| Resident {
-                slot: SlotId(slot as u32),
-                key: label.key,
-                parent: label.parent,
-                fill: label.fill,
-            })
-            .collect()
+        warm.filter(|(_, record)| {
+            record.ready && (self.bugs.forget_epoch || record.label.epoch == table.epoch)
+        })
+        .map(|(slot, Record { label, .. })| Resident {
+            slot: SlotId(slot as u32),
+            key: label.key,
+            parent: label.parent,
+            fill: label.fill,
+        })
+        .collect()
     }
 
     fn highest_fill(&self) -> FillId {

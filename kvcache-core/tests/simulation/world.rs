@@ -232,7 +232,8 @@ fn planner(scenario: &Scenario, bug: Option<Bug>) -> Planner {
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, bug: Option<Bug>) -> Self {
         let mut random = Random::new(seed);
-        let ranks = (0..scenario.ranks).map(|rank| Rank::new(rank, &scenario, bug, &mut random, None)).collect();
+        let ranks =
+            (0..scenario.ranks).map(|rank| Rank::new(rank, &scenario, bug, &mut random, None)).collect();
         let mut world = Self {
             planner: planner(&scenario, bug),
             pool: Vec::new(),
@@ -338,7 +339,8 @@ impl World {
             (0..shared).map(|i| mix((document as u64) << 32 | i as u64) as u32 % 50_000).collect();
         let salt = self.random.next();
         tokens.extend((0..own).map(|i| mix(salt ^ i as u64) as u32 % 50_000));
-        let visible = if self.random.chance(500) { tokens.len() } else { self.random.between(1, tokens.len()) };
+        let visible =
+            if self.random.chance(500) { tokens.len() } else { self.random.between(1, tokens.len()) };
         let mut options = RequestOptions { prompt_tokens: visible, ..RequestOptions::default() };
         if self.random.chance(30) {
             options.skip_load = true;
@@ -515,8 +517,9 @@ impl World {
         for group in 0..self.scenario.windows.len() {
             let have = self.requests[&number].tables[group].len();
             for index in have..blocks {
-                let null = nulls
-                    .is_some_and(|boundary| index < self.scenario.first_block(group, boundary) && index >= have);
+                let null = nulls.is_some_and(|boundary| {
+                    index < self.scenario.first_block(group, boundary) && index >= have
+                });
                 let Some(block) = (if null { Some(0) } else { self.allocate() }) else {
                     for (group, block) in taken.into_iter().rev() {
                         let table: &mut Vec<u32> = &mut self.requests.get_mut(&number).unwrap().tables[group];
@@ -569,7 +572,8 @@ impl World {
             if request.weights[index] != self.weights {
                 break;
             }
-            let (block, prefix) = (request.tables[0][index], request.prefix[(index + 1) * self.scenario.block_tokens]);
+            let (block, prefix) =
+                (request.tables[0][index], request.prefix[(index + 1) * self.scenario.block_tokens]);
             let entry = &mut self.pool[block as usize];
             if entry.cached_as.is_none() && !self.cached.contains_key(&prefix) {
                 entry.cached_as = Some(prefix);
@@ -999,7 +1003,8 @@ impl World {
         }
         self.absorb_reports()?;
         for (id, bad) in &output.received {
-            let Some((number, request)) = self.requests.iter_mut().find(|(_, request)| request.id == *id) else {
+            let Some((number, request)) = self.requests.iter_mut().find(|(_, request)| request.id == *id)
+            else {
                 continue;
             };
             let number = *number;
@@ -1093,7 +1098,10 @@ impl World {
                     }
                     let held = self.held.remove(&ended.id).unwrap_or_default();
                     if held != ended.released {
-                        return Err(format!("{:?} releases {:?}, but held {held:?}", ended.id, ended.released));
+                        return Err(format!(
+                            "{:?} releases {:?}, but held {held:?}",
+                            ended.id, ended.released
+                        ));
                     }
                     if self.bug == Some(Bug::DropRelease) && self.random.chance(100) {
                         continue;
@@ -1129,7 +1137,10 @@ impl World {
                 return Err(format!("{slots} slots of {} are accounted for: {stats:?}", stats.slot_count));
             }
             if stats.metadata_bytes > 2048 + 128 * stats.slot_count {
-                return Err(format!("{} bytes of metadata for {} slots", stats.metadata_bytes, stats.slot_count));
+                return Err(format!(
+                    "{} bytes of metadata for {} slots",
+                    stats.metadata_bytes, stats.slot_count
+                ));
             }
             if self.step % 16 == 0 {
                 directory.check()?;
@@ -1183,7 +1194,13 @@ fn content(prefix: u64, layer: usize, rank: usize, weights: u64) -> u64 {
 }
 
 impl Rank {
-    fn new(index: usize, scenario: &Scenario, bug: Option<Bug>, random: &mut Random, slab: Option<Arc<Slab>>) -> Self {
+    fn new(
+        index: usize,
+        scenario: &Scenario,
+        bug: Option<Bug>,
+        random: &mut Random,
+        slab: Option<Arc<Slab>>,
+    ) -> Self {
         let page_bytes = 8 * scenario.segments;
         let groups = scenario.windows.len();
         let layers: Vec<Bytes> =
