@@ -118,7 +118,7 @@ impl Request {
             self.units += 1;
             let tokens = self.units * config.hash_tokens;
             for (group, spec) in config.groups.iter().enumerate() {
-                if tokens % (spec.block_tokens * config.slot_blocks) == 0 {
+                if tokens.is_multiple_of(spec.block_tokens * config.slot_blocks) {
                     self.keys[group].push(BlockKey::from_engine_hash(&config.namespace, group as u16, hash));
                     self.hashes[group].push(EngineHash::new(hash));
                 }

@@ -22,7 +22,12 @@ struct Rank {
 }
 
 fn rank() -> Rank {
-    rank_with(StoreConfig { layers_ahead: 1, help_share: 0.0, help_least: Duration::ZERO, ..StoreConfig::default() })
+    rank_with(StoreConfig {
+        layers_ahead: 1,
+        help_share: 0.0,
+        help_least: Duration::ZERO,
+        ..StoreConfig::default()
+    })
 }
 
 fn rank_with(config: StoreConfig) -> Rank {
@@ -115,7 +120,10 @@ impl Rank {
     }
 
     fn layer_of(&self, address: usize) -> usize {
-        self.layers.iter().position(|b| (b.address()..b.address() + BLOCKS * PAGE).contains(&address)).unwrap()
+        self.layers
+            .iter()
+            .position(|b| (b.address()..b.address() + BLOCKS * PAGE).contains(&address))
+            .unwrap()
     }
 
     /// Layers of the batches accepted since the last call, by direction.
@@ -145,7 +153,10 @@ fn a_layer_is_there_when_its_wait_returns_and_later_ones_run_ahead_within_the_bo
         rank.store.wait_layer(layer);
         assert!(rank.holds(layer, 3, 100));
         let next = (layer + 2 <= LAYERS).then_some(()).filter(|()| layer > 0 && layer + 1 < LAYERS);
-        assert_eq!(rank.submitted(), next.map(|()| (Direction::Load, layer + 1)).into_iter().collect::<Vec<_>>());
+        assert_eq!(
+            rank.submitted(),
+            next.map(|()| (Direction::Load, layer + 1)).into_iter().collect::<Vec<_>>()
+        );
         if layer + 1 < LAYERS {
             assert!(!rank.holds(layer + 1, 3, 100), "nothing copies the next layer but its own wait");
         }
@@ -372,7 +383,12 @@ fn a_drain_leaves_no_copy_behind() {
 /// The negative control of end-to-end tests: success is claimed and nothing is loaded.
 #[test]
 fn the_drill_reports_loads_and_copies_nothing() {
-    let config = StoreConfig { skip_copies: true, help_share: 0.0, help_least: Duration::ZERO, ..StoreConfig::default() };
+    let config = StoreConfig {
+        skip_copies: true,
+        help_share: 0.0,
+        help_least: Duration::ZERO,
+        ..StoreConfig::default()
+    };
     let mut rank = rank_with(config);
     rank.fill(0, 100);
     let jobs = vec![rank.job(JobKind::LoadLayerwise, &[(0, 3)]), rank.job(JobKind::LoadAsync, &[(0, 4)])];
