@@ -349,6 +349,7 @@ fn adopted_blocks_know_their_parents_in_any_order_and_new_fills_are_newer() {
     directory.start_fills_above(FillId(40));
     let reserved = directory.begin_offload(&chain(1, 2), 0).reserved;
     assert!(reserved.iter().all(|reserved| reserved.fill > FillId(40)));
+    directory.touch(&[key(0, 1)]);
     let evicted = directory.begin_offload(&chain(2, 1), 0).evicted;
     assert_eq!(evicted[0].1, key(0, 1), "the tail is the leaf");
     let unusable = [block(9, key(5, 0), BlockKey::default(), u64::MAX)];
