@@ -122,6 +122,7 @@ fn planted_bugs_are_found() {
 /// Each of eight requests wants 60 % of L1, all at once, so that they evict each other all the time; twice.
 #[test]
 fn requests_that_each_want_sixty_percent_of_l1_all_terminate() {
+    let mut total = Counts::default();
     for seed in 0..50 {
         let scenario = Scenario {
             operations: 0,
@@ -146,6 +147,7 @@ fn requests_that_each_want_sixty_percent_of_l1_all_terminate() {
         }
         world.run().unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
         assert_eq!(world.counts.finished, 16);
-        assert!(world.counts.evicted > 0 && world.counts.stored >= 24, "{:?}", world.counts);
+        total.add(&world.counts);
     }
+    assert!(total.evicted > 100 && total.refused > 100 && total.loads > 10, "{total:?}");
 }

@@ -82,17 +82,17 @@ impl World {
                 .min();
             let Some(first) = first else { continue };
             self.counts.rolled_back += 1;
-            let mut shared = false;
-            for block in request.tables.iter().flat_map(|table| table.iter().skip(first)) {
-                shared |= self.pool[*block as usize].users > 1;
-            }
+            // The step that was scheduled ahead is dropped as a whole. Blocks that others use, offloads among them, are
+            // not computed again in place.
+            let restart = request.last_start.min(first * bt);
+            let mut rewritten = request.tables.iter().flat_map(|table| table.iter().skip(restart / bt));
+            let shared = rewritten.any(|block| self.pool[*block as usize].users > 1);
             if shared || self.scenario.windows.len() > 1 || self.random.chance(500) {
                 self.preempt(number);
             } else {
                 let request = self.requests.get_mut(&number).unwrap();
                 request.incarnation += 1;
-                // The step that was scheduled ahead is dropped as a whole.
-                request.computed = request.last_start.min(first * bt);
+                request.computed = restart;
             }
         }
     }
