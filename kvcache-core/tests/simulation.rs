@@ -149,5 +149,5 @@ fn requests_that_each_want_sixty_percent_of_l1_all_terminate() {
         assert_eq!(world.counts.finished, 16);
         total.add(&world.counts);
     }
-    assert!(total.evicted > 100 && total.refused > 100 && total.loads > 10, "{total:?}");
+    assert!(total.evicted > 100 && total.refused > 100 && total.finished == 800, "{total:?}");
 }
