@@ -48,12 +48,14 @@ class SchedulerSide:
         self._stable_hashes = self._by_tokens or identity.hashes_are_stable(config)
         fields = identity.namespace_fields(config, self._groups, self._slot_blocks, settings)
         events = config.kv_events_config
-        self._events = EventLog(self._groups, self._slot_blocks) if events and events.enable_kv_cache_events else None
+        unit_tokens = hash_tokens(kv_cache_config, config)
+        wanted = events is not None and events.enable_kv_cache_events
+        self._events = EventLog(self._groups, self._slot_blocks, unit_tokens) if wanted else None
         self._planner = _native.Planner(
             namespace=identity.namespace(fields),
             groups=[(group.kind, group.block_tokens, group.window_tokens) for group in self._groups],
             slot_blocks=self._slot_blocks,
-            hash_tokens=hash_tokens(kv_cache_config, config),
+            hash_tokens=unit_tokens,
             ranks=config.parallel_config.world_size,
             key_source=settings.key_source,
             hash=settings.hash,
@@ -156,6 +158,8 @@ class SchedulerSide:
         job, held, slots, view.next_tokens = self._planner.offload(
             request_id, computed_tokens, [tables[group.group_id] for group in self._groups]
         )
+        if self._events is not None:
+            self._events.removed(self._planner.take_removed())
         if job is None:
             return
         if self._pool is not None:
@@ -168,7 +172,10 @@ class SchedulerSide:
     def absorb(self, reports: WorkerReports) -> None:
         """Takes in what the workers have ended: lets go of their blocks and counts their slots as hits."""
         for report in reports.reports:
-            for job, released, stored in self._planner.absorb(report):
+            ended = self._planner.absorb(report)
+            if self._events is not None:
+                self._events.removed(self._planner.take_removed())
+            for job, released, stored in ended:
                 if self._held.pop(job, None) is not None and self._pool is not None:
                     blocks = self._pool.blocks
                     self._pool.free_blocks([blocks[block] for block in reversed(released)])
@@ -196,6 +203,8 @@ class SchedulerSide:
     def reset(self) -> bool:
         """Forgets everything."""
         epoch = self._planner.reset()
+        if self._events is not None:
+            self._events.removed(self._planner.take_removed())
         for view in self._views.values():
             view.next_tokens = 0
         logger.info("KV cache reset: blocks stored before are not served any more (epoch %d)", epoch)
@@ -203,9 +212,7 @@ class SchedulerSide:
 
     def take_events(self) -> "list[KVCacheEvent]":
         """Returns the events since the last call."""
-        if self._events is None:
-            return []
-        return self._events.take(self._planner.take_removed())
+        return [] if self._events is None else self._events.take()
 
     def take_stats(self) -> CacheStats | None:
         """Returns the counts since the last call."""
