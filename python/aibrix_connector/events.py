@@ -70,7 +70,7 @@ class EventLog:
     def removed(self, hashes: list[bytes]) -> None:
         """Slots have left; `hashes` are the engine's. Called where it happens, so that events keep their order."""
         if hashes:
-            converted: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in hashes]  # type: ignore[arg-type]
+            converted: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in hashes]
             self._events.append(BlockRemoved(block_hashes=converted, medium=MEDIUM))
 
     def take(self) -> list[KVCacheEvent]:

@@ -54,8 +54,8 @@ def stored_groups(kv_cache_config: "KVCacheConfig", vllm_config: "VllmConfig") -
             groups.append(Group(group_id, "full", tokens, 0, spec.page_size_bytes))
         else:
             raise UnsupportedLayoutError(
-                f"KV cache group {group_id} is of kind {type(spec).__name__}, which this connector cannot restore: serve "
-                "this model without the connector"
+                f"KV cache group {group_id} is of kind {type(spec).__name__}, which this connector cannot restore: "
+                "serve this model without the connector"
             )
     if not groups:
         raise UnsupportedLayoutError(
