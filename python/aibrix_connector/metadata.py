@@ -22,10 +22,15 @@ class StepMetadata(KVConnectorMetadata):
     promised: tuple[PromisedLoad, ...] = ()
     finish_in_step: bool = False
     """Nobody holds the source blocks: offloads must end before the step does."""
+    forward: bool = True
+    """Whether the step computes anything. vLLM 0.29 has no hook at the end of a step that does not."""
 
 
 EMPTY_STEP = StepMetadata()
 """The metadata of most steps: there is nothing to do."""
+
+IDLE_STEP = StepMetadata(forward=False)
+"""The metadata of a step that only sees to jobs in flight."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from vllm.logger import init_logger
 from aibrix_connector import _native, identity
 from aibrix_connector.events import EventLog
 from aibrix_connector.kv_groups import Group, hash_tokens, slot_blocks, stored_groups
-from aibrix_connector.metadata import EMPTY_STEP, PromisedLoad, StepMetadata, WorkerReports
+from aibrix_connector.metadata import EMPTY_STEP, IDLE_STEP, PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.settings import Settings
 
@@ -141,16 +141,16 @@ class SchedulerSide:
             self._advance(request_id, cached.num_computed_tokens[position] + scheduled[request_id], state)
         plan = self._planner.take_plan(output.total_num_scheduled_tokens, time.monotonic())
         if plan is None and not self._promised:
-            return EMPTY_STEP
+            return EMPTY_STEP if scheduled else IDLE_STEP
         promised, self._promised = tuple(self._promised), []
-        return StepMetadata(plan, promised, finish_in_step=self._pool is None)
+        return StepMetadata(plan, promised, finish_in_step=self._pool is None, forward=bool(scheduled))
 
     def _advance(self, request_id: str, computed_tokens: int, state: Any) -> None:
         view = self._views.get(request_id)
         if view is None or computed_tokens < view.next_tokens:
             return
         self._extend(view.request)
-        tables = state.get_block_ids(request_id) if state is not None else None
+        tables = _block_table(state, request_id)
         if tables is None:
             return
         job, held, slots, view.next_tokens = self._planner.offload(
@@ -205,3 +205,12 @@ class SchedulerSide:
     def take_stats(self) -> CacheStats | None:
         """Returns the counts since the last call."""
         return self._stats.take()
+
+
+def _block_table(state: Any, request_id: str) -> "tuple[list[int], ...] | None":
+    """Returns a request's blocks by group; 0.29 has a mapping where later releases have a method."""
+    if state is None:
+        return None
+    by_request = getattr(state, "block_ids", None)
+    table = state.get_block_ids(request_id) if by_request is None else by_request.get(request_id)
+    return table  # type: ignore[no-any-return]

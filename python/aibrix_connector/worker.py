@@ -36,6 +36,7 @@ class WorkerSide:
         self._stores_layers = False
         self._busy = False
         self._finish_in_step = False
+        self._end_is_due = False
         self._failed_plan = StepMetadata()
         self._broken: str | None = None
         self._stats: CacheStats.Source | None = None
@@ -92,6 +93,7 @@ class WorkerSide:
 
     def begin_step(self, metadata: StepMetadata) -> None:
         """A step begins: takes its plan."""
+        self._end_is_due = not metadata.forward
         if metadata.plan is None and not metadata.promised:
             return
         self._busy = True
@@ -118,6 +120,7 @@ class WorkerSide:
 
     def end_step(self) -> None:
         """The forward pass is over."""
+        self._end_is_due = False
         if self._busy and self._store is not None:
             self._loads_layerwise = self._stores_layers = False
             self._busy = self._store.end_step(self._finish_in_step)
@@ -127,6 +130,9 @@ class WorkerSide:
         if self._store is None:
             promised = self._failed_plan.promised
             return {p.request_id for p in promised if p.asynchronous}, set()
+        if self._end_is_due:
+            # A step without a forward pass, whose end vLLM 0.29 does not tell.
+            self.end_step()
         done, failed = self._store.take_received()
         return set(done), set(failed)
 
