@@ -150,6 +150,9 @@ impl Store {
     /// A step begins. Whether it loads layer by layer, and whether it offloads.
     fn begin_step(&self, plan: &[u8]) -> PyResult<(bool, bool)> {
         let plan = StepPlan::decode(plan).map_err(value_error)?;
+        if let Some(drilled) = &self.drilled {
+            drilled.arm();
+        }
         self.with(|store| {
             store.begin_step(plan);
             (store.has_layerwise_loads(), store.has_fresh_offloads())

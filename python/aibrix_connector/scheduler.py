@@ -175,6 +175,11 @@ class SchedulerSide:
                 if self._events is not None:
                     self._events.offload_ended(job, stored)
 
+    def loads_failed(self) -> None:
+        """The engine goes back to compute what it has not got: those blocks are to be stored again."""
+        for view in self._views.values():
+            view.next_tokens = 0
+
     def finished(self, request_id: str) -> None:
         """The request will not be asked about again. Its jobs end by themselves."""
         self._planner.finish(request_id)
