@@ -81,6 +81,10 @@ class CacheStats(KVConnectorStats):
             self.last = now
             return CacheStats(data={name: value for name, value in data.items() if value or name in GAUGES})
 
+    def __getitem__(self, name: str) -> Any:
+        """What vLLM 0.29's MultiConnector reads it by, for whom statistics are what another process sent: a mapping."""
+        return getattr(self, name)
+
     def reset(self) -> None:
         """Forgets everything."""
         self.data = {}

@@ -8,7 +8,7 @@ from vllm.logger import init_logger
 
 from aibrix_connector import _native, identity
 from aibrix_connector.events import EventLog
-from aibrix_connector.kv_groups import Group, hash_tokens, slot_blocks, stored_groups
+from aibrix_connector.kv_groups import Group, check_recovery, hash_tokens, slot_blocks, stored_groups
 from aibrix_connector.metadata import EMPTY_STEP, IDLE_STEP, PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.settings import Settings
@@ -43,6 +43,7 @@ class SchedulerSide:
     def __init__(self, config: "VllmConfig", kv_cache_config: "KVCacheConfig", settings: Settings) -> None:
         self._settings = settings
         self._groups: list[Group] = stored_groups(kv_cache_config, config)
+        check_recovery(self._groups)
         self._slot_blocks = slot_blocks(self._groups, settings.slot_blocks)
         self._by_tokens = settings.key_source == "tokens"
         self._stable_hashes = self._by_tokens or identity.hashes_are_stable(config)

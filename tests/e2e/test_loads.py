@@ -1,12 +1,13 @@
 """What the engine computed once is loaded the next time, with the same tokens, in every mode of the engine."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.e2e.options import EngineOptions, cpu_has
-from tests.e2e.scenario import Scenarios
+from tests.e2e.scenario import ScenarioError, Scenarios
 from tests.models import ADAPTERS, prompt
 
 PROMPTS = [prompt(seed, 300) for seed in range(2)]
@@ -58,6 +59,10 @@ def _run_twice(options: EngineOptions) -> dict[str, Any]:
 def test_second_run_loads(scenarios: Scenarios, reference: Reference, options: EngineOptions) -> None:
     if options.kv_dtype == "fp8" and not cpu_has("avx512f"):
         pytest.skip("vLLM's fp8 KV cache on the CPU needs AVX-512")
+    if options.model == "hybrid" and os.environ.get("VLLM_VERSION", "").startswith("0.29"):
+        with pytest.raises(ScenarioError, match="cannot recover from a failed load with 2 KV cache groups: upgrade vLLM"):
+            scenarios.run(_run_twice, options)
+        return
     run = scenarios.run(_run_twice, options)
     # Slots hold whole blocks, and one token is left to compute: most of 300 tokens, and never all.
     assert 2 * 256 <= run["hits"] <= 2 * 299

@@ -195,7 +195,7 @@ BAD_INPUT = {
     ),
     "unknown-policy": ({"eviction": "lruu"}, "lruu"),
     "unknown-drill": ({"drill": "explode"}, "unknown drill"),
-    "impossible-capacity": ({"capacity": 1 << 62}, "capacity"),
+    "too-many-slots": ({"capacity": 1 << 62}, "capacity of 4611686018427387904 bytes is 17592186044416 slots"),
 }
 
 
