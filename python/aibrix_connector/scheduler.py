@@ -12,8 +12,8 @@ from vllm.logger import init_logger
 from aibrix_connector import _native, identity, wishes
 from aibrix_connector.adapters import Adapters
 from aibrix_connector.events import EventLog
-from aibrix_connector.kv_groups import Group, hash_tokens, slot_blocks, stored_groups
-from aibrix_connector.metadata import EMPTY_STEP, PromisedLoad, StepMetadata, WorkerReports
+from aibrix_connector.kv_groups import Group, check_recovery, hash_tokens, slot_blocks, stored_groups
+from aibrix_connector.metadata import EMPTY_STEP, IDLE_STEP, PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.settings import Settings
 from aibrix_connector.shield import Shield, recoverable
@@ -68,6 +68,7 @@ class SchedulerSide:
         self._settings = settings
         self._shield = shield
         self._groups: list[Group] = stored_groups(kv_cache_config, config)
+        check_recovery(self._groups)
         self._slot_blocks = slot_blocks(self._groups, settings.slot_blocks)
         self._by_tokens = settings.key_source == "tokens"
         self._stable_hashes = self._by_tokens or identity.hashes_are_stable(config)
@@ -236,21 +237,24 @@ class SchedulerSide:
         if not self._retired:
             self._plan_offloads(output)
         plan = self._planner.take_plan(output.total_num_scheduled_tokens, time.monotonic())
+        forward = bool(output.num_scheduled_tokens)
         if plan is None and not self._promised and not self._retired:
-            return EMPTY_STEP
-        return self._metadata(plan)
+            return EMPTY_STEP if forward else IDLE_STEP
+        return self._metadata(plan, forward)
 
     def metadata_without_plan(self) -> StepMetadata:
         """`build_metadata` has failed: the workers get no work, and report what was promised as failed."""
         self.retire()
         self._promised = [dataclasses.replace(promise, lost=True) for promise in self._promised]
-        return self._metadata(None)
+        # Without knowing better, the workers take any step for one whose end the engine tells.
+        return self._metadata(None, forward=True)
 
-    def _metadata(self, plan: bytes | None) -> StepMetadata:
+    def _metadata(self, plan: bytes | None, forward: bool) -> StepMetadata:
         promised, self._promised = tuple(self._promised), []
         finish_in_step = self._pool is None or self._must_finish_in_step or self._retired
         self._must_finish_in_step = False
-        return StepMetadata(plan, promised, finish_in_step, self._retired and self._drained_ranks < self._ranks)
+        retired = self._retired and self._drained_ranks < self._ranks
+        return StepMetadata(plan, promised, finish_in_step, retired, forward)
 
     def _plan_offloads(self, output: "SchedulerOutput") -> None:
         scheduled = output.num_scheduled_tokens

@@ -54,4 +54,3 @@ def _greedy_tokens(options: EngineOptions, prompts: list[list[int]], arguments: 
 
     with Engine(options) as engine:
         return [completion.tokens for completion in engine.generate(prompts, **arguments)]
-

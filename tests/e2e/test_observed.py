@@ -63,7 +63,8 @@ def test_kv_events_say_what_l1_holds(scenarios: Scenarios, tmp_path: Path) -> No
     held: dict[str, list[int]] = {}
     stored = [event for event in events if event["kind"] == "BlockStored"]
     removed = [event for event in events if event["kind"] == "BlockRemoved"]
-    assert len(stored) >= 10 and removed
+    assert len(stored) >= 10
+    assert removed
     for event in events:
         if event["kind"] == "BlockStored":
             assert event["block_size"] == len(event["tokens"]) == 128
@@ -77,7 +78,8 @@ def test_kv_events_say_what_l1_holds(scenarios: Scenarios, tmp_path: Path) -> No
     assert not held, "a reset removes everything"
     first = [event for event in stored if event["tokens"] == prompt(0, 300)[:128]]
     second = [event for event in stored if event["tokens"] == prompt(0, 300)[128:256]]
-    assert first[0]["parent"] is None and second[0]["parent"] == first[0]["hashes"][0]
+    assert first[0]["parent"] is None
+    assert second[0]["parent"] == first[0]["hashes"][0]
 
 
 def _timeline(options: EngineOptions) -> dict[str, Any]:
@@ -139,8 +141,13 @@ def test_prometheus_metrics_count(scenarios: Scenarios) -> None:
     metrics = scenarios.run(_statistics, EngineOptions(connector=L1))
     assert metrics["vllm:external_prefix_cache_hits"] == 2 * 256
     ours = {name.removeprefix("vllm:kvcache_"): value for name, value in metrics.items() if ":kvcache_" in name}
-    assert ours["hits"] == 2 and ours["hit_tokens"] == 2 * 256 and ours["queried_tokens"] == 4 * 300
-    assert ours["stored_blocks"] == 4 and ours["slots_ready"] == 4
-    assert ours["misses"] == 2 and ours["missed_tokens"] == 2 * 300
-    assert ours["loaded_bytes"] == 4 * 262144 and ours["offloaded_bytes"] == 4 * 262144
+    assert ours["hits"] == 2
+    assert ours["hit_tokens"] == 2 * 256
+    assert ours["queried_tokens"] == 4 * 300
+    assert ours["stored_blocks"] == 4
+    assert ours["slots_ready"] == 4
+    assert ours["misses"] == 2
+    assert ours["missed_tokens"] == 2 * 300
+    assert ours["loaded_bytes"] == 4 * 262144
+    assert ours["offloaded_bytes"] == 4 * 262144
     assert 0.4 < ours["hit_ratio"] < 0.45
