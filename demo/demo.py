@@ -94,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--extra-config", help="its extra config as JSON; {slab} stands for the slab's folder")
     parser.add_argument(
         "--control-config",
-        default='{"fault": "claim_hits_load_nothing"}',
+        default='{"drill": "claim_hits_load_nothing"}',
         help="extra config as JSON that makes it load nothing",
     )
     return parser.parse_args()

@@ -205,6 +205,9 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         reports = connector_output.kv_connector_worker_meta
         if self._scheduler is not None and isinstance(reports, WorkerReports):
             self._scheduler.absorb(reports)
+        failed = connector_output.invalid_block_ids or getattr(connector_output, "failed_recving", None)
+        if self._scheduler is not None and failed:
+            self._scheduler.loads_failed()
 
     @shielded(returning((False, None)))
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

@@ -26,10 +26,15 @@ class StepMetadata(KVConnectorMetadata):
     """Nobody holds the source blocks: offloads must end before the step does."""
     retired: bool = False
     """The scheduler side has given up: end everything, and say so once."""
+    forward: bool = True
+    """Whether the step computes anything. vLLM 0.29 has no hook at the end of a step that does not."""
 
 
 EMPTY_STEP = StepMetadata()
 """The metadata of most steps: there is nothing to do."""
+
+IDLE_STEP = StepMetadata(forward=False)
+"""The metadata of a step that only sees to jobs in flight."""
 
 
 @dataclass

@@ -86,6 +86,10 @@ class CacheStats(KVConnectorStats):
 
     data: dict[str, Any]
 
+    def __getitem__(self, name: str) -> Any:
+        """What vLLM 0.29's MultiConnector reads it by, for whom statistics are what another process sent: a mapping."""
+        return getattr(self, name)
+
     def reset(self) -> None:
         """Forgets everything."""
         self.data = {}

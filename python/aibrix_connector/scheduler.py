@@ -12,8 +12,8 @@ from vllm.logger import init_logger
 from aibrix_connector import _native, identity, wishes
 from aibrix_connector.adapters import Adapters
 from aibrix_connector.events import EventLog
-from aibrix_connector.kv_groups import Group, hash_tokens, slot_blocks, stored_groups
-from aibrix_connector.metadata import EMPTY_STEP, PromisedLoad, StepMetadata, WorkerReports
+from aibrix_connector.kv_groups import Group, check_recovery, hash_tokens, slot_blocks, stored_groups
+from aibrix_connector.metadata import EMPTY_STEP, IDLE_STEP, PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.settings import Settings
 from aibrix_connector.shield import Shield, recoverable
@@ -68,17 +68,20 @@ class SchedulerSide:
         self._settings = settings
         self._shield = shield
         self._groups: list[Group] = stored_groups(kv_cache_config, config)
+        check_recovery(self._groups)
         self._slot_blocks = slot_blocks(self._groups, settings.slot_blocks)
         self._by_tokens = settings.key_source == "tokens"
         self._stable_hashes = self._by_tokens or identity.hashes_are_stable(config)
         fields = identity.namespace_fields(config, self._groups, self._slot_blocks, settings)
         events = config.kv_events_config
-        self._events = EventLog(self._groups, self._slot_blocks) if events and events.enable_kv_cache_events else None
+        unit_tokens = hash_tokens(kv_cache_config, config)
+        wanted = events is not None and events.enable_kv_cache_events
+        self._events = EventLog(self._groups, self._slot_blocks, unit_tokens) if wanted else None
         self._planner = _native.Planner(
             namespace=identity.namespace(fields),
             groups=[(group.kind, group.block_tokens, group.window_tokens) for group in self._groups],
             slot_blocks=self._slot_blocks,
-            hash_tokens=hash_tokens(kv_cache_config, config),
+            hash_tokens=unit_tokens,
             ranks=config.parallel_config.world_size,
             key_source=settings.key_source,
             hash=settings.hash,
@@ -234,21 +237,24 @@ class SchedulerSide:
         if not self._retired:
             self._plan_offloads(output)
         plan = self._planner.take_plan(output.total_num_scheduled_tokens, time.monotonic())
+        forward = bool(output.num_scheduled_tokens)
         if plan is None and not self._promised and not self._retired:
-            return EMPTY_STEP
-        return self._metadata(plan)
+            return EMPTY_STEP if forward else IDLE_STEP
+        return self._metadata(plan, forward)
 
     def metadata_without_plan(self) -> StepMetadata:
         """`build_metadata` has failed: the workers get no work, and report what was promised as failed."""
         self.retire()
         self._promised = [dataclasses.replace(promise, lost=True) for promise in self._promised]
-        return self._metadata(None)
+        # Without knowing better, the workers take any step for one whose end the engine tells.
+        return self._metadata(None, forward=True)
 
-    def _metadata(self, plan: bytes | None) -> StepMetadata:
+    def _metadata(self, plan: bytes | None, forward: bool) -> StepMetadata:
         promised, self._promised = tuple(self._promised), []
         finish_in_step = self._pool is None or self._must_finish_in_step or self._retired
         self._must_finish_in_step = False
-        return StepMetadata(plan, promised, finish_in_step, self._retired and self._drained_ranks < self._ranks)
+        retired = self._retired and self._drained_ranks < self._ranks
+        return StepMetadata(plan, promised, finish_in_step, retired, forward)
 
     def _plan_offloads(self, output: "SchedulerOutput") -> None:
         scheduled = output.num_scheduled_tokens
@@ -278,6 +284,8 @@ class SchedulerSide:
         job, held, slots, view.next_tokens = self._planner.offload(
             request_id, computed_tokens, [tables[group.group_id] for group in self._groups]
         )
+        if self._events is not None:
+            self._events.removed(self._planner.take_removed())
         if job is None:
             return
         if self._pool is not None:
@@ -301,7 +309,10 @@ class SchedulerSide:
                     self._release(job)
             return
         for report in reports.reports:
-            for job, _, stored in self._planner.absorb(report):
+            ended = self._planner.absorb(report)
+            if self._events is not None:
+                self._events.removed(self._planner.take_removed())
+            for job, _, stored in ended:
                 self._release(job)
                 if self._events is not None:
                     self._events.offload_ended(job, stored)
@@ -311,6 +322,11 @@ class SchedulerSide:
         if held is not None and self._pool is not None:
             blocks = self._pool.blocks
             self._pool.free_blocks([blocks[block] for block in reversed(held.blocks)])
+
+    def loads_failed(self) -> None:
+        """The engine goes back to compute what it has not got: those blocks are to be stored again."""
+        for view in self._views.values():
+            view.next_tokens = sys.maxsize if view.ignored else 0
 
     def finished(self, request_id: str) -> None:
         """The request will not be asked about again. Its jobs end by themselves."""
@@ -332,6 +348,8 @@ class SchedulerSide:
         if self._retired:
             return not self._persistent
         epoch = self._planner.reset()
+        if self._events is not None:
+            self._events.removed(self._planner.take_removed())
         for view in self._views.values():
             view.next_tokens = sys.maxsize if view.ignored else 0
         logger.info("KV cache reset: blocks stored before are not served any more (epoch %d)", epoch)
@@ -339,9 +357,7 @@ class SchedulerSide:
 
     def take_events(self) -> "list[KVCacheEvent]":
         """Returns the events since the last call."""
-        if self._events is None:
-            return []
-        return self._events.take(self._planner.take_removed())
+        return [] if self._events is None else self._events.take()
 
     def take_stats(self) -> CacheStats | None:
         """Returns the counts since the last call."""

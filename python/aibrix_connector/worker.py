@@ -43,6 +43,7 @@ class WorkerSide:
         self._must_say_broken = False
         self._must_drain = False
         self._said_drained = False
+        self._end_is_due = False
         self._stats: CacheStats.Source | None = None
 
     def register(self, kv_caches: "dict[str, torch.Tensor]") -> None:
@@ -106,6 +107,7 @@ class WorkerSide:
 
     def begin_step(self, metadata: StepMetadata) -> None:
         """A step begins: takes its plan."""
+        self._end_is_due = not metadata.forward
         if metadata.plan is None and not metadata.promised and not metadata.retired:
             return
         self._busy = True
@@ -138,6 +140,7 @@ class WorkerSide:
 
     def end_step(self) -> None:
         """The forward pass is over."""
+        self._end_is_due = False
         if self._busy and self._store is not None:
             self._loads_layerwise = self._stores_layers = False
             self._busy = self._store.end_step(self._finish_in_step)
@@ -147,6 +150,9 @@ class WorkerSide:
         lost, self._lost_requests = self._lost_requests, set()
         if self._store is None:
             return lost, lost
+        if self._end_is_due:
+            # A step without a forward pass, whose end vLLM 0.29 does not tell.
+            self.end_step()
         done, failed = self._store.take_received()
         for request_id in done:
             self._awaited.pop(request_id, None)
