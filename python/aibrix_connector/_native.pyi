@@ -46,8 +46,8 @@ class BlockCache:
     copies. Buffers that are passed in must not be changed (nor, for ``out``, read) by other threads during the call: a
     violation can garble the block that is being copied, nothing else.
 
-    Any object that exports a C-contiguous buffer of numbers is accepted as data: ``bytes``, ``memoryview``, a NumPy
-    array, a CPU tensor's ``.numpy()``. View float16 and bfloat16 as uint8 first.
+    Any object that exports a C-contiguous buffer is accepted as data: ``bytes``, ``memoryview``, a NumPy array of any
+    number type, a CPU tensor's ``.numpy()``. NumPy has no bfloat16: ``.view(torch.uint8)`` such a tensor first.
     """
 
     def __new__(

@@ -164,6 +164,12 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         ValueError,
         "out of shape [4, 16] and strides [4, 16] is not C-contiguous: pass numpy.ascontiguousarray(out)",
     ),
+    (
+        "data an array of objects",
+        lambda cache: cache.get(KEYS, np.full((4, 8), None, dtype=object)),
+        TypeError,
+        f"out is a ndarray, which {NO_BUFFER}",
+    ),
     ("data a text", lambda cache: cache.put(KEYS, "x"), TypeError, f"data is a str, which {NO_BUFFER}"),
     ("keys a list", lambda cache: cache.match([1]), TypeError, f"keys is a list, which {NO_BUFFER}"),
     (
@@ -200,6 +206,12 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     (
         "tokens of another type",
         lambda cache: cache.hash_tokens(np.zeros(16, np.uint32)),
+        TypeError,
+        "tokens is a ndarray, not a buffer of int32 or int64: pass numpy.asarray(tokens, dtype=numpy.int32)",
+    ),
+    (
+        "tokens in another byte order",
+        lambda cache: cache.hash_tokens(np.arange(16).astype(">i4")),
         TypeError,
         "tokens is a ndarray, not a buffer of int32 or int64: pass numpy.asarray(tokens, dtype=numpy.int32)",
     ),

@@ -102,6 +102,9 @@ def test_token_ids_of_the_whole_range(cache: BlockCache) -> None:
         lambda data: data.view(np.float32),
         lambda data: data.view(np.int64),
         lambda data: data.view(np.int16),
+        lambda data: data.view(np.float16),
+        lambda data: data.view(np.bool_),
+        lambda data: data.view(np.complex64),
     ],
 )
 def test_data_buffers_of_any_type(cache: BlockCache, convert: Callable[[Any], Any]) -> None:
