@@ -17,7 +17,7 @@ from aibrix_connector import versions
 from aibrix_connector.metadata import StepMetadata, WorkerReports
 from aibrix_connector.metrics import CachePromMetrics, CacheStats
 from aibrix_connector.scheduler import SchedulerSide
-from aibrix_connector.shield import Shield, returning, shielded
+from aibrix_connector.shield import Shield, recoverable, returning, shielded
 from aibrix_connector.worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -266,19 +266,31 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None
         self._worker.start_loads()
 
-    @shielded(_stop_worker)
+    # These two are called for every layer of every step, so they are shielded in place, which costs nothing.
+
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Returns when the layer's blocks are there."""
         assert self._worker is not None
-        self._worker.wait_layer(layer_name)
+        try:
+            self._worker.wait_layer(layer_name)
+        except BaseException as error:
+            self._layer_failed("wait_for_layer_load", error)
 
-    @shielded(_stop_worker)
     def save_kv_layer(
         self, layer_name: str, kv_layer: "torch.Tensor", attn_metadata: "AttentionMetadata", **kwargs: Any
     ) -> None:
         """The layer's new blocks are complete."""
         assert self._worker is not None
-        self._worker.layer_computed(layer_name)
+        try:
+            self._worker.layer_computed(layer_name)
+        except BaseException as error:
+            self._layer_failed("save_kv_layer", error)
+
+    def _layer_failed(self, hook: str, error: BaseException) -> None:
+        if not recoverable(error):
+            raise error
+        self.shield.caught(hook, error)
+        _stop_worker(self)
 
     @shielded(_stop_worker)
     def wait_for_save(self) -> None:

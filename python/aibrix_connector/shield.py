@@ -76,7 +76,8 @@ def recoverable(error: BaseException) -> bool:
 def shielded(recovery: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes a hook that does not raise.
 
-    Without an error it costs one more function call, about 0.1 us.
+    Without an error it costs one more function call, a fraction of a microsecond: hooks that are called for every layer
+    do the same in place instead.
 
     Args:
         recovery: Called with the hook's own arguments when the hook has raised; what it returns is the hook's result.

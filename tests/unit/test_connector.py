@@ -424,6 +424,17 @@ def test_a_worker_that_fails_loses_what_was_promised_and_nothing_else(
     engine.step({"c": (80, [30, 31, 32, 33, 34])})
 
 
+@pytest.mark.parametrize("method", ["wait_layer", "store_layer"])
+def test_a_request_to_end_passes_the_layer_hooks(engine: Engine, method: str) -> None:
+    engine.compute(request("a", 80))
+    engine.side_of_worker()._store = Wrapped(engine.working._store, method, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        if method == "wait_layer":
+            engine.load(request("b", 80), 64)
+        else:
+            engine.compute(request("c", 80, block_hashes=[b"c" * 32] * 5))
+
+
 def test_a_save_that_fails_leaves_no_block_held(engine: Engine) -> None:
     engine.side_of_worker()._store = Wrapped(engine.working._store, "store_layer", RuntimeError("broken"))
     engine.compute(request("a", 80))
@@ -476,6 +487,9 @@ def test_every_hook_of_a_request_or_step_is_shielded() -> None:
         "bind_connector_metadata": "calls _begin_step",
         "get_transfer_results": "calls get_finished",
         "poison": "recovery",
+        "wait_for_layer_load": "shielded in place",
+        "save_kv_layer": "shielded in place",
+        "_layer_failed": "recovery",
         "_recompute_on_failure": "configuration",
     }
     for name, value in vars(Connector).items():
