@@ -108,10 +108,12 @@ class Engine:
         self.up.wait_for_save()
         _, received = self.up.get_finished(set())
         self.received |= received or set()
-        self.errors |= self.up.get_block_ids_with_load_errors()
+        errors = self.up.get_block_ids_with_load_errors()
+        self.errors |= errors
         reports = self.up.build_connector_worker_meta()
-        if reports is not None:
-            self.down.update_connector_output(SimpleNamespace(kv_connector_worker_meta=reports))
+        self.down.update_connector_output(
+            SimpleNamespace(kv_connector_worker_meta=reports, invalid_block_ids=errors, failed_recving=set())
+        )
         self.up.clear_connector_metadata()
 
     def settle(self) -> None:
