@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod byte_size;
 mod replay;
 mod trace_file;
 mod zstd_frames;
@@ -20,13 +22,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Replay(replay::Args),
 }
 
 fn main() -> ExitCode {
-    let output = match Cli::parse().command {
-        Command::Replay(args) => replay::run(&args),
-    };
+    match Cli::parse().command {
+        Command::Bench(args) => finish(bench::run(&args)),
+        Command::Replay(args) => finish(replay::run(&args)),
+    }
+}
+
+fn finish(output: Result<String, impl std::fmt::Display>) -> ExitCode {
     match output {
         Ok(text) => print_or_stop(&text),
         Err(error) => {

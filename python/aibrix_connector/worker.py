@@ -34,6 +34,8 @@ class WorkerSide:
         self.single_group = True
         self._loads_layerwise = False
         self._stores_layers = False
+        self.uses_layers = False
+        """Whether this step has work for the hooks of its layers."""
         self._busy = False
         self._finish_in_step = False
         self._failed_plan = StepMetadata()
@@ -99,6 +101,7 @@ class WorkerSide:
         self._failed_plan = metadata
         if self._store is not None and metadata.plan is not None:
             self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan)
+            self.uses_layers = self._loads_layerwise or self._stores_layers
         self._failed_plan = StepMetadata()
 
     def start_loads(self) -> None:
@@ -119,7 +122,7 @@ class WorkerSide:
     def end_step(self) -> None:
         """The forward pass is over."""
         if self._busy and self._store is not None:
-            self._loads_layerwise = self._stores_layers = False
+            self._loads_layerwise = self._stores_layers = self.uses_layers = False
             self._busy = self._store.end_step(self._finish_in_step)
 
     def received(self) -> tuple[set[str], set[str]]:
