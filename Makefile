@@ -46,7 +46,7 @@ else
 endif
 
 test-python: $(wheel_env) ## tests of the Python package: its API and vLLM's contract, no engine
-	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/python) $(PYTEST_ARGS)
+	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/unit) $(PYTEST_ARGS)
 
 test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
 	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" $(PYTEST_ARGS)

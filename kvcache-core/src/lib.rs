@@ -20,3 +20,10 @@ mod wire;
 
 pub use block_key::BlockKey;
 pub use wire::Malformed;
+
+// The fakes of the simulation serve unit tests as well: they name this crate from outside.
+#[cfg(test)]
+extern crate self as kvcache_core;
+#[cfg(test)]
+#[path = "../tests/simulation/fakes.rs"]
+mod fakes;

@@ -129,3 +129,150 @@ impl<'a> Reader<'a> {
         if self.offset == self.bytes.len() { Ok(()) } else { Err(self.malformed()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::BlockKey;
+    use crate::directory::{FillId, Resident};
+    use crate::eviction::SlotId;
+    use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
+    use crate::report::{Hello, JobEnd, Report};
+
+    fn key() -> impl Strategy<Value = BlockKey> {
+        any::<[u8; 16]>().prop_map(BlockKey)
+    }
+
+    fn job_id() -> impl Strategy<Value = JobId> {
+        any::<(u32, u64)>().prop_map(|(epoch, number)| JobId { epoch, number })
+    }
+
+    prop_compose! {
+        fn transfer()(slot in any::<u32>(), fill in any::<u64>(), group in any::<u16>(), key in key(), parent in key(),
+                      hash in prop::collection::vec(any::<u8>(), 0..33), blocks in prop::collection::vec(any::<u32>(), 0..5)) -> Transfer {
+            let engine_hash = EngineHash::new(&hash);
+            Transfer { slot: SlotId(slot), fill: FillId(fill), group, key, parent, engine_hash, blocks }
+        }
+    }
+
+    prop_compose! {
+        fn job()(id in job_id(), kind in prop::sample::select(vec![JobKind::LoadLayerwise, JobKind::LoadAsync, JobKind::Offload]),
+                 request in ".{0,9}", transfers in prop::collection::vec(transfer(), 0..4),
+                 lost_blocks in prop::collection::vec(any::<u32>(), 0..4)) -> Job {
+            Job { id, kind, request, transfers, lost_blocks }
+        }
+    }
+
+    prop_compose! {
+        fn plan()(epoch in any::<u64>(), settled in any::<u64>(), jobs in prop::collection::vec(job(), 0..4),
+                  forgotten in prop::collection::vec(any::<u32>(), 0..4)) -> StepPlan {
+            StepPlan { epoch, settled, jobs, forgotten: forgotten.into_iter().map(SlotId).collect() }
+        }
+    }
+
+    prop_compose! {
+        fn resident()(slot in any::<u32>(), fill in any::<u64>(), key in key(), parent in key()) -> Resident {
+            Resident { slot: SlotId(slot), key, parent, fill: FillId(fill) }
+        }
+    }
+
+    prop_compose! {
+        fn hello()(slot_count in any::<u32>(), slot_bytes in any::<u64>(), copy_threads in any::<u32>(), fill in any::<u64>(),
+                   epoch in any::<u64>(), warm in prop::collection::vec(resident(), 0..4)) -> Hello {
+            Hello { slot_count, slot_bytes, copy_threads, warm, highest_fill: FillId(fill), epoch }
+        }
+    }
+
+    prop_compose! {
+        fn report()(rank in any::<u32>(), usable_slots in any::<u32>(), hello in prop::option::of(hello()),
+                    ended in prop::collection::vec((job_id(), any::<bool>()), 0..5), load in any::<(u64, u64)>()) -> Report {
+            let ended = ended.into_iter().map(|(id, ok)| JobEnd { id, ok }).collect();
+            Report { rank, usable_slots, hello, ended, loaded_bytes: load.0, load_ns: load.1 }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(plan in plan(), report in report()) {
+            prop_assert_eq!(StepPlan::decode(&plan.encode()), Ok(plan));
+            prop_assert_eq!(Report::decode(&report.encode()), Ok(report));
+        }
+
+        /// Cut, lengthened and altered bytes: an error or a value that encodes to exactly these bytes, never a panic.
+        #[test]
+        fn altered_bytes_never_panic_and_never_mean_two_things(
+            plan in plan(), report in report(), cut in any::<prop::sample::Index>(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), tail in prop::collection::vec(any::<u8>(), 0..3),
+        ) {
+            for original in [plan.encode(), report.encode()] {
+                prop_assert!(StepPlan::decode(&original[..cut.index(original.len())]).is_err());
+                prop_assert!(Report::decode(&original[..cut.index(original.len())]).is_err());
+                let mut bytes = original;
+                for (at, value) in &changes {
+                    let at = at.index(bytes.len());
+                    bytes[at] = *value;
+                }
+                bytes.extend_from_slice(&tail);
+                if let Ok(plan) = StepPlan::decode(&bytes) {
+                    prop_assert_eq!(plan.encode(), bytes.clone());
+                }
+                if let Ok(report) = Report::decode(&bytes) {
+                    prop_assert_eq!(report.encode(), bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = bytes;
+            let _ = (StepPlan::decode(&bytes), Report::decode(&bytes));
+            if let Some(version) = bytes.first_mut() {
+                *version = 1;
+            }
+            let _ = (StepPlan::decode(&bytes), Report::decode(&bytes));
+        }
+    }
+
+    /// A count that lies is refused before anything is allocated for it.
+    #[test]
+    fn a_count_without_items_is_refused() {
+        let mut plan = StepPlan::default().encode();
+        let jobs = plan.len() - 4;
+        plan[jobs..].copy_from_slice(&u32::MAX.to_le_bytes());
+        let error = StepPlan::decode(&plan).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "malformed step plan at byte {} of {}: both halves of the connector must run the same version",
+                plan.len(),
+                plan.len()
+            )
+        );
+        let mut report = Report::default().encode();
+        let hellos = report.len() - 4;
+        report[hellos..].copy_from_slice(&2u32.to_le_bytes());
+        assert!(Report::decode(&report).is_err());
+    }
+
+    #[test]
+    fn other_versions_and_two_hellos_are_refused() {
+        let mut plan = StepPlan::default().encode();
+        plan[0] = 2;
+        assert!(StepPlan::decode(&plan).is_err() && StepPlan::decode(&[]).is_err());
+        let hello = Hello {
+            slot_count: 1,
+            slot_bytes: 1,
+            copy_threads: 0,
+            warm: Vec::new(),
+            highest_fill: FillId(0),
+            epoch: 0,
+        };
+        let one = Report { hello: Some(hello), ..Report::default() }.encode();
+        let none = Report::default().encode();
+        let mut two = one.clone();
+        two.extend_from_slice(&one[none.len()..]);
+        two[none.len() - 4..none.len()].copy_from_slice(&2u32.to_le_bytes());
+        assert!(Report::decode(&one).is_ok() && Report::decode(&two).is_err());
+    }
+}

@@ -1,14 +1,10 @@
 //! Planner and stores against a model engine, with faults, on a fake clock: every run is decided by its seed.
 //!
 //! A failing seed prints the command that replays it. `KVCACHE_SIM_SEED` runs one seed, `KVCACHE_SIM_SEEDS` sets how
-//! many are run.
+//! many are run, `KVCACHE_SIM_TRACE` prints what happens.
 
-#[path = "simulation/fake_copies.rs"]
-mod fake_copies;
-#[path = "simulation/fake_memory.rs"]
-mod fake_memory;
-#[path = "simulation/random.rs"]
-mod random;
+#[path = "simulation/fakes.rs"]
+mod fakes;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 #[path = "simulation/world.rs"]
@@ -51,7 +47,7 @@ fn nothing_breaks_over_many_seeds() {
         println!("{:#?}", run(seed, None).unwrap_or_else(|violation| panic!("{violation}")));
         return;
     }
-    let seeds = number_in("KVCACHE_SIM_SEEDS").unwrap_or(10_000);
+    let seeds = number_in("KVCACHE_SIM_SEEDS").unwrap_or(20_000);
     let next = AtomicU64::new(0);
     let total = Mutex::new(Counts::default());
     let failure = Mutex::new(None::<(u64, String)>);
@@ -121,4 +117,37 @@ fn planted_bugs_are_found() {
     ] {
         is_found(bug);
     }
+}
+
+/// Each of eight requests wants 60 % of L1, all at once, so that they evict each other all the time; twice.
+#[test]
+fn requests_that_each_want_sixty_percent_of_l1_all_terminate() {
+    let mut total = Counts::default();
+    for seed in 0..50 {
+        let scenario = Scenario {
+            operations: 0,
+            ranks: 2,
+            slots: vec![20; 2],
+            pieces_a_step: vec![8; 2],
+            windows: vec![None],
+            layers: 2,
+            slot_blocks: 1,
+            engine_blocks: 60,
+            requests_max: 8,
+            running_max: 4,
+            min_load_tokens: 0,
+            store_on_sight: 1,
+            prompt_only: false,
+            ..Scenario::of(seed)
+        };
+        let mut world = World::new(seed, scenario, None);
+        for request in 0..16u32 {
+            let tokens: Vec<u32> = (0..49).map(|token| request % 8 * 1000 + token).collect();
+            world.add(tokens, 49, kvcache_core::planner::RequestOptions::default());
+        }
+        world.run().unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        assert_eq!(world.counts.finished, 16);
+        total.add(&world.counts);
+    }
+    assert!(total.evicted > 100 && total.refused > 100 && total.finished == 800, "{total:?}");
 }

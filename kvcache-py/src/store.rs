@@ -80,6 +80,13 @@ impl Store {
                 slot_bytes as u64 * u64::from(ranks)
             )));
         }
+        if slots > u64::from(u32::MAX) {
+            return Err(PyValueError::new_err(format!(
+                "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {ranks} ranks, and no more \
+                 than {} can be numbered: lower capacity",
+                u32::MAX
+            )));
+        }
         let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
         let config = match slab_dir {
             None => SlabConfig::anonymous(slot_bytes, slot_count),
@@ -91,7 +98,7 @@ impl Store {
                 SlabConfig::shared(slot_bytes, slot_count, backing)
             }
         };
-        let slab = py.detach(|| Slab::open(&config)).map_err(value_error)?;
+        let slab = py.detach(|| Slab::open(&config)).map_err(|error| PyValueError::new_err(our_words(&error)))?;
         let slots = Arc::new(SlabSlots::new(slab, verify_l1));
         let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,
@@ -144,12 +151,15 @@ impl Store {
 
     /// What the user should know, one line each.
     fn warnings(&self) -> Vec<String> {
-        self.slots.slab().warnings()
+        self.slots.slab().warnings().iter().map(our_words).collect()
     }
 
     /// A step begins. Whether it loads layer by layer, and whether it offloads.
     fn begin_step(&self, plan: &[u8]) -> PyResult<(bool, bool)> {
         let plan = StepPlan::decode(plan).map_err(value_error)?;
+        if let Some(drilled) = &self.drilled {
+            drilled.arm();
+        }
         self.with(|store| {
             store.begin_step(plan);
             (store.has_layerwise_loads(), store.has_fresh_offloads())
@@ -280,4 +290,9 @@ impl Store {
             None => Err(PyValueError::new_err("the store is closed: the engine is shutting down")),
         }
     }
+}
+
+/// A message of the slab with the name that the setting has here.
+fn our_words(message: &impl ToString) -> String {
+    message.to_string().replace("slab_path", "slab_dir")
 }

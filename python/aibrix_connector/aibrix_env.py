@@ -1,5 +1,6 @@
 """AIBrix's environment names: each is mapped to a setting, has no effect here, or is refused with a reason."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,13 @@ class AibrixVariableError(ValueError):
 
 
 def _gigabytes(value: str) -> int:
-    return int(float(value) * (1 << 30))
+    try:
+        found = int(float(value) * (1 << 30))
+    except (ValueError, OverflowError):
+        found = 0
+    if found <= 0:
+        raise ValueError("give a number of GiB above 0")
+    return found
 
 
 def _policy(value: str) -> str:
@@ -119,10 +126,20 @@ TABLE: dict[str, Mapped | NoEffect | Refused] = {
     "PRIS_REMOTE_PORT": _BACKEND,
     "PRIS_PASSWORD": _BACKEND,
     "PRIS_USE_MPUT_MGET": _BACKEND,
+    "PRIS_USE_ZERO_COPY": _BACKEND,
     "PROFILING_ENABLED": Refused("there is no Pyroscope client: use perf or py-spy on the engine, and unset it"),
     "PROFILING_SERVER_ADDRESS": NoEffect("there is no Pyroscope client"),
 }
 """Every variable of AIBrix 0.8.0, without the prefix."""
+
+UNPREFIXED: dict[str, NoEffect] = {
+    "VLLM_AIBRIX_SYNC_GRANULARITY": NoEffect("one decision is made for all ranks, so there is nothing to agree on"),
+    "VLLM_AIBRIX_SIDE_CHANNEL_PORT": NoEffect("scheduler and workers talk through vLLM's own step metadata"),
+    "VLLM_AIBRIX_TYPE3_USE_LAYER_WISE_SAVE": NoEffect("offloads always go layer by layer where layer hooks fire"),
+}
+"""Variables of AIBrix's vLLM connectors."""
+
+_SECRETS = ("PRISKV_PASSWORD", "PRIS_PASSWORD")
 
 
 def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -137,17 +154,22 @@ def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {}
     remarks: list[str] = []
     for name in sorted(environ):
-        if not name.startswith(PREFIX):
+        entry: Mapped | NoEffect | Refused | None = UNPREFIXED.get(name)
+        short = name.removeprefix(PREFIX)
+        if entry is None and short == name:
             continue
         value = environ[name]
-        entry = TABLE.get(name.removeprefix(PREFIX))
+        entry = entry or TABLE.get(short)
         if entry is None:
+            near = difflib.get_close_matches(short, TABLE, n=1, cutoff=0.7)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
             raise AibrixVariableError(
                 f"environment variable {name}={value!r} is not known: unset it, or set what you mean in "
-                "kv_connector_extra_config (see docs/settings.md)"
+                f"kv_connector_extra_config (see docs/settings.md){hint}"
             )
         if isinstance(entry, NoEffect):
-            remarks.append(f"{name}={value} has no effect: {entry.reason}")
+            shown = name if short in _SECRETS else f"{name}={value}"
+            remarks.append(f"{shown} has no effect: {entry.reason}")
         elif isinstance(entry, Refused):
             if value.strip().lower() not in entry.off_values:
                 raise AibrixVariableError(f"environment variable {name}={value!r} is refused: {entry.reason}")
@@ -172,4 +194,5 @@ def reference() -> str:
         else:
             text = f"no effect: {entry.reason}"
         lines.append(f"| `{name}` | {text} |")
+    lines += [f"| `{name}` (without the prefix) | no effect: {entry.reason} |" for name, entry in UNPREFIXED.items()]
     return "\n".join(lines) + "\n"

@@ -28,9 +28,10 @@ class _Stored:
 class EventLog:
     """Turns jobs into events: a slot is one block of the event, named by the engine's hash of its last block."""
 
-    def __init__(self, groups: list[Group], slot_blocks: int) -> None:
+    def __init__(self, groups: list[Group], slot_blocks: int, hash_tokens: int) -> None:
         self._groups = groups
         self._slot_blocks = slot_blocks
+        self._hash_tokens = hash_tokens
         self._pending: dict[int, list[_Stored]] = {}
         self._events: list[KVCacheEvent] = []
 
@@ -42,16 +43,11 @@ class EventLog:
         group = self._groups[position]
         slot_tokens = group.block_tokens * self._slot_blocks
         hashes = request.block_hashes
-        unit = max(1, len(hashes) and self._unit_tokens(request))
+        unit = self._hash_tokens
         first, last = index * slot_tokens, (index + 1) * slot_tokens
         parent = hashes[first // unit - 1] if first else None
         lora = request.lora_request.lora_name if request.lora_request else None
         return _Stored(hashes[last // unit - 1], parent, list(request.all_token_ids[first:last]), lora, group.group_id)
-
-    @staticmethod
-    def _unit_tokens(request: "Request") -> int:
-        """Returns the tokens that one hash covers."""
-        return request.num_tokens // len(request.block_hashes) if request.block_hashes else 1
 
     def offload_ended(self, job: int, stored: list[int]) -> None:
         """The slots at the positions in `stored` are hits now."""
@@ -71,10 +67,13 @@ class EventLog:
                 )
             )
 
-    def take(self, removed: list[bytes]) -> list[KVCacheEvent]:
-        """Returns the events since the last call; `removed` are the engine hashes of slots that left."""
+    def removed(self, hashes: list[bytes]) -> None:
+        """Slots have left; `hashes` are the engine's. Called where it happens, so that events keep their order."""
+        if hashes:
+            converted: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in hashes]
+            self._events.append(BlockRemoved(block_hashes=converted, medium=MEDIUM))
+
+    def take(self) -> list[KVCacheEvent]:
+        """Returns the events since the last call."""
         events, self._events = self._events, []
-        if removed:
-            hashes: list[Any] = [maybe_convert_block_hash(block_hash) for block_hash in removed]  # type: ignore[arg-type]
-            events.append(BlockRemoved(block_hashes=hashes, medium=MEDIUM))
         return events

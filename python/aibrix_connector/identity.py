@@ -1,9 +1,9 @@
 """What makes the bytes of a block different: the fields of the namespace, read off vLLM's configuration."""
 
-import glob
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aibrix_connector import _native
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.npz")
 
 
-def file_identity(path: str) -> str:
+def file_identity(path: Path) -> str:
     """Returns what identifies a file's content without reading it all: size, time, and a safetensors file's header.
 
     A file in a hub cache is a link to a blob that is named by its content: then the name is enough.
     """
-    target = os.path.realpath(path)
-    state = os.stat(target)
+    target = path.resolve()
+    state = target.stat()
     digest = ""
-    if path.endswith(".safetensors"):
-        with open(target, "rb") as file:
+    if path.suffix == ".safetensors":
+        with target.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             digest = hashlib.sha256(file.read(min(length, 64 << 20))).hexdigest()
-    return f"{os.path.basename(path)}:{os.path.basename(target)}:{state.st_size}:{state.st_mtime_ns}:{digest}"
+    return f"{path.name}:{target.name}:{state.st_size}:{state.st_mtime_ns}:{digest}"
 
 
-def directory_identity(directory: str) -> str | None:
+def directory_identity(directory: Path) -> str | None:
     """Returns the identity of all weight files in a directory, or None if there are none."""
-    files = sorted(path for pattern in _WEIGHT_FILES for path in glob.glob(os.path.join(directory, pattern)))
+    files = sorted(path for pattern in _WEIGHT_FILES for path in directory.glob(pattern))
     return "\n".join(file_identity(path) for path in files) or None
 
 
-def _hub_directory(model: str, revision: str | None) -> str | None:
+def _hub_directory(model: str, revision: str | None) -> Path | None:
     """Returns the local folder of a model that was downloaded from a hub."""
     try:
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache  # type: ignore[import-not-found]
 
         config = try_to_load_from_cache(model, "config.json", revision=revision)
     except Exception:
         return None
-    return os.path.dirname(config) if isinstance(config, str) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def weights_identity(config: "VllmConfig", settings: Settings) -> str | None:
@@ -55,10 +55,10 @@ def weights_identity(config: "VllmConfig", settings: Settings) -> str | None:
         return f"digest:{settings.weights_digest}"
     if str(config.load_config.load_format) in ("dummy", "LoadFormat.DUMMY"):
         return f"dummy:{model.seed}"
-    path = str(model.model)
-    if os.path.isfile(path):
+    path = Path(str(model.model))
+    if path.is_file():
         return file_identity(path)
-    directory = path if os.path.isdir(path) else _hub_directory(path, model.revision)
+    directory = path if path.is_dir() else _hub_directory(str(model.model), model.revision)
     return directory_identity(directory) if directory is not None else None
 
 
@@ -114,18 +114,6 @@ def namespace(fields: list[tuple[str, str]]) -> bytes:
 def hashes_are_stable(config: "VllmConfig") -> bool:
     """Whether the engine's block hashes are the same in another process."""
     return str(config.cache_config.prefix_caching_hash_algo).startswith("sha256") or "PYTHONHASHSEED" in os.environ
-
-
-def adapter_identity(lora_request: object | None) -> bytes:
-    """Returns what names the content of a request's LoRA adapter; empty without one.
-
-    The engine hashes an adapter's name only, and the content behind a name can change between two runs.
-    """
-    path = getattr(lora_request, "lora_path", None)
-    if not path:
-        return b""
-    identity = directory_identity(path) if os.path.isdir(path) else None
-    return hashlib.sha256(f"{path}\n{identity}".encode()).digest()
 
 
 def _plain(value: object) -> str:

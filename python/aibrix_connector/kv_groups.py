@@ -54,14 +54,31 @@ def stored_groups(kv_cache_config: "KVCacheConfig", vllm_config: "VllmConfig") -
             groups.append(Group(group_id, "full", tokens, 0, spec.page_size_bytes))
         else:
             raise UnsupportedLayoutError(
-                f"KV cache group {group_id} is of kind {type(spec).__name__}, which this connector cannot restore: serve "
-                "this model without the connector"
+                f"KV cache group {group_id} is of kind {type(spec).__name__}, which this connector cannot restore: "
+                "serve this model without the connector"
             )
     if not groups:
         raise UnsupportedLayoutError(
             "the model has no KV cache group that can be stored by prefix: serve it without the connector"
         )
     return groups
+
+
+def check_recovery(groups: list[Group]) -> None:
+    """Refuses several groups where vLLM cannot be told that a load failed for a request: 0.29 knows block ids only.
+
+    Raises:
+        UnsupportedLayoutError: Names the remedy.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    if len(groups) > 1 and not hasattr(KVConnectorBase_V1, "get_transfer_results"):
+        import vllm
+
+        raise UnsupportedLayoutError(
+            f"vLLM {vllm.__version__} cannot recover from a failed load with {len(groups)} KV cache groups: upgrade vLLM, "
+            "or start it with --disable-hybrid-kv-cache-manager"
+        )
 
 
 def slot_blocks(groups: list[Group], wanted: int | None) -> int:

@@ -46,7 +46,7 @@ def layer_order(name: str) -> tuple[tuple[int, ...], str]:
 
 
 def page_runs(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int) -> tuple[int, int, int] | None:
-    """Returns (segments, segment_stride, segment_bytes) of a page of that shape, or None if it is no equally spaced runs.
+    """Returns (segments, segment_stride, segment_bytes) of a page, or None if it is no equally spaced runs.
 
     Args:
         shape: The page's dimensions.
@@ -60,6 +60,8 @@ def page_runs(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int)
     if not dims:
         return 1, run * item_bytes, run * item_bytes
     segment_stride, segments = dims.pop(0)
+    if segment_stride < run:
+        return None  # runs that overlap: an expanded or a hand-made view
     for stride, size in dims:
         if stride != segment_stride * segments:
             return None
@@ -104,7 +106,9 @@ def derive_layers(
             seen[place] = name
             layers.append(_layer(name, position, tensor, spec, kv_cache_config.num_blocks))
     if not layers:
-        raise UnsupportedLayoutError("the engine registered no KV cache tensors: serve this model without the connector")
+        raise UnsupportedLayoutError(
+            "the engine registered no KV cache tensors: serve this model without the connector"
+        )
     layers.sort(key=lambda layer: layer_order(layer.name))
     for index, layer in enumerate(layers):
         positions[layer.name] = index
@@ -117,11 +121,12 @@ def _layer(name: str, group: int, tensor: "torch.Tensor", spec: Any, num_blocks:
     where = f"layer {name}: a KV cache of shape {shape}, strides {strides}, type {tensor.dtype} and {num_blocks} blocks"
     if tensor.device.type != "cpu":
         raise UnsupportedLayoutError(
-            f"{where} is on device {tensor.device}: this version copies host memory only, run it with vLLM's CPU backend"
+            f"{where} is on device {tensor.device}: this version copies host memory only, run it with vLLM's CPU "
+            "backend"
         )
     if not shape or num_blocks < 1 or shape[0] % num_blocks != 0:
         raise UnsupportedLayoutError(
-            f"{where} does not have blocks in its first dimension: choose another layout with VLLM_KV_CACHE_LAYOUT"
+            f"{where} does not have blocks in its first dimension: choose another with VLLM_KV_CACHE_LAYOUT"
         )
     # The kernel may see a block as several smaller ones.
     split = shape[0] // num_blocks
@@ -131,11 +136,15 @@ def _layer(name: str, group: int, tensor: "torch.Tensor", spec: Any, num_blocks:
     for size in (split, *shape[1:]):
         page_bytes *= size
     page_bytes *= item
-    expected = {spec.page_size_bytes, getattr(spec, "unpadded_page_size_bytes", None), getattr(spec, "real_page_size_bytes", None)}
+    expected = {
+        spec.page_size_bytes,
+        getattr(spec, "unpadded_page_size_bytes", None),
+        getattr(spec, "real_page_size_bytes", None),
+    }
     if runs is None or page_bytes not in expected:
         raise UnsupportedLayoutError(
-            f"{where} has pages of {page_bytes} bytes where the engine's specification says {spec.page_size_bytes}: this "
-            "layout is not known, choose another with VLLM_KV_CACHE_LAYOUT"
+            f"{where} has pages of {page_bytes} bytes where the engine's specification says {spec.page_size_bytes}: "
+            "this layout is not known, choose another with VLLM_KV_CACHE_LAYOUT"
         )
     segments, segment_stride, segment_bytes = runs
     return LayerPages(

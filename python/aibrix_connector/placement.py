@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aibrix_connector.kv_layout import LayerPages
@@ -10,6 +11,7 @@ from aibrix_connector.kv_layout import LayerPages
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 MOST_THREADS = 4
 """More copy threads than this do not move more bytes: a few cores fill a memory channel."""
@@ -29,7 +31,7 @@ def capacity_bytes(wanted: int | None) -> int:
 
 def available_memory_bytes() -> int:
     """Returns the memory that can be taken without swapping."""
-    with open("/proc/meminfo", encoding="ascii") as file:
+    with Path("/proc/meminfo").open(encoding="ascii") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
@@ -43,14 +45,17 @@ def owner_pid() -> int:
 
 
 def shard_fields(
-    config: "VllmConfig", kv_caches: "dict[str, torch.Tensor]", layers: list[LayerPages]
+    config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    kv_caches: "dict[str, torch.Tensor]",
+    layers: list[LayerPages],
 ) -> list[tuple[str, str]]:
     """Returns what makes one rank's bytes differ from another's: its layers and heads, and how pages are laid out.
 
     A shard is a distinct content, not a rank: ranks that hold replicas of each other have equal fields.
     """
     parallel = config.parallel_config
-    replicas = max(1, int(getattr(config.cache_config, "kv_tp_replicas", 1) or 1))
+    replicas = max(1, int(getattr(kv_cache_config, "kv_tp_replicas", 1) or 1))
     tensor_rank = parallel.rank % parallel.tensor_parallel_size
     first = kv_caches[layers[0].name]
     fields: dict[str, Any] = {
@@ -74,7 +79,7 @@ def _attention_backends(config: "VllmConfig") -> list[str]:
         from vllm.config import get_layers_from_vllm_config
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-        layers = get_layers_from_vllm_config(config, AttentionLayerBase)  # type: ignore[type-abstract]
+        layers = get_layers_from_vllm_config(config, AttentionLayerBase)
         return sorted({layer.get_attn_backend().get_name() for layer in layers.values()})
     except Exception:
         return ["unknown"]
@@ -83,7 +88,7 @@ def _attention_backends(config: "VllmConfig") -> list[str]:
 def _instruction_set() -> str:
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             line = next(line for line in file if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.machine()

@@ -1,8 +1,8 @@
 """Proves at registration that blocks leave and come back unchanged.
 
 An engine that changes its KV layout makes a connector that copies the wrong bytes, and nothing fails: the answers are
-fluent and wrong. So before the first real load, two blocks are filled with a pattern through the engine's own view,
-read through the derived layout and compared, wiped, written back and compared again; their neighbours must not change.
+fluent and wrong. So before the first real load, a block is filled with a pattern through the engine's own view,
+read through the derived layout, overwritten, written back and compared; their neighbours must not change.
 """
 
 from typing import TYPE_CHECKING
@@ -45,24 +45,37 @@ def prove_round_trip(
             # The engine's own view of a block, and of the two around it.
             views[name] = [tensor[(block + at) * split : (block + at + 1) * split] for at in (-1, 0, 1)]
         generator = torch.Generator().manual_seed(position)
-        patterns = {}
-        for name, neighbours in views.items():
-            for view in neighbours:
-                raw = torch.randint(0, 255, (view.numel() * view.element_size(),), generator=generator, dtype=torch.uint8)
-                view.copy_(raw.view(view.dtype).reshape(view.shape))
-            patterns[name] = [view.clone() for view in neighbours]
+        wanted = {name: _fill(neighbours, generator)[1] for name, neighbours in views.items()}
         out = store.read_block(position, block)
-        for name in views:
-            views[name][1].zero_()
+        # Everything changes between the two copies: what is written beside the block shows, even if it was read there.
+        expected = {name: _fill(neighbours, generator) for name, neighbours in views.items()}
         store.write_block(position, block, out)
         for name, neighbours in views.items():
-            for before, after in zip(patterns[name], neighbours, strict=True):
-                if not torch.equal(before.contiguous().view(torch.uint8), after.contiguous().view(torch.uint8)):
+            expected[name][1] = wanted[name]
+            for before, after in zip(expected[name], neighbours, strict=True):
+                if not torch.equal(_bytes(before), _bytes(after)):
                     raise UnsupportedLayoutError(
-                        f"layer {name}: a patterned block of shape {tuple(after.shape)} and strides {tuple(after.stride())} did "
-                        "not survive a copy to host memory and back, so this KV layout is not understood: choose another "
-                        "with VLLM_KV_CACHE_LAYOUT, or serve this model without the connector"
+                        f"layer {name}: a patterned block of shape {tuple(after.shape)} and strides "
+                        f"{tuple(after.stride())} did not survive a copy to host memory and back, so this KV layout is "
+                        "not understood: choose another with VLLM_KV_CACHE_LAYOUT, or serve this model without the "
+                        "connector"
                     )
         for neighbours in views.values():
             for view in neighbours:
                 view.zero_()
+
+
+def _fill(views: "list[torch.Tensor]", generator: "torch.Generator") -> "list[torch.Tensor]":
+    """Writes random bytes through the engine's views, and returns copies of what is there then."""
+    import torch
+
+    for view in views:
+        raw = torch.randint(0, 256, (view.numel() * view.element_size(),), generator=generator, dtype=torch.uint8)
+        view.copy_(raw.view(view.dtype).reshape(view.shape))
+    return [view.clone() for view in views]
+
+
+def _bytes(tensor: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return tensor.contiguous().view(torch.uint8)

@@ -1,7 +1,8 @@
-"""The settings of the connector: names, defaults, checks. The reference in ``docs/settings.md`` is generated from here."""
+"""The settings of the connector: names, defaults, checks. ``docs/settings.md`` is generated from here."""
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ def parse_bytes(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError("not a size")
     if isinstance(value, int | float):
+        if value < 0:
+            raise ValueError("below zero")
         return int(value)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
     if match is None or match[2].lower() not in _UNITS:
@@ -98,8 +101,8 @@ class Settings:
         None,
         _auto_or(parse_bytes),
         'a size such as "8GiB", or "auto"',
-        "Host memory for L1, over all ranks of the engine on this machine. `auto` takes a quarter of the memory that is "
-        "available at start, at most 10 GiB.",
+        "Host memory for L1, over all ranks of the engine on this machine. `auto` takes a quarter of the memory that "
+        "is available at start, at most 10 GiB.",
     )
     slab_dir: str | None = _setting(
         None,
@@ -109,12 +112,15 @@ class Settings:
         "memory and is gone with the engine.",
     )
     eviction: str = _setting(
-        "default", _text, "the name of a policy", "Which block leaves when room is needed: `default`, `lru`, `s3fifo-fixed`."
+        "default",
+        _text,
+        "the name of a policy",
+        "Which block leaves when room is needed: `default`, `lru`, `s3fifo-fixed`.",
     )
     slot_blocks: int | None = _setting(
         None,
         _auto_or(_whole(1, 4096)),
-        'a whole number, or "auto"',
+        'a whole number from 1 to 4096, or "auto"',
         "Engine blocks in a slot, the unit of hits. `auto` takes the smallest number that makes one layer's part of a "
         "slot at least 64 KiB.",
     )
@@ -126,24 +132,30 @@ class Settings:
         "compared with a step and other requests run meanwhile, and with several KV cache groups.",
     )
     min_load_tokens: int = _setting(
-        1, _whole(1, 1 << 30), "tokens", "Do not load fewer tokens than this: compute them instead."
+        1,
+        _whole(1, 1 << 30),
+        "a number of tokens from 1 up",
+        "Do not load fewer tokens than this: compute them instead.",
     )
     fill_wait_ms: float = _setting(
         200.0,
         _number(0, 60_000),
-        "milliseconds",
+        "milliseconds from 0 to 60000",
         "The longest a request waits for blocks that another request is just storing, instead of computing them again.",
     )
     startup_wait_ms: float = _setting(
         2000.0,
         _number(0, 60_000),
-        "milliseconds",
+        "milliseconds from 0 to 60000",
         "The longest the first requests wait for the slabs of all ranks; after that they start without a cache.",
     )
     store_on_sight: int = _setting(
-        1, _whole(1, 255), "a whole number", "Store a block when it is computed for this many times: 2 skips one-time prompts."
+        1,
+        _whole(1, 255),
+        "a whole number from 1 to 255",
+        "Store a block when it is computed for this many times: 2 skips one-time prompts.",
     )
-    prompt_only: bool = _setting(False, _flag, "a flag", "Store blocks of prompts only, not of answers.")
+    prompt_only: bool = _setting(False, _flag, "true or false", "Store blocks of prompts only, not of answers.")
     key_source: str = _setting(
         "engine",
         _one_of("engine", "tokens"),
@@ -167,17 +179,26 @@ class Settings:
     copy_threads: int | None = _setting(
         None,
         _auto_or(_whole(0, 64)),
-        'a whole number, or "auto"',
-        "Threads that copy beside the engine's. `auto` takes the cores that the engine's compute threads leave, at most 4.",
+        'a whole number from 0 to 64, or "auto"',
+        "Threads that copy beside the engine's. `auto` takes the cores that the engine's compute threads leave, at "
+        "most 4.",
     )
-    layers_ahead: int = _setting(8, _whole(0, 1024), "layers", "How many layers a layer-wise load runs ahead of the forward pass.")
+    layers_ahead: int = _setting(
+        8,
+        _whole(0, 1024),
+        "a number of layers from 0 to 1024",
+        "How many layers a layer-wise load runs ahead of the forward pass.",
+    )
     verify_l1: bool = _setting(
-        False, _flag, "a flag", "Keep a checksum of each slot and verify it before every load, not only after a restart."
+        False,
+        _flag,
+        "true or false",
+        "Keep a checksum of each slot and verify it before every load, not only after a restart.",
     )
     piecewise_cudagraph: bool = _setting(
-        False, _flag, "a flag", "Ask vLLM for piecewise CUDA graphs, so that layer hooks fire in every step."
+        False, _flag, "true or false", "Ask vLLM for piecewise CUDA graphs, so that layer hooks fire in every step."
     )
-    allow_untested_vllm: bool = _setting(False, _flag, "a flag", "Run with a vLLM newer than what was tested.")
+    allow_untested_vllm: bool = _setting(False, _flag, "true or false", "Run with a vLLM newer than what was tested.")
     drill: str | None = _setting(
         None,
         _optional_text,
@@ -205,7 +226,7 @@ def read(extra_config: Mapping[str, Any], environ: Mapping[str, str] | None = No
     for name, value in {**from_env, **extra_config}.items():
         field = fields.get(name)
         if field is None:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings are {', '.join(sorted(fields))}"
             raise SettingError(f"unknown setting {name!r} in kv_connector_extra_config: {hint}")
         try:
@@ -213,17 +234,22 @@ def read(extra_config: Mapping[str, Any], environ: Mapping[str, str] | None = No
         except (ValueError, TypeError, OverflowError):
             raise SettingError(
                 f"setting {name!r} has the value {value!r}, which is not {field.metadata['accepts'].replace('`', '')}: "
-                f"correct it, or leave it out for the default {field.default!r}"
+                f"correct it, or leave it out for the default {_shown_default(field)}"
             ) from None
     return Settings(**values), remarks
+
+
+def _shown_default(field: "dataclasses.Field[Any]") -> str:
+    """Returns a default as a user would write it in JSON."""
+    if field.default is None:
+        return "auto" if "auto" in field.metadata["accepts"] else "none"
+    return json.dumps(field.default)
 
 
 def reference() -> str:
     """Returns the Markdown table of all settings."""
     lines = ["| setting | default | accepts | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(Settings):
-        default = "auto" if field.default is None and "auto" in field.metadata["accepts"] else field.default
-        shown = "none" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-        shown = "empty" if default == "" else shown
-        lines.append(f"| `{field.name}` | {shown} | {field.metadata['accepts']} | {field.metadata['meaning']} |")
+        accepts, meaning = field.metadata["accepts"], field.metadata["meaning"]
+        lines.append(f"| `{field.name}` | `{_shown_default(field)}` | {accepts} | {meaning} |")
     return "\n".join(lines) + "\n"

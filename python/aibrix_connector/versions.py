@@ -42,6 +42,6 @@ def check(version: str, allow_untested: bool) -> None:
         )
     if found > NEWEST_TESTED and not allow_untested:
         raise UnsupportedVllmError(
-            f"vLLM {version} is newer than what this connector was tested with ({supported}): upgrade aibrix-connector, "
-            'or set "allow_untested_vllm": true in kv_connector_extra_config at your own risk'
+            f"vLLM {version} is newer than what this connector was tested with ({supported}): upgrade "
+            'aibrix-connector, or set "allow_untested_vllm": true in kv_connector_extra_config at your own risk'
         )

@@ -1,14 +1,14 @@
 """The worker side: hands the engine's tensors and hooks to the store, which moves the bytes."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from aibrix_connector import _native, identity
 from aibrix_connector.kv_groups import slot_blocks, stored_groups
 from aibrix_connector.kv_layout import derive_layers
-from aibrix_connector.metadata import StepMetadata, WorkerReports
+from aibrix_connector.metadata import PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.placement import capacity_bytes, copy_placement, owner_pid, shard_fields
 from aibrix_connector.self_test import prove_round_trip
@@ -34,12 +34,16 @@ class WorkerSide:
         self.single_group = True
         self._loads_layerwise = False
         self._stores_layers = False
-        self.uses_layers = False
-        """Whether this step has work for the hooks of its layers."""
         self._busy = False
         self._finish_in_step = False
-        self._failed_plan = StepMetadata()
-        self._broken: str | None = None
+        self._expected: list[PromisedLoad] = []
+        self._awaited: dict[str, PromisedLoad] = {}
+        self._lost_blocks: set[int] = set()
+        self._lost_requests: set[str] = set()
+        self._must_say_broken = False
+        self._must_drain = False
+        self._said_drained = False
+        self._end_is_due = False
         self._stats: CacheStats.Source | None = None
 
     def register(self, kv_caches: "dict[str, torch.Tensor]") -> None:
@@ -68,14 +72,14 @@ class WorkerSide:
         rank, world = config.parallel_config.rank, config.parallel_config.world_size
         threads, cpus = copy_placement(settings.copy_threads, config)
         engine_id = str(config.kv_transfer_config.engine_id) if config.kv_transfer_config else ""
-        store = _native.Store(
+        store = self._open(
             rank=rank,
             layers=[layer.native() for layer in layers],
             slot_blocks=blocks,
             capacity_bytes=capacity_bytes(settings.capacity),
             ranks=world,
             namespace=identity.namespace(namespace),
-            shard=_native.fingerprint("shard", shard_fields(config, kv_caches, layers)),
+            shard=_native.fingerprint("shard", shard_fields(config, self._kv_cache_config, kv_caches, layers)),
             slab_dir=slab_dir,
             engine_id=engine_id,
             owner_pid=owner_pid(),
@@ -92,17 +96,37 @@ class WorkerSide:
         for warning in store.warnings():
             logger.warning("%s", warning)
 
+    @staticmethod
+    def _open(**arguments: Any) -> _native.Store:
+        try:
+            return _native.Store(**arguments)
+        except ValueError as error:
+            # The native side speaks of the names of `BlockCache`.
+            text = str(error).replace("slab_path", "slab_dir").replace("capacity_bytes", "capacity")
+            raise ValueError(text) from None
+
     def begin_step(self, metadata: StepMetadata) -> None:
         """A step begins: takes its plan."""
-        if metadata.plan is None and not metadata.promised:
+        self._end_is_due = not metadata.forward
+        if metadata.plan is None and not metadata.promised and not metadata.retired:
             return
         self._busy = True
         self._finish_in_step = metadata.finish_in_step
-        self._failed_plan = metadata
+        self._must_drain |= metadata.retired
+        for promise in metadata.promised:
+            if promise.lost or self._store is None:
+                self._lose(promise)
+            elif promise.asynchronous:
+                self._awaited[promise.request_id] = promise
+            else:
+                self._expected.append(promise)
         if self._store is not None and metadata.plan is not None:
             self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan)
-            self.uses_layers = self._loads_layerwise or self._stores_layers
-        self._failed_plan = StepMetadata()
+
+    @property
+    def uses_layers(self) -> bool:
+        """Whether this step has work for the hooks of its layers."""
+        return self._loads_layerwise or self._stores_layers
 
     def start_loads(self) -> None:
         """Starts this step's loads."""
@@ -121,33 +145,70 @@ class WorkerSide:
 
     def end_step(self) -> None:
         """The forward pass is over."""
+        self._end_is_due = False
         if self._busy and self._store is not None:
-            self._loads_layerwise = self._stores_layers = self.uses_layers = False
+            self._loads_layerwise = self._stores_layers = False
             self._busy = self._store.end_step(self._finish_in_step)
 
     def received(self) -> tuple[set[str], set[str]]:
         """Returns the requests whose load between steps has ended, and those of them that failed."""
+        lost, self._lost_requests = self._lost_requests, set()
         if self._store is None:
-            promised = self._failed_plan.promised
-            return {p.request_id for p in promised if p.asynchronous}, set()
+            return lost, lost
+        if self._end_is_due:
+            # A step without a forward pass, whose end vLLM 0.29 does not tell.
+            self.end_step()
         done, failed = self._store.take_received()
-        return set(done), set(failed)
+        for request_id in done:
+            self._awaited.pop(request_id, None)
+        return lost.union(done), lost.union(failed)
 
     def load_errors(self) -> set[int]:
         """Returns the engine blocks that were promised and not loaded."""
-        if self._store is None:
-            return {block for promise in self._failed_plan.promised for block in promise.block_ids}
-        errors = set(self._store.take_load_errors())
-        return errors if self.single_group else set()
+        if self._store is not None:
+            self._lost_blocks.update(self._store.take_load_errors())
+        # Whatever this step was to load has been loaded or is an error by now.
+        self._expected.clear()
+        lost, self._lost_blocks = self._lost_blocks, set()
+        return lost if self.single_group else set()
+
+    def stop(self) -> None:
+        """Something has gone wrong on this rank: the cache is closed, and what was promised is reported as failed.
+
+        Raises:
+            BaseException: Copies cannot be stopped. They may write into memory that the engine is about to reuse.
+        """
+        store, self._store = self._store, None
+        self._loads_layerwise = self._stores_layers = self._busy = False
+        if store is not None:
+            self._must_say_broken = True
+            logger.error("this rank's part of the KV cache is closed; requests are computed instead")
+            # Returns when no copy touches the engine's memory any more: only then may failures be reported.
+            store.close()
+        for promise in (*self._expected, *self._awaited.values()):
+            self._lose(promise)
+        self._expected.clear()
+        self._awaited.clear()
+
+    def _lose(self, promise: PromisedLoad) -> None:
+        self._lost_blocks.update(promise.block_ids)
+        if promise.asynchronous:
+            self._lost_requests.add(promise.request_id)
 
     def take_reports(self) -> WorkerReports | None:
         """Returns this rank's report, if there is anything to say."""
         report = self._store.take_report() if self._store is not None else None
-        return None if report is None else WorkerReports([report])
+        is_idle = self._store is None or not self._busy
+        is_drained = self._must_drain and not self._said_drained and is_idle
+        broken, self._must_say_broken = self._must_say_broken, False
+        if report is None and not broken and not is_drained:
+            return None
+        self._said_drained |= is_drained
+        return WorkerReports([] if report is None else [report], broken, int(is_drained))
 
     def take_stats(self) -> CacheStats | None:
         """Returns the counts since the last call."""
-        return self._stats.take() if self._stats is not None else None
+        return self._stats.take() if self._stats is not None and self._store is not None else None
 
     def close(self) -> None:
         """Ends what is in flight: afterwards nothing touches the engine's memory."""

@@ -37,7 +37,9 @@ def add(engine: Engine, request_id: str, tokens: Sequence[int], *, answer: int =
     engine.llm.llm_engine.add_request(request_id, {"prompt_token_ids": list(tokens)}, sampling)
 
 
-def run(engine: Engine, each_step: Callable[[int], None] | None = None, *, deadline_s: float = 60.0) -> dict[str, Any]:
+def run(
+    engine: Engine, each_step: Callable[[int], object] | None = None, *, deadline_s: float = 60.0
+) -> dict[str, Any]:
     """Steps the engine until no request is left.
 
     Args:

@@ -41,17 +41,22 @@ class EngineOptions:
     eager: bool = True
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    core_process: bool = False
+    """The engine's core in a process of its own, which steps by itself, as behind `vllm serve`."""
+    engine_id: str | None = None
+    """Names the engine to its connector, over restarts too; None lets vLLM make one up."""
     lora: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     def without_connector(self) -> Self:
         """The same engine without a connector: what the tokens should be is defined by this one."""
-        return type(self)(**{**asdict(self), "connector": None, "connector_module": None, "load_failure_policy": None})
+        nothing = dict.fromkeys(("connector", "connector_module", "load_failure_policy", "engine_id"))
+        return type(self)(**{**asdict(self), **nothing})
 
     def in_process(self) -> bool:
         """Whether the whole engine can live in one process."""
-        return self.tensor_parallel * self.pipeline_parallel == 1
+        return self.tensor_parallel * self.pipeline_parallel == 1 and not self.core_process
 
     def kv_transfer(self) -> dict[str, Any] | None:
         """The fields of vLLM's `KVTransferConfig`."""
@@ -64,6 +69,8 @@ class EngineOptions:
         }
         if self.connector_module is not None:
             fields["kv_connector_module_path"] = self.connector_module
+        if self.engine_id is not None:
+            fields["engine_id"] = self.engine_id
         if self.load_failure_policy is not None:
             fields["kv_load_failure_policy"] = self.load_failure_policy
         return fields

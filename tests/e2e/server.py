@@ -80,8 +80,13 @@ class Server:
                 time.sleep(0.25)
         raise TimeoutError(f"the server did not answer in {timeout_s:.0f} s\n{self._tail()}")
 
-    def complete(self, prompt: Sequence[int], *, tokens: int = 40, **fields: Any) -> ServedCompletion:
-        """Answers one prompt greedily through `/v1/completions`; `fields` are added to the request."""
+    def complete(
+        self, prompt: Sequence[int], *, tokens: int = 40, engine: int | None = None, **fields: Any
+    ) -> ServedCompletion:
+        """Answers one prompt greedily through `/v1/completions`; `fields` are added to the request.
+
+        With data parallelism, `engine` says which of the engines is to answer.
+        """
         body = {
             "model": MODEL,
             "prompt": list(prompt),
@@ -91,7 +96,7 @@ class Server:
             "return_token_ids": True,
             **fields,
         }
-        answer = json.loads(self._request("/v1/completions", body))
+        answer = json.loads(self._request("/v1/completions", body, engine))
         details = answer["usage"].get("prompt_tokens_details") or {}
         choice = answer["choices"][0]
         return ServedCompletion(choice["token_ids"], details.get("cached_tokens") or 0, choice["finish_reason"])
@@ -122,11 +127,12 @@ class Server:
             pass
         self._process.wait()
 
-    def _request(self, path: str, body: dict[str, Any] | None = None) -> str:
+    def _request(self, path: str, body: dict[str, Any] | None = None, engine: int | None = None) -> str:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"}
+            | ({} if engine is None else {"X-data-parallel-rank": str(engine)}),
         )
         # An empty proxy table: the loopback interface is never reached through a proxy.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -1,12 +1,13 @@
 """What the engine computed once is loaded the next time, with the same tokens, in every mode of the engine."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.e2e.options import EngineOptions, cpu_has
-from tests.e2e.scenario import Scenarios
+from tests.e2e.scenario import ScenarioError, Scenarios
 from tests.models import ADAPTERS, prompt
 
 PROMPTS = [prompt(seed, 300) for seed in range(2)]
@@ -58,6 +59,12 @@ def _run_twice(options: EngineOptions) -> dict[str, Any]:
 def test_second_run_loads(scenarios: Scenarios, reference: Reference, options: EngineOptions) -> None:
     if options.kv_dtype == "fp8" and not cpu_has("avx512f"):
         pytest.skip("vLLM's fp8 KV cache on the CPU needs AVX-512")
+    if options.model == "hybrid" and os.environ.get("VLLM_VERSION", "").startswith("0.29"):
+        with pytest.raises(
+            ScenarioError, match="cannot recover from a failed load with 2 KV cache groups: upgrade vLLM"
+        ):
+            scenarios.run(_run_twice, options)
+        return
     run = scenarios.run(_run_twice, options)
     # Slots hold whole blocks, and one token is left to compute: most of 300 tokens, and never all.
     assert 2 * 256 <= run["hits"] <= 2 * 299
@@ -66,7 +73,8 @@ def test_second_run_loads(scenarios: Scenarios, reference: Reference, options: E
     # A prompt longer than a step is stored in several jobs, behind the forward pass of each.
     chunks = -(-300 * len(PROMPTS) // options.step_tokens_max)
     assert run["store"]["offloads"] >= min(3, chunks, run["planner"]["stored_blocks"])
-    assert run["planner"]["jobs_in_flight"] == 0 and run["planner"]["slots_pinned"] == 0
+    assert run["planner"]["jobs_in_flight"] == 0
+    assert run["planner"]["slots_pinned"] == 0
     assert run["planner"]["refused"] == run["planner"]["failed_stores"] == run["planner"]["failed_loads"] == 0
     expected = reference(options, PROMPTS)
     assert [completion["tokens"] for completion in run["first"]] == expected
@@ -81,7 +89,8 @@ def test_claimed_hits_that_load_nothing_change_the_tokens(
     """The negative control: without the bytes, the answers are others."""
     options = EngineOptions(connector=L1 | {"load_mode": load_mode, "drill": "claim_hits_load_nothing"})
     run = scenarios.run(_run_twice, options)
-    assert run["hits"] > 0 and run["store"]["loaded_bytes"] == 0
+    assert run["hits"] > 0
+    assert run["store"]["loaded_bytes"] == 0
     for expected, got in zip(reference(options, PROMPTS), run["again"], strict=True):
         assert got["tokens"] != expected
 
@@ -93,7 +102,8 @@ def _latent_blocks(options: EngineOptions) -> dict[str, Any]:
     from tests.e2e.inside import add, run
 
     with Engine(options) as engine:
-        scheduler, snapshots = engine.core().scheduler, []
+        scheduler = engine.core().scheduler
+        snapshots: list[list[Any]] = []
         kv_caches = engine.core().model_executor.driver_worker.worker.model_runner.kv_caches
 
         def snapshot(steps: int) -> None:
@@ -116,8 +126,10 @@ def test_latent_attention_loads_the_same_bytes(scenarios: Scenarios, reference: 
     answers behind a prefix cannot be compared with answers computed at once. The loaded blocks can."""
     options = EngineOptions(model="mla", block_tokens=16, connector=L1)
     run = scenarios.run(_latent_blocks, options)
-    assert run["first"]["cached_tokens"] == 0 and run["again"]["cached_tokens"] == 256
-    assert len(run["equal"]) > 1 and all(run["equal"])
+    assert run["first"]["cached_tokens"] == 0
+    assert run["again"]["cached_tokens"] == 256
+    assert len(run["equal"]) > 1
+    assert all(run["equal"])
     assert [run["first"]["tokens"]] == reference(options, PROMPTS[:1], tokens=4)
 
 
@@ -208,9 +220,17 @@ def _wishes(options: EngineOptions) -> dict[str, Any]:
 def test_requests_can_opt_out(scenarios: Scenarios) -> None:
     run = scenarios.run(_wishes, EngineOptions(connector=L1))
     reasons = run.pop("reasons")
-    expected = {"not stored": 0, "not loaded": 0, "loaded": 256, "capped load": 128, "capped store": 128, "nonsense": 256}
+    expected = {
+        "not stored": 0,
+        "not loaded": 0,
+        "loaded": 256,
+        "capped load": 128,
+        "capped store": 128,
+        "nonsense": 256,
+    }
     assert run == expected
-    assert reasons["misses_opt_out"] == 1 and reasons["missed_tokens_opt_out"] == 300
+    assert reasons["misses_opt_out"] == 1
+    assert reasons["missed_tokens_opt_out"] == 300
 
 
 def _seen_twice(options: EngineOptions) -> list[int]:

@@ -96,6 +96,7 @@ struct Queue {
     in_flight: InFlight,
     next: u64,
     failed: [u32; 2],
+    armed: bool,
     stopping: bool,
 }
 
@@ -111,6 +112,11 @@ impl DrillEngine {
         let thread =
             std::thread::Builder::new().name("kvcache-drill".to_owned()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Begins to break things. Before, copies are performed as they should be.
+    pub fn arm(&self) {
+        self.shared.queue.lock().armed = true;
     }
 
     /// Every batch copied so far, in order.
@@ -130,15 +136,16 @@ impl Shared {
                 self.changed.wait(&mut queue);
                 continue;
             };
+            let armed = queue.armed;
             let (limit, count) = match batch.direction {
                 Direction::Load => (self.drill.fail_loads, &mut queue.failed[0]),
                 Direction::Offload => (self.drill.fail_offloads, &mut queue.failed[1]),
             };
-            let fails = *count < limit;
+            let fails = armed && *count < limit;
             *count += u32::from(fails);
             drop(queue);
             let (bytes, direction, began) = (batch.bytes(), batch.direction, Instant::now());
-            if let Some(rate) = self.drill.bytes_per_second {
+            if let Some(rate) = self.drill.bytes_per_second.filter(|_| armed) {
                 std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate));
             }
             let state = if fails {
@@ -261,6 +268,7 @@ mod tests {
     fn bytes_move_in_order_and_failed_batches_move_none() {
         let inner = HostCopyEngine::new(HostCopyConfig { threads: 0, ..HostCopyConfig::default() }).unwrap();
         let engine = DrillEngine::new(Box::new(inner), Drill { fail_loads: 1, ..Drill::default() }).unwrap();
+        engine.arm();
         let source = vec![7u8; 1000];
         let mut targets = [vec![0u8; 1000], vec![0u8; 1000]];
         let mut tickets = Vec::new();

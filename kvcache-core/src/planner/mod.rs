@@ -318,19 +318,19 @@ impl Planner {
             let slots =
                 self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
             pinned.extend_from_slice(&slots);
-            for slot_index in first..boundary.div_ceil(slot_tokens) {
+            for (position, slot_index) in (first..boundary.div_ceil(slot_tokens)).enumerate() {
                 let range = slot_index * self.config.slot_blocks..(slot_index + 1) * self.config.slot_blocks;
                 let ids = range.map(|block| {
                     let wanted = block * spec.block_tokens >= local && block * spec.block_tokens < boundary;
                     blocks.get(block).copied().filter(|id| wanted && *id != self.config.null_block)
                 });
                 let ids: Vec<u32> = ids.map(|id| id.unwrap_or(Transfer::SKIP)).collect();
-                match slots.get(slot_index - first) {
-                    Some(slot) => job.transfers.push(Transfer {
+                match slots.get(position).zip(wanted.get(position)) {
+                    Some((slot, key)) => job.transfers.push(Transfer {
                         slot: *slot,
                         fill: FillId(0),
                         group: group as u16,
-                        key: keys[slot_index],
+                        key: *key,
                         parent: BlockKey::default(),
                         engine_hash: EngineHash::default(),
                         blocks: ids,

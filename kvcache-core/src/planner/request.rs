@@ -119,7 +119,7 @@ impl Request {
             self.units += 1;
             let tokens = self.units * config.hash_tokens;
             for (group, spec) in config.groups.iter().enumerate() {
-                if tokens % (spec.block_tokens * config.slot_blocks) == 0 {
+                if tokens.is_multiple_of(spec.block_tokens * config.slot_blocks) {
                     self.keys[group].push(BlockKey::from_engine_hash(
                         &config.namespace,
                         group as u16,
@@ -180,6 +180,12 @@ pub(super) struct SightGate {
 impl SightGate {
     pub(super) fn new(slots: usize) -> Self {
         Self { capacity: slots.max(1024), ..Self::default() }
+    }
+
+    /// Prefixes remembered now.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.young.len() + self.old.len()
     }
 
     /// Counts this sight of `key`; whether it is at least the `wanted`-th.

@@ -324,6 +324,11 @@ impl Store {
         if let Some(timeline) = &mut self.timeline {
             timeline.add(Moment::Computed { layer, at: Instant::now() });
         }
+        // A source may be a block that this step loads: it is not read before the load was waited for.
+        let ready = if self.loads.is_empty() { usize::MAX } else { self.layers_waited };
+        let Some(layer) = layer.checked_add(1).and_then(|layers| layers.min(ready).checked_sub(1)) else {
+            return;
+        };
         for offload in &mut self.fresh_offloads {
             offload.submit_through(layer, &self.layout, &*self.copies, stream);
         }

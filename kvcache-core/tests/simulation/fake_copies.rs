@@ -1,12 +1,13 @@
 //! A copy engine that copies when it is told to, in a seeded order, a piece at a time; and that can fail.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use kvcache_core::copy_engine::{
     CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, InFlight, Piece, Rejected, Ticket,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::random::Random;
 
@@ -84,7 +85,7 @@ impl LazyCopies {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 
     pub(crate) fn behave(&self, change: impl FnOnce(&mut CopyBehaviour)) {

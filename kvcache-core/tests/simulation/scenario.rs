@@ -2,8 +2,8 @@
 
 use kvcache_core::planner::LoadMode;
 
-use super::fake_copies::CopyBehaviour;
-use super::random::{Random, mix};
+use super::fakes::fake_copies::CopyBehaviour;
+use super::fakes::random::{Random, mix};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
@@ -208,4 +208,5 @@ counts!(
     copies_full,
     overtaken,
     delayed_reports,
+    repeated_reports,
 );

@@ -1,0 +1,6 @@
+//! Memory, copies and randomness that tests control.
+#![allow(dead_code, reason = "every test binary uses another part")]
+
+pub(crate) mod fake_copies;
+pub(crate) mod fake_memory;
+pub(crate) mod random;

@@ -1,0 +1,60 @@
+//! What must always hold, and what must hold in the end.
+
+use super::*;
+
+impl World {
+    pub(super) fn check(&mut self) -> Result<(), Violation> {
+        let known = self.planner.stats().requests;
+        if known > self.requests.len() {
+            return Err(format!("the planner knows {known} requests, the engine {}", self.requests.len()));
+        }
+        if let Some(directory) = self.planner.directory() {
+            let stats = directory.stats();
+            let slots = stats.free + stats.filling + stats.ready + stats.draining + stats.unusable;
+            if slots != stats.slot_count {
+                return Err(format!("{slots} slots of {} are accounted for: {stats:?}", stats.slot_count));
+            }
+            if stats.metadata_bytes > 2048 + 128 * stats.slot_count {
+                return Err(format!(
+                    "{} bytes of metadata for {} slots",
+                    stats.metadata_bytes, stats.slot_count
+                ));
+            }
+            if self.step.is_multiple_of(16) {
+                directory.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_drained(&mut self) -> Result<(), Violation> {
+        if let Some(directory) = self.planner.directory() {
+            directory.check()?;
+            let stats = directory.stats();
+            if stats.filling + stats.draining + stats.pinned > 0
+                || stats.free + stats.ready + stats.unusable != stats.slot_count
+            {
+                return Err(format!("slots leak: {stats:?}"));
+            }
+            self.counts.evicted += stats.evicted;
+            self.counts.refused += stats.refused;
+            self.counts.stored += stats.stored;
+        }
+        self.counts.adopted += self.planner.stats().adopted_blocks;
+        let used = self.pool.iter().filter(|block| block.users > 0).count();
+        if used > 0 || !self.held.is_empty() {
+            return Err(format!("{used} engine blocks are still held by {} jobs", self.held.len()));
+        }
+        for (index, rank) in self.ranks.iter().enumerate() {
+            let stats = rank.store.stats();
+            if stats.jobs_in_flight > 0 || rank.copies.in_flight().batches > 0 {
+                return Err(format!("rank {index} still works: {stats:?}"));
+            }
+            let copies = rank.copies.counts();
+            self.counts.copy_failures += copies.failed;
+            self.counts.copies_full += copies.full;
+            self.counts.overtaken += copies.overtaken;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,435 @@
+"""The compiled half: a thin face of the Rust crate ``kvcache-core``.
+
+``BlockCache`` is for everybody. ``Planner`` and ``Store`` are the two halves of the vLLM connector and may change
+between any two releases.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal, Self, final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+__all__ = ["BlockCache", "Planner", "Store", "__version__", "fingerprint"]
+
+__version__: str
+
+def fingerprint(kind: Literal["namespace", "shard"], fields: Sequence[tuple[str, str]]) -> bytes:
+    """Returns the fingerprint of named fields, as ``docs/format.md`` defines it.
+
+    Args:
+        kind: What the fingerprint is for; the two kinds never give the same value.
+        fields: Names and values. Their order matters.
+
+    Returns:
+        16 bytes.
+
+    Raises:
+        ValueError: ``kind`` is neither of the two.
+    """
+
+@final
+class BlockCache:
+    """A cache of fixed-size blocks in host memory, keyed by the tokens before them.
+
+    A block is the KV data of ``block_tokens`` tokens over all layers: ``block_bytes`` bytes that this class never looks
+    into. Keys come from :meth:`hash_tokens`; the key of a block covers every token up to the block's end, so a cache
+    answers with the *leading* blocks of a prompt and never with one behind a hole.
+
+    Every method may be called from any number of threads at a time, also without the GIL. The GIL is released around
+    copies. Buffers that are passed in must not be changed (nor, for ``out``, read) by other threads during the call: a
+    violation can garble the block that is being copied, nothing else.
+
+    Any object that exports a C-contiguous buffer of numbers is accepted as data: ``bytes``, ``memoryview``, a NumPy
+    array, a CPU tensor's ``.numpy()``. A bfloat16 tensor needs ``.view(torch.uint8)`` first.
+    """
+
+    def __new__(
+        cls,
+        block_bytes: int,
+        capacity_bytes: int,
+        *,
+        eviction: str = "default",
+        namespace: str | None = None,
+        remote: str | None = None,
+        slab_path: str | PathLike[str] | None = None,
+        copy_threads: int | None = None,
+        hash: Literal["blake3", "xxh3"] | None = None,
+    ) -> Self:
+        """Opens a cache. Takes milliseconds: memory is taken in the background, and used as it arrives.
+
+        Args:
+            block_bytes: Bytes of one block, for all layers.
+            capacity_bytes: Memory for blocks, rounded down to whole blocks. Metadata comes on top: at most 128 bytes a
+                block, counted in :meth:`stats`, and 128 bytes a block in a slab file.
+            eviction: Which block leaves when room is needed: ``default`` (S3-FIFO that adapts), ``lru``, ``s3fifo``,
+                ``s3fifo-fixed``.
+            namespace: Separates caches whose blocks must not be mixed: name the model and all else that makes the bytes
+                of a block different. Part of every key. Mandatory with ``slab_path``.
+            remote: Not part of this version; must be None.
+            slab_path: A directory in shared memory such as ``/dev/shm``. Blocks are kept in a file there, and a later
+                process with the same namespace and sizes finds them, also after SIGKILL. None keeps them in private
+                memory that is gone with the process.
+            copy_threads: Threads that copy, the caller's included. None and 1 copy on the caller's thread.
+            hash: How tokens become keys. None means ``blake3`` with a ``slab_path`` and ``xxh3`` without. ``xxh3`` is
+                faster and for private, single-tenant caches only: whoever chooses tokens can make keys collide.
+
+        Raises:
+            ValueError: Names the value and the remedy: no or too little capacity, more than there is memory, an unknown
+                policy or hash, a directory that cannot be written, a ``slab_path`` without ``namespace``.
+            OverflowError: A size is negative or does not fit into 64 bits.
+
+        Warns:
+            RuntimeWarning: The cache works, but not as asked: for example too little shared memory, so that blocks are
+                in private memory.
+        """
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block. Readable after :meth:`close`."""
+
+    def hash_tokens(self, tokens: Buffer, block_tokens: int = 16, extra: bytes = ...) -> npt.NDArray[np.uint8]:
+        """Returns the keys of the whole blocks of ``tokens``; a tail shorter than a block is left out.
+
+        Linear in the tokens: hash a prompt once and slice the keys. Works on a closed cache.
+
+        Args:
+            tokens: Token ids, int32 or int64, any shape, C-contiguous; each within 0 and 4294967295.
+            block_tokens: Tokens of a block.
+            extra: What tokens do not say and bytes depend on: a LoRA adapter, a tenant's salt, an image's digest.
+
+        Returns:
+            uint8 of shape ``[len(tokens) // block_tokens, 16]``, read-only.
+
+        Raises:
+            TypeError: ``tokens`` is no buffer of int32 or int64.
+            ValueError: ``tokens`` is not contiguous or holds what is no token id, or ``block_tokens`` is 0.
+        """
+
+    def match(self, keys: Buffer) -> int:
+        """Returns the number of leading blocks that are in the cache. Changes nothing, copies nothing.
+
+        Args:
+            keys: uint8 of shape ``[blocks, 16]``, or ``16 * blocks`` bytes.
+
+        Raises:
+            TypeError: ``keys`` is no buffer of uint8.
+            ValueError: ``keys`` has another shape, or the cache is closed.
+        """
+
+    def put(self, keys: Buffer, data: Buffer) -> int:
+        """Stores blocks. Those that are there already are not copied again.
+
+        Args:
+            keys: uint8 of shape ``[blocks, 16]``: a prefix from its *first* block on, so that nothing is behind a hole.
+            data: ``blocks * block_bytes`` bytes, one block after the other, C-contiguous.
+
+        Returns:
+            Leading blocks that the cache holds now: fewer than ``blocks`` when everything else is in use.
+
+        Raises:
+            TypeError: An argument exports no buffer of numbers.
+            ValueError: A wrong size or shape, not contiguous, or the cache is closed. Nothing is stored then.
+        """
+
+    def get(self, keys: Buffer, out: Buffer) -> int:
+        """Copies the leading blocks that are in the cache into ``out``.
+
+        Args:
+            keys: uint8 of shape ``[blocks, 16]``.
+            out: Writable, ``blocks * block_bytes`` bytes, C-contiguous.
+
+        Returns:
+            Blocks copied. The rest of ``out`` is left as it was.
+
+        Raises:
+            TypeError: An argument exports no buffer of numbers.
+            ValueError: A wrong size or shape, not contiguous, read-only, or the cache is closed. Nothing is copied.
+        """
+
+    def delete(self, keys: Buffer) -> int:
+        """Removes blocks, here and for a later process; returns how many there were.
+
+        Raises:
+            TypeError: ``keys`` is no buffer of uint8.
+            ValueError: ``keys`` has another shape, or the cache is closed.
+        """
+
+    def clear(self) -> None:
+        """Removes every block, here and for a later process.
+
+        Raises:
+            ValueError: The cache is closed.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """Returns every count by name.
+
+        ``slots`` is the capacity in blocks and the sum of ``slots_ready``, ``slots_free``, ``slots_filling``,
+        ``slots_draining`` and ``slots_unusable`` (memory not taken yet); ``slots_pinned`` of them are being read.
+        ``stored``, ``evicted``, ``refused``, ``failed_fills``, ``cancelled_fills``, ``adopted`` (found after a restart)
+        and ``removed`` only grow. ``metadata_bytes`` is memory beside the blocks, ``slab_bytes`` that of the blocks.
+        ``policy`` is the eviction policy's own name.
+
+        Raises:
+            ValueError: The cache is closed.
+        """
+
+    def close(self) -> None:
+        """Gives the memory back once calls under way have returned. May be repeated.
+
+        Blocks in a slab stay for a later process.
+        """
+
+    def __enter__(self) -> Self:
+        """Returns the cache itself."""
+
+    def __exit__(self, *_exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Closes the cache."""
+
+@final
+class Planner:
+    """The scheduler half of the vLLM connector: decides what is loaded and offloaded. No call blocks."""
+
+    def __new__(
+        cls,
+        *,
+        namespace: bytes,
+        groups: Sequence[tuple[str, int, int]],
+        slot_blocks: int,
+        hash_tokens: int,
+        ranks: int,
+        null_block: int = 0,
+        key_source: str = "engine",
+        hash: str = "blake3",
+        eviction: str = "default",
+        load_mode: str = "auto",
+        min_load_tokens: int = 1,
+        fill_wait_s: float = 0.2,
+        startup_wait_s: float = 2.0,
+        store_on_sight: int = 1,
+        prompt_only: bool = False,
+        keep_hashes: bool = False,
+    ) -> Self:
+        """Makes a planner that waits for the first report of every rank.
+
+        Args:
+            namespace: 16 bytes from :func:`fingerprint`.
+            groups: Kind (``full``, ``sliding`` or ``state``), tokens of a block and of the window, for each group.
+            slot_blocks: Engine blocks in a slot.
+            hash_tokens: Tokens that one of the engine's hashes covers.
+            ranks: Workers that report.
+            null_block: The engine's block id for "no block".
+            key_source: ``engine`` or ``tokens``.
+            hash: How tokens become keys.
+            eviction: Name of the eviction policy.
+            load_mode: ``auto``, ``layerwise`` or ``async``.
+            min_load_tokens: Do not load fewer tokens.
+            fill_wait_s: The longest a request waits for blocks that are being filled.
+            startup_wait_s: The longest a request waits for the ranks' first reports.
+            store_on_sight: Store a block when it is seen for this many times.
+            prompt_only: Store blocks of prompts only.
+            keep_hashes: Keep the engine's hash of each slot, for events.
+
+        Raises:
+            ValueError: A name is not known.
+        """
+
+    def add_request(
+        self,
+        request: str,
+        *,
+        prompt_tokens: int,
+        skip_load: bool = False,
+        skip_store: bool = False,
+        max_load_tokens: int | None = None,
+        max_store_tokens: int | None = None,
+        extra: bytes = ...,
+    ) -> None:
+        """Announces a request; a known id is left as it is. ``extra`` separates its keys."""
+
+    def known_units(self, request: str) -> int:
+        """Returns the engine hashes (or tokens) known of a request; 0 for an unknown one."""
+
+    def extend_hashes(self, request: str, hashes: Sequence[bytes]) -> None:
+        """Appends engine block hashes, after those known."""
+
+    def extend_tokens(self, request: str, tokens: Sequence[int]) -> None:
+        """Appends tokens, after those known."""
+
+    def lookup(self, request: str, local_tokens: int, total_tokens: int, now: float) -> tuple[int | None, bool]:
+        """Returns the tokens that can be loaded beyond ``local_tokens`` (None: ask again), and whether between steps.
+
+        Args:
+            request: Its id.
+            local_tokens: Tokens that the engine has itself.
+            total_tokens: All tokens; one of them is always left to compute.
+            now: Seconds of a monotonic clock.
+        """
+
+    def commit_load(self, request: str, external_tokens: int, blocks: Sequence[Sequence[int]]) -> bool:
+        """Starts the load that the engine counts on; returns whether it runs between steps.
+
+        Args:
+            request: Its id.
+            external_tokens: Tokens that will be loaded; 0 for none.
+            blocks: The request's whole block table, per group.
+        """
+
+    def offload(
+        self, request: str, computed_tokens: int, blocks: Sequence[Sequence[int]]
+    ) -> tuple[int | None, list[int], list[tuple[int, int]], int]:
+        """Offloads what is new of a request's first ``computed_tokens`` tokens.
+
+        Returns:
+            The job's number if there is one, the engine blocks to hold until it has ended, its slots as (group, index
+            within the request), and the tokens below which nothing new can be offloaded.
+        """
+
+    def finish(self, request: str) -> None:
+        """The request will not be asked about again. Its jobs end by themselves."""
+
+    def take_plan(self, scheduled_tokens: int, now: float) -> bytes | None:
+        """Returns this step's work for the workers, or None."""
+
+    def absorb(self, report: bytes) -> list[tuple[int, list[int], list[int]]]:
+        """Takes in one rank's report.
+
+        Returns:
+            The jobs that every rank has reported now: number, engine blocks to let go of, positions of the slots that
+            are hits now.
+
+        Raises:
+            ValueError: ``report`` is damaged.
+        """
+
+    def reset(self) -> int:
+        """Forgets every block, also for restarts; returns the new epoch."""
+
+    def has_pending_work(self) -> bool:
+        """Whether the engine has to keep stepping for jobs to end."""
+
+    def take_removed(self) -> list[bytes]:
+        """Returns the engine's hashes of blocks that left since the last call."""
+
+    def activity(self) -> int:
+        """Grows whenever :meth:`stats` may have changed."""
+
+    def stats(self) -> dict[str, Any]:
+        """Returns every count by name."""
+
+@final
+class Store:
+    """The worker half of the vLLM connector: executes plans on one rank's slab and engine tensors."""
+
+    def __new__(
+        cls,
+        *,
+        rank: int,
+        ranks: int,
+        layers: Sequence[tuple[str, int, int, int, int, int, int, int]],
+        slot_blocks: int,
+        capacity_bytes: int,
+        namespace: bytes,
+        shard: bytes,
+        slab_dir: str | PathLike[str] | None,
+        engine_id: str,
+        owner_pid: int,
+        copy_threads: int,
+        copy_cpus: Sequence[int],
+        layers_ahead: int,
+        verify_l1: bool,
+        drill: str | None,
+    ) -> Self:
+        """Opens the slab.
+
+        Args:
+            rank: This rank.
+            ranks: Ranks that share ``capacity_bytes``.
+            layers: (name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes) of each
+                layer, in forward order. Base is an address, valid until :meth:`close`; the rest is in bytes.
+            slot_blocks: Engine blocks in a slot.
+            capacity_bytes: Memory of all ranks.
+            namespace: 16 bytes from :func:`fingerprint`.
+            shard: 16 bytes from :func:`fingerprint`.
+            slab_dir: A directory in shared memory, or None for private memory.
+            engine_id: Names the engine: the same after a restart, another for other engines of the host.
+            owner_pid: The engine's core process.
+            copy_threads: Threads beside the caller.
+            copy_cpus: CPUs that they may use; empty for any.
+            layers_ahead: Layers that a layer-wise load runs ahead.
+            verify_l1: Verify a checksum before every load.
+            drill: Break something on purpose, or None.
+
+        Raises:
+            ValueError: A layout, a size, a directory or a drill that cannot be used; names the value and the remedy.
+        """
+
+    def describe(self) -> str:
+        """Returns what was opened, in one line for the log."""
+
+    def warnings(self) -> list[str]:
+        """Returns what the user should know, one line each."""
+
+    def begin_step(self, plan: bytes) -> tuple[bool, bool]:
+        """Takes a step's work; returns whether it loads layer by layer, and whether it offloads.
+
+        Raises:
+            ValueError: ``plan`` is damaged, or the store is closed. The latter holds for all methods.
+        """
+
+    def start_loads(self) -> None:
+        """Starts this step's loads."""
+
+    def wait_layer(self, layer: int) -> None:
+        """Returns when the layer's blocks are loaded; copies itself meanwhile, without the GIL."""
+
+    def store_layer(self, layer: int) -> None:
+        """The layer has been computed: its part of this step's offloads can be copied."""
+
+    def end_step(self, finish: bool) -> bool:
+        """The forward pass is over. Returns whether anything is left in flight; ``finish`` waits for all."""
+
+    def take_received(self) -> tuple[list[str], list[str]]:
+        """Returns the requests whose load between steps has ended since the last call, and which of them failed."""
+
+    def take_load_errors(self) -> list[int]:
+        """Returns the engine blocks that were promised and not loaded since the last call."""
+
+    def take_report(self) -> bytes | None:
+        """Returns this rank's report, or None if there is nothing to say."""
+
+    def read_block(self, group: int, block: int) -> bytes:
+        """Returns the bytes of one engine block, as a slot would hold them.
+
+        Raises:
+            ValueError: There is no such block, or the copy failed.
+        """
+
+    def write_block(self, group: int, block: int, bytes: bytes) -> None:
+        """Writes what :meth:`read_block` returned into a block that nobody uses.
+
+        Raises:
+            ValueError: There is no such block, the length is wrong, or the copy failed.
+        """
+
+    def activity(self) -> int:
+        """Grows whenever :meth:`stats` may have changed."""
+
+    def stats(self) -> dict[str, Any]:
+        """Returns every count by name."""
+
+    def timeline(self) -> list[tuple[str, int, int, int]]:
+        """Returns what the drill ``timeline`` recorded: (what, layer, began, ended).
+
+        ``what`` is ``wait``, ``computed``, ``load`` or ``offload``; times are nanoseconds since the store was opened.
+        """
+
+    def close(self) -> None:
+        """Ends what is in flight and gives the memory back. May be repeated.
+
+        Afterwards nothing touches the engine's tensors.
+        """

@@ -1,0 +1,99 @@
+"""How much memory, which threads, and what makes one rank's bytes differ from another's."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aibrix_connector import placement
+from aibrix_connector.kv_layout import LayerPages
+
+from tests.unit.fakes import vllm_config
+
+LAYERS = [LayerPages("layers.0", 0, 4096, 512, 10, 1, 512, 512)]
+
+
+def tensor(shape: tuple[int, ...] = (10, 2, 16, 8), dtype: str = "torch.bfloat16", device: str = "cpu") -> Any:
+    return SimpleNamespace(shape=shape, dtype=dtype, device=SimpleNamespace(type=device))
+
+
+def fields(
+    config: Any | None = None, layers: list[LayerPages] = LAYERS, kv: Any | None = None, replicas: int = 1
+) -> dict[str, str]:
+    caches = {layer.name: kv or tensor() for layer in layers}
+    return dict(
+        placement.shard_fields(config or vllm_config(), SimpleNamespace(kv_tp_replicas=replicas), caches, layers)
+    )
+
+
+@pytest.mark.parametrize(("free_gib", "expected_gib"), [(8, 2), (40, 10), (400, 10)])
+def test_auto_capacity(monkeypatch: pytest.MonkeyPatch, free_gib: int, expected_gib: int) -> None:
+    monkeypatch.setattr(placement, "available_memory_bytes", lambda: free_gib << 30)
+    assert placement.capacity_bytes(None) == expected_gib << 30
+    assert placement.capacity_bytes(5) == 5
+
+
+def test_available_memory_is_read() -> None:
+    assert placement.available_memory_bytes() > 1 << 20
+
+
+def test_owner_is_this_process_when_nobody_started_it() -> None:
+    assert placement.owner_pid() == os.getpid()
+
+
+def test_shards_differ_by_what_changes_their_bytes() -> None:
+    base = fields()
+    changed = {
+        "layers": fields(layers=[LayerPages("layers.1", 0, 4096, 512, 10, 1, 512, 512)]),
+        "pages": fields(layers=[LayerPages("layers.0", 0, 4096, 512, 10, 2, 256, 128)]),
+        "heads": fields(vllm_config(parallel_config__rank=1, parallel_config__tensor_parallel_size=2)),
+        "stage": fields(vllm_config(parallel_config__rank=1, parallel_config__pipeline_parallel_size=2)),
+        "item": fields(kv=tensor(dtype="torch.uint8")),
+        "page_shape": fields(kv=tensor((10, 4, 8, 8))),
+        "device": fields(kv=tensor(device="cuda")),
+    }
+    for name, found in changed.items():
+        assert {key for key in base if found.get(key) != base[key]} >= {name}, name
+
+
+def test_shards_are_the_same_wherever_memory_is_and_however_many_blocks_there_are() -> None:
+    other = fields(layers=[LayerPages("layers.0", 0, 1 << 40, 512, 99, 1, 512, 512)], kv=tensor((99, 2, 16, 8)))
+    assert other == fields()
+
+
+def test_replicas_share_a_shard() -> None:
+    ranks = [vllm_config(parallel_config__rank=rank, parallel_config__tensor_parallel_size=4) for rank in range(4)]
+    assert [fields(rank, replicas=4)["heads"] for rank in ranks] == ["0"] * 4
+    assert [fields(rank, replicas=2)["heads"] for rank in ranks] == ["0", "0", "1", "1"]
+
+
+def test_the_instruction_set_counts_on_a_cpu_only() -> None:
+    assert "instruction_set" in fields()
+    assert "instruction_set" not in fields(kv=tensor(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "bound", "ranks", "engine_threads", "expected"),
+    [
+        (8, 8, 1, 8, (0, [])),
+        (8, 8, 1, 6, (2, [])),
+        (32, 32, 1, 8, (4, [])),
+        (8, 6, 1, 6, (2, [6, 7])),
+        (64, 32, 1, 32, (4, list(range(32, 64)))),
+    ],
+)
+def test_copy_threads_take_the_cores_that_the_engine_leaves(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, bound: int, ranks: int, engine_threads: int, expected: Any
+) -> None:
+    pytest.importorskip("torch")
+    import torch
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: engine_threads)
+    assert placement.copy_placement(None, vllm_config(parallel_config__world_size=ranks)) == expected
+
+
+def test_copy_threads_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    assert placement.copy_placement(3, vllm_config()) == (3, [])
