@@ -65,7 +65,13 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn fine(subject: &'static str, found: impl Into<String>) -> Self {
-        Self { subject, grade: Grade::Fine, found: found.into(), remedy: None, values: serde_json::Map::new() }
+        Self {
+            subject,
+            grade: Grade::Fine,
+            found: found.into(),
+            remedy: None,
+            values: serde_json::Map::new(),
+        }
     }
 
     fn degraded(subject: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
@@ -95,7 +101,8 @@ struct Report {
 /// # Errors
 /// The model's configuration cannot be read or understood.
 pub(crate) fn run(args: &Args) -> Result<(String, ExitCode), ModelError> {
-    let model = args.model.as_deref().map(|folder| model::read(folder, args.block_tokens.get())).transpose()?;
+    let model =
+        args.model.as_deref().map(|folder| model::read(folder, args.block_tokens.get())).transpose()?;
     let memory = memory::Memory::of_system();
     let mut findings = vec![
         copies::check(),
@@ -134,7 +141,12 @@ fn text(report: &Report) -> String {
             Grade::Unusable => "X",
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{mark:>2}  {:<14} {}", finding.subject, finding.found.replace('\n', "\n                   "));
+        let _ = writeln!(
+            text,
+            "{mark:>2}  {:<14} {}",
+            finding.subject,
+            finding.found.replace('\n', "\n                   ")
+        );
         if let Some(remedy) = &finding.remedy {
             let _ = writeln!(text, "                   -> {remedy}");
         }

@@ -6,7 +6,10 @@ use std::path::Path;
 use super::Finding;
 
 pub(super) fn gpu() -> Finding {
-    judge_gpu(&fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default(), Path::new("/dev/nvidiactl").exists())
+    judge_gpu(
+        &fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default(),
+        Path::new("/dev/nvidiactl").exists(),
+    )
 }
 
 fn judge_gpu(version: &str, device: bool) -> Finding {
@@ -29,7 +32,8 @@ fn judge_gpu(version: &str, device: bool) -> Finding {
 /// The version in a line such as `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar ...`.
 fn driver(text: &str) -> Option<&str> {
     let line = text.lines().find(|line| line.starts_with("NVRM version:"))?;
-    line.split_whitespace().find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    line.split_whitespace()
+        .find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
 pub(super) fn network() -> Finding {

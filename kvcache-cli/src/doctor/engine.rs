@@ -74,9 +74,8 @@ fn judge(answer: &Answer) -> Finding {
         }
         Answer::Said(said) => said,
     };
-    let version = |name: &str| {
-        said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim)
-    };
+    let version =
+        |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim);
     let connector = match version("aibrix-connector") {
         Some(version) => format!("aibrix-connector {version}"),
         None => "aibrix-connector not installed".to_owned(),

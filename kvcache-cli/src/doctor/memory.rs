@@ -18,13 +18,18 @@ impl Memory {
     pub(super) fn of_system() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let meminfo = read("/proc/meminfo");
-        let group = group(&read("/sys/fs/cgroup/memory.max"), &read("/sys/fs/cgroup/memory.current")).or_else(|| {
-            group(
-                &read("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-                &read("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-            )
-        });
-        Self { total_bytes: field(&meminfo, "MemTotal"), available_bytes: field(&meminfo, "MemAvailable"), group }
+        let group = group(&read("/sys/fs/cgroup/memory.max"), &read("/sys/fs/cgroup/memory.current"))
+            .or_else(|| {
+                group(
+                    &read("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+                    &read("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+                )
+            });
+        Self {
+            total_bytes: field(&meminfo, "MemTotal"),
+            available_bytes: field(&meminfo, "MemAvailable"),
+            group,
+        }
     }
 
     /// What a new slab could take.
@@ -54,7 +59,10 @@ pub(super) fn available(memory: &Memory) -> Finding {
         Finding::degraded(
             "memory",
             found,
-            format!("an L1 below {} holds few prompts: free memory, or raise the limit of the container", ByteSize(FREE_MIN)),
+            format!(
+                "an L1 below {} holds few prompts: free memory, or raise the limit of the container",
+                ByteSize(FREE_MIN)
+            ),
         )
     } else {
         Finding::fine("memory", found)
@@ -67,7 +75,11 @@ pub(super) fn huge_pages() -> Finding {
         fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{name}")).unwrap_or_default()
     };
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    judge_huge_pages(choice(&read("enabled")), choice(&read("shmem_enabled")), mount_option(&mounts, "/dev/shm", "huge"))
+    judge_huge_pages(
+        choice(&read("enabled")),
+        choice(&read("shmem_enabled")),
+        mount_option(&mounts, "/dev/shm", "huge"),
+    )
 }
 
 /// `shared` is the kernel's default for files in memory, `mounted` the `huge=` of the mount, which wins.
@@ -113,16 +125,22 @@ fn judge_locked(limit: Option<Limit>) -> Finding {
     let note = "host copies need none; a GPU or an RDMA device would pin the slab";
     match limit {
         None => Finding::fine("locked memory", format!("limit unknown; {note}")),
-        Some(Limit::None) => Finding::fine("locked memory", format!("no limit; {note}")).with("limited", false),
+        Some(Limit::None) => {
+            Finding::fine("locked memory", format!("no limit; {note}")).with("limited", false)
+        }
         Some(Limit::Bytes(bytes)) => {
-            Finding::fine("locked memory", format!("limit {}; {note}", ByteSize(bytes))).with("limit_bytes", bytes)
+            Finding::fine("locked memory", format!("limit {}; {note}", ByteSize(bytes)))
+                .with("limit_bytes", bytes)
         }
     }
 }
 
 pub(super) fn nodes() -> Finding {
     let online = fs::read_to_string("/sys/devices/system/node/online").unwrap_or_default();
-    judge_nodes(count_list(online.trim()).unwrap_or(1), std::thread::available_parallelism().map_or(1, usize::from))
+    judge_nodes(
+        count_list(online.trim()).unwrap_or(1),
+        std::thread::available_parallelism().map_or(1, usize::from),
+    )
 }
 
 fn judge_nodes(nodes: usize, cpus: usize) -> Finding {
@@ -130,7 +148,9 @@ fn judge_nodes(nodes: usize, cpus: usize) -> Finding {
     let finding = if nodes > 1 {
         Finding::fine(
             "NUMA",
-            format!("{nodes} nodes, {cores}; a slab lies where its pages are first touched: bind each engine to one node (`numactl -N 0 -m 0`)"),
+            format!(
+                "{nodes} nodes, {cores}; a slab lies where its pages are first touched: bind each engine to one node (`numactl -N 0 -m 0`)"
+            ),
         )
     } else {
         Finding::fine("NUMA", format!("1 node, {cores}"))
@@ -196,7 +216,8 @@ mod tests {
     use super::super::Grade;
     use super::*;
 
-    const MEMINFO: &str = "MemTotal:       24683816 kB\nMemFree:         100 kB\nMemAvailable:   20000000 kB\n";
+    const MEMINFO: &str =
+        "MemTotal:       24683816 kB\nMemFree:         100 kB\nMemAvailable:   20000000 kB\n";
 
     #[test]
     fn memory_is_the_lesser_of_machine_and_group() {
@@ -261,7 +282,9 @@ mod tests {
 
     #[test]
     fn the_lock_limit_is_read() {
-        let limits = |value: &str| format!("Limit  Soft  Hard  Units\nMax locked memory         {value}   67108864  bytes\n");
+        let limits = |value: &str| {
+            format!("Limit  Soft  Hard  Units\nMax locked memory         {value}   67108864  bytes\n")
+        };
         assert_eq!(memlock(&limits("8388608")), Some(Limit::Bytes(8 << 20)));
         assert_eq!(memlock(&limits("unlimited")), Some(Limit::None));
         assert_eq!(memlock("nothing"), None);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Finding;
@@ -80,11 +80,8 @@ pub(super) fn leftovers() -> Finding {
 
 fn judge_leftovers(slabs: Slabs) -> Finding {
     let Slabs { held, held_bytes, idle, idle_bytes } = slabs;
-    let found = format!(
-        "{held} slabs in use ({}), {idle} not ({})",
-        ByteSize(held_bytes),
-        ByteSize(idle_bytes)
-    );
+    let found =
+        format!("{held} slabs in use ({}), {idle} not ({})", ByteSize(held_bytes), ByteSize(idle_bytes));
     // An idle slab is what a warm restart needs, so that it is no fault by itself.
     let found = if idle == 0 {
         found
@@ -114,7 +111,7 @@ fn slabs_in(folder: &Path) -> Slabs {
             slabs.idle_bytes += inner.idle_bytes;
         }
         let is_slab = name.starts_with("kvcache-") && name.ends_with(".slab");
-        if !is_slab || !metadata.is_file() || metadata.file_type().is_fifo() {
+        if !is_slab || !metadata.is_file() {
             continue;
         }
         // Blocks of 512 bytes, whatever the file system's own are.
