@@ -13,7 +13,7 @@ wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
 parts = wheel lint test-rust test-python test-e2e
-python_sources = python tests scripts demo
+python_sources = python tests scripts demo examples
 
 .PHONY: help build wheel test test-rust test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
 

@@ -8,7 +8,6 @@ DIRECTORY is where the blocks are kept for a later process, ideally in shared me
 import sys
 
 import numpy as np
-
 from aibrix_connector import BlockCache
 
 BLOCK_TOKENS = 16
@@ -22,7 +21,7 @@ def open_cache(directory: str) -> BlockCache:
 
 def main() -> None:
     directory = sys.argv[1] if len(sys.argv) > 1 else "/dev/shm"
-    prompt = np.arange(1000, dtype=np.int32)
+    prompt: np.ndarray[tuple[int], np.dtype[np.int32]] = np.arange(1000, dtype=np.int32)
 
     with open_cache(directory) as cache:
         # A block's key covers every token up to the block's end; 1000 tokens are 62 whole blocks and a tail.

@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyAny, PyBytes, PyDict};
 
-use crate::buffer::{Bytes, Keys, numbers};
+use crate::buffer::{Bytes, Keys, is_native_order, numbers};
 use crate::planner::value_error;
 
 /// A cache of fixed-size blocks, keyed by the tokens before them.
@@ -88,13 +88,17 @@ impl BlockCache {
         let mut hasher = TokenHasher::new(self.hash, &self.namespace, &extra, block_tokens);
         let mut keys = Vec::new();
         let root = hasher.root();
-        if let Ok(buffer) = PyBuffer::<i32>::get(tokens) {
+        if let Ok(buffer) = PyBuffer::<i32>::get(tokens)
+            && is_native_order(buffer.format())
+        {
             // SAFETY: the caller's array is not changed during the call, as the documentation asks.
             let tokens = unsafe { numbers(&buffer, "tokens") }?;
             keys.reserve_exact(tokens.len() / block_tokens);
             check_tokens(tokens.iter().map(|token| i64::from(*token)))?;
             hasher.chain(root, tokens.iter().map(|token| *token as u32), &mut keys);
-        } else if let Ok(buffer) = PyBuffer::<i64>::get(tokens) {
+        } else if let Ok(buffer) = PyBuffer::<i64>::get(tokens)
+            && is_native_order(buffer.format())
+        {
             // SAFETY: as above.
             let tokens = unsafe { numbers(&buffer, "tokens") }?;
             keys.reserve_exact(tokens.len() / block_tokens);

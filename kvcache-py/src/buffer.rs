@@ -1,6 +1,8 @@
 //! Views of Python buffers as Rust slices.
 
-use pyo3::buffer::PyBuffer;
+use std::ffi::CStr;
+
+use pyo3::buffer::{ElementType, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyAny;
@@ -9,65 +11,35 @@ use kvcache_core::BlockKey;
 
 /// A contiguous buffer of a Python object, held for as long as this lives.
 pub(crate) struct Bytes {
-    buffer: Raw,
+    buffer: PyUntypedBuffer,
     what: &'static str,
 }
 
-enum Raw {
-    U8(PyBuffer<u8>),
-    Other { address: usize, bytes: usize, readonly: bool, _keep: Keep },
-}
-
-/// Keeps a buffer of any element type exported.
-enum Keep {
-    I8(#[expect(dead_code, reason = "held for its drop")] PyBuffer<i8>),
-    I16(#[expect(dead_code, reason = "held for its drop")] PyBuffer<i16>),
-    U16(#[expect(dead_code, reason = "held for its drop")] PyBuffer<u16>),
-    I32(#[expect(dead_code, reason = "held for its drop")] PyBuffer<i32>),
-    U32(#[expect(dead_code, reason = "held for its drop")] PyBuffer<u32>),
-    I64(#[expect(dead_code, reason = "held for its drop")] PyBuffer<i64>),
-    U64(#[expect(dead_code, reason = "held for its drop")] PyBuffer<u64>),
-    F32(#[expect(dead_code, reason = "held for its drop")] PyBuffer<f32>),
-    F64(#[expect(dead_code, reason = "held for its drop")] PyBuffer<f64>),
-}
-
 impl Bytes {
-    /// The buffer of `object`, which must be C-contiguous.
+    /// The buffer of `object`, which must be C-contiguous. Of any element type but Python objects: bytes are bytes.
     pub(crate) fn of(object: &Bound<'_, PyAny>, what: &'static str) -> PyResult<Self> {
-        if let Ok(buffer) = PyBuffer::<u8>::get(object) {
-            contiguous(what, buffer.is_c_contiguous(), buffer.shape(), buffer.strides())?;
-            return Ok(Self { buffer: Raw::U8(buffer), what });
+        match PyUntypedBuffer::get(object) {
+            // Pointers to objects must not be copied, and above all not be written.
+            Ok(buffer) if !buffer.format().to_bytes().contains(&b'O') => {
+                contiguous(what, buffer.is_c_contiguous(), buffer.shape(), buffer.strides())?;
+                Ok(Self { buffer, what })
+            }
+            _ => {
+                let type_name = object.get_type().name()?;
+                Err(PyTypeError::new_err(format!(
+                    "{what} is a {type_name}, which exports no buffer of numbers: pass bytes, a memoryview, a NumPy array \
+                     or a CPU tensor's .numpy()"
+                )))
+            }
         }
-        macro_rules! try_as {
-            ($($type:ty => $variant:ident),*) => {
-                $(if let Ok(buffer) = PyBuffer::<$type>::get(object) {
-                    contiguous(what, buffer.is_c_contiguous(), buffer.shape(), buffer.strides())?;
-                    let (address, bytes) = (buffer.buf_ptr() as usize, buffer.len_bytes());
-                    let readonly = buffer.readonly();
-                    return Ok(Self { buffer: Raw::Other { address, bytes, readonly, _keep: Keep::$variant(buffer) }, what });
-                })*
-            };
-        }
-        try_as!(i8 => I8, i16 => I16, u16 => U16, i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
-        let type_name = object.get_type().name()?;
-        Err(PyTypeError::new_err(format!(
-            "{what} is a {type_name}, which exports no buffer of numbers: pass bytes, a memoryview, a NumPy array or a \
-             CPU tensor's .numpy()"
-        )))
     }
 
     pub(crate) fn address(&self) -> usize {
-        match &self.buffer {
-            Raw::U8(buffer) => buffer.buf_ptr() as usize,
-            Raw::Other { address, .. } => *address,
-        }
+        self.buffer.buf_ptr() as usize
     }
 
     pub(crate) fn len(&self) -> usize {
-        match &self.buffer {
-            Raw::U8(buffer) => buffer.len_bytes(),
-            Raw::Other { bytes, .. } => *bytes,
-        }
+        self.buffer.len_bytes()
     }
 
     /// The bytes.
@@ -89,11 +61,7 @@ impl Bytes {
     /// As for [`as_slice`](Self::as_slice), and nobody may read them either.
     #[expect(clippy::mut_from_ref, reason = "the buffer is Python's: exclusiveness is the caller's duty")]
     pub(crate) unsafe fn as_mut_slice(&self) -> PyResult<&mut [u8]> {
-        let readonly = match &self.buffer {
-            Raw::U8(buffer) => buffer.readonly(),
-            Raw::Other { readonly, .. } => *readonly,
-        };
-        if readonly {
+        if self.buffer.readonly() {
             return Err(PyValueError::new_err(format!("{} is read-only: pass a writable buffer", self.what)));
         }
         if self.len() == 0 {
@@ -120,6 +88,12 @@ pub(crate) unsafe fn numbers<'a, T: pyo3::buffer::Element>(
     Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.item_count()) })
 }
 
+/// Whether the numbers of a buffer are in this machine's byte order. `PyBuffer` itself takes big-endian ones for native.
+pub(crate) fn is_native_order(format: &CStr) -> bool {
+    let foreign = if cfg!(target_endian = "little") { &b">!"[..] } else { &b"<"[..] };
+    format.to_bytes().first().is_none_or(|order| !foreign.contains(order))
+}
+
 fn contiguous(what: &str, contiguous: bool, shape: &[usize], strides: &[isize]) -> PyResult<()> {
     if contiguous {
         return Ok(());
@@ -135,21 +109,24 @@ pub(crate) struct Keys(Bytes);
 impl Keys {
     pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let bytes = Bytes::of(object, "keys")?;
-        if let Raw::U8(buffer) = &bytes.buffer {
-            let shape = buffer.shape();
-            let fits = match shape {
-                [] | [_] => bytes.len() % BlockKey::BYTES == 0,
-                [_, width] => *width == BlockKey::BYTES,
-                _ => false,
-            };
-            if fits {
-                return Ok(Self(bytes));
-            }
-            return Err(PyValueError::new_err(format!(
-                "keys of shape {shape:?} are not uint8[n, 16]: pass what hash_tokens returned, or a slice of its rows"
-            )));
+        if !matches!(
+            ElementType::from_format(bytes.buffer.format()),
+            ElementType::UnsignedInteger { bytes: 1 }
+        ) {
+            return Err(PyTypeError::new_err("keys are not of type uint8: pass what hash_tokens returned"));
         }
-        Err(PyTypeError::new_err("keys are not of type uint8: pass what hash_tokens returned"))
+        let shape = bytes.buffer.shape();
+        let fits = match shape {
+            [] | [_] => bytes.len() % BlockKey::BYTES == 0,
+            [_, width] => *width == BlockKey::BYTES,
+            _ => false,
+        };
+        if fits {
+            return Ok(Self(bytes));
+        }
+        Err(PyValueError::new_err(format!(
+            "keys of shape {shape:?} are not uint8[n, 16]: pass what hash_tokens returned, or a slice of its rows"
+        )))
     }
 
     /// The keys.

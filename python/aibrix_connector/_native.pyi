@@ -7,13 +7,16 @@ between any two releases.
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
 __all__ = ["BlockCache", "Planner", "Store", "__version__", "fingerprint"]
+
+# NumPy's own stubs say that an array is a buffer from Python 3.12 on only.
+_Array: TypeAlias = Buffer | npt.NDArray[Any]
 
 __version__: str
 
@@ -43,8 +46,8 @@ class BlockCache:
     copies. Buffers that are passed in must not be changed (nor, for ``out``, read) by other threads during the call: a
     violation can garble the block that is being copied, nothing else.
 
-    Any object that exports a C-contiguous buffer of numbers is accepted as data: ``bytes``, ``memoryview``, a NumPy
-    array, a CPU tensor's ``.numpy()``. A bfloat16 tensor needs ``.view(torch.uint8)`` first.
+    Any object that exports a C-contiguous buffer is accepted as data: ``bytes``, ``memoryview``, a NumPy array of any
+    number type, a CPU tensor's ``.numpy()``. NumPy has no bfloat16: ``.view(torch.uint8)`` such a tensor first.
     """
 
     def __new__(
@@ -91,7 +94,7 @@ class BlockCache:
     def block_bytes(self) -> int:
         """Bytes of a block. Readable after :meth:`close`."""
 
-    def hash_tokens(self, tokens: Buffer, block_tokens: int = 16, extra: bytes = ...) -> npt.NDArray[np.uint8]:
+    def hash_tokens(self, tokens: _Array, block_tokens: int = 16, extra: bytes = ...) -> npt.NDArray[np.uint8]:
         """Returns the keys of the whole blocks of ``tokens``; a tail shorter than a block is left out.
 
         Linear in the tokens: hash a prompt once and slice the keys. Works on a closed cache.
@@ -109,7 +112,7 @@ class BlockCache:
             ValueError: ``tokens`` is not contiguous or holds what is no token id, or ``block_tokens`` is 0.
         """
 
-    def match(self, keys: Buffer) -> int:
+    def match(self, keys: _Array) -> int:
         """Returns the number of leading blocks that are in the cache. Changes nothing, copies nothing.
 
         Args:
@@ -120,7 +123,7 @@ class BlockCache:
             ValueError: ``keys`` has another shape, or the cache is closed.
         """
 
-    def put(self, keys: Buffer, data: Buffer) -> int:
+    def put(self, keys: _Array, data: _Array) -> int:
         """Stores blocks. Those that are there already are not copied again.
 
         Args:
@@ -135,7 +138,7 @@ class BlockCache:
             ValueError: A wrong size or shape, not contiguous, or the cache is closed. Nothing is stored then.
         """
 
-    def get(self, keys: Buffer, out: Buffer) -> int:
+    def get(self, keys: _Array, out: _Array) -> int:
         """Copies the leading blocks that are in the cache into ``out``.
 
         Args:
@@ -150,7 +153,7 @@ class BlockCache:
             ValueError: A wrong size or shape, not contiguous, read-only, or the cache is closed. Nothing is copied.
         """
 
-    def delete(self, keys: Buffer) -> int:
+    def delete(self, keys: _Array) -> int:
         """Removes blocks, here and for a later process; returns how many there were.
 
         Raises:

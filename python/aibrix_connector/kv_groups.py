@@ -76,8 +76,8 @@ def check_recovery(groups: list[Group]) -> None:
         import vllm
 
         raise UnsupportedLayoutError(
-            f"vLLM {vllm.__version__} cannot recover from a failed load with {len(groups)} KV cache groups: upgrade vLLM, "
-            "or start it with --disable-hybrid-kv-cache-manager"
+            f"vLLM {vllm.__version__} cannot recover from a failed load with {len(groups)} KV cache groups: upgrade "
+            "vLLM, or start it with --disable-hybrid-kv-cache-manager"
         )
 
 

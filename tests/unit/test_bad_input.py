@@ -131,9 +131,9 @@ def test_a_directory_without_write_permission(tmp_path: Path) -> None:
     ), child.stderr
 
 
-KEYS = np.arange(64, dtype=np.uint8).reshape(4, 16)
+KEYS: Any = np.arange(64, dtype=np.uint8).reshape(4, 16)
 
-CALLS: list[tuple[str, Callable[[BlockCache], Any], type[Exception], str]] = [
+CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     (
         "data too short",
         lambda cache: cache.put(KEYS, bytes(255)),
@@ -163,6 +163,12 @@ CALLS: list[tuple[str, Callable[[BlockCache], Any], type[Exception], str]] = [
         lambda cache: cache.get(KEYS, np.zeros((16, 4), np.float32).T),
         ValueError,
         "out of shape [4, 16] and strides [4, 16] is not C-contiguous: pass numpy.ascontiguousarray(out)",
+    ),
+    (
+        "data an array of objects",
+        lambda cache: cache.get(KEYS, np.full((4, 8), None, dtype=object)),
+        TypeError,
+        f"out is a ndarray, which {NO_BUFFER}",
     ),
     ("data a text", lambda cache: cache.put(KEYS, "x"), TypeError, f"data is a str, which {NO_BUFFER}"),
     ("keys a list", lambda cache: cache.match([1]), TypeError, f"keys is a list, which {NO_BUFFER}"),
@@ -204,6 +210,12 @@ CALLS: list[tuple[str, Callable[[BlockCache], Any], type[Exception], str]] = [
         "tokens is a ndarray, not a buffer of int32 or int64: pass numpy.asarray(tokens, dtype=numpy.int32)",
     ),
     (
+        "tokens in another byte order",
+        lambda cache: cache.hash_tokens(np.arange(16).astype(">i4")),
+        TypeError,
+        "tokens is a ndarray, not a buffer of int32 or int64: pass numpy.asarray(tokens, dtype=numpy.int32)",
+    ),
+    (
         "token below zero",
         lambda cache: cache.hash_tokens(np.array([1, -100])),
         ValueError,
@@ -238,7 +250,7 @@ def test_calls_change_nothing(call: Callable[[BlockCache], Any], kind: type[Exce
         with pytest.raises(kind, match="^" + re.escape(message) + "$"):
             call(cache)
         assert cache.stats() == before
-        out = np.zeros((2, BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((2, BLOCK_BYTES), np.uint8)
         assert cache.get(KEYS[:2], out) == 2
         assert (out == 1).all()
 

@@ -15,7 +15,7 @@ import pytest
 from aibrix_connector import BlockCache
 
 BLOCK_BYTES = 256
-TOKENS = np.arange(160, dtype=np.int32)
+TOKENS: Any = np.arange(160, dtype=np.int32)
 
 
 def blocks_of(keys: Any, block_bytes: int = BLOCK_BYTES) -> Any:
@@ -36,7 +36,7 @@ def test_put_match_get_delete_clear(cache: BlockCache) -> None:
     assert cache.match(keys) == 0
     assert cache.put(keys, data) == 10
     assert cache.match(keys) == 10
-    out = np.zeros_like(data)
+    out: Any = np.zeros_like(data)
     assert cache.get(keys, out) == 10
     assert (out == data).all()
     assert cache.delete(keys[4:5]) == 1
@@ -102,6 +102,9 @@ def test_token_ids_of_the_whole_range(cache: BlockCache) -> None:
         lambda data: data.view(np.float32),
         lambda data: data.view(np.int64),
         lambda data: data.view(np.int16),
+        lambda data: data.view(np.float16),
+        lambda data: data.view(np.bool_),
+        lambda data: data.view(np.complex64),
     ],
 )
 def test_data_buffers_of_any_type(cache: BlockCache, convert: Callable[[Any], Any]) -> None:
@@ -169,7 +172,7 @@ def test_threads_hammer_one_cache_with_the_gil_released(copy_threads: int) -> No
 
     def work(thread: int) -> None:
         generator = np.random.default_rng(thread)
-        out = np.empty((8, block_bytes), np.uint8)
+        out: Any = np.empty((8, block_bytes), np.uint8)
         for _ in range(150):
             n = int(generator.integers(len(prompts)))
             cache.put(prompts[n], data[n])
@@ -198,7 +201,7 @@ def test_the_gil_is_released_in_copies() -> None:
     block_bytes = 64 << 20
     cache = BlockCache(block_bytes, 2 * block_bytes)
     keys = cache.hash_tokens(TOKENS[:32])
-    data = np.ones((2, block_bytes), np.uint8)
+    data: Any = np.ones((2, block_bytes), np.uint8)
     count, stop = [0], threading.Event()
 
     def work() -> None:
@@ -226,7 +229,7 @@ def test_a_call_under_way_survives_close() -> None:
     for _ in range(5):
         cache = BlockCache(block_bytes, 4 * block_bytes)
         keys = cache.hash_tokens(TOKENS[:64])
-        data = np.ones((4, block_bytes), np.uint8)
+        data: Any = np.ones((4, block_bytes), np.uint8)
         answers: list[Any] = []
 
         def put(cache: BlockCache = cache, keys: Any = keys, data: Any = data, answers: list[Any] = answers) -> None:
@@ -253,7 +256,7 @@ def test_a_restart_over_slab_path_finds_the_blocks(tmp_path: Path) -> None:
         first.delete(keys[9:])
     with shared(tmp_path) as second:
         assert second.stats()["adopted"] == 9
-        out = np.zeros((10, BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
         assert second.get(keys, out) == 9
         assert (out[:9] == blocks_of(keys)[:9]).all()
         second.clear()
@@ -290,7 +293,7 @@ def test_a_killed_process_leaves_its_blocks_to_the_next(tmp_path: Path) -> None:
     assert child.returncode == -signal.SIGKILL
     with shared(tmp_path) as cache:
         keys = cache.hash_tokens(TOKENS)
-        out = np.zeros((10, BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
         assert cache.get(keys, out) == 10
         assert (out == blocks_of(keys)).all()
 
@@ -312,7 +315,7 @@ def test_a_damaged_slab_file_is_a_cold_start(tmp_path: Path, damage: str) -> Non
     with shared(tmp_path) as second:
         assert second.match(keys) == 0
         assert second.put(keys, blocks_of(keys)) == 10
-        out = np.zeros((10, BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
         assert second.get(keys, out) == 10
         assert (out == blocks_of(keys)).all()
 

@@ -6,6 +6,7 @@ calls the hooks in vLLM's order. So loads and offloads really move bytes, and wh
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,14 @@ class Engine:
         assert self.up._worker is not None
         return self.up._worker
 
+    def side_of_scheduler(self) -> Any:
+        """The scheduler's side, to break it."""
+        return self.scheduling
+
+    def side_of_worker(self) -> Any:
+        """The worker's side, to break it."""
+        return self.working
+
     def content(self, block: int, seed: int) -> None:
         for index, view in enumerate(self.views.values()):
             view[block] = (seed * 7 + index) % 251 + 1
@@ -99,10 +108,12 @@ class Engine:
         self.up.wait_for_save()
         _, received = self.up.get_finished(set())
         self.received |= received or set()
-        self.errors |= self.up.get_block_ids_with_load_errors()
+        errors = self.up.get_block_ids_with_load_errors()
+        self.errors |= errors
         reports = self.up.build_connector_worker_meta()
-        if reports is not None:
-            self.down.update_connector_output(SimpleNamespace(kv_connector_worker_meta=reports))
+        self.down.update_connector_output(
+            SimpleNamespace(kv_connector_worker_meta=reports, invalid_block_ids=errors, failed_recving=set())
+        )
         self.up.clear_connector_metadata()
 
     def settle(self) -> None:
@@ -154,13 +165,13 @@ def blocks(table: list[int]) -> Any:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def log() -> Iterator[list[str]]:
     seen: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
     for name in ("scheduler", "worker", "shield"):
         logging.getLogger(f"vllm.aibrix_connector.{name}").addHandler(handler)
-    yield seen  # type: ignore[misc]
+    yield seen
     for name in ("scheduler", "worker", "shield"):
         logging.getLogger(f"vllm.aibrix_connector.{name}").removeHandler(handler)
 
@@ -200,7 +211,12 @@ def test_the_scheduler_side_asks_for_recomputing(engine: Engine) -> None:
 def test_source_blocks_are_held_while_a_job_reads_them(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[list[int]] = []
     absorb = engine.scheduling.absorb
-    monkeypatch.setattr(engine.scheduling, "absorb", lambda reports: (held.append(engine.pool.held()), absorb(reports)))
+
+    def watch(reports: WorkerReports) -> None:
+        held.append(engine.pool.held())
+        absorb(reports)
+
+    monkeypatch.setattr(engine.scheduling, "absorb", watch)
     table = engine.compute(request("a", 64))
     assert table in held
     assert engine.pool.held() == []
@@ -273,14 +289,14 @@ def test_reset_forgets(engine: Engine) -> None:
 def test_a_request_that_cannot_be_asked_about_is_computed(engine: Engine, log: list[str], method: str) -> None:
     engine.compute(request("a", 80))
     planner = engine.scheduling._planner
-    engine.scheduling._planner = Wrapped(planner, method, RuntimeError("broken"))
+    engine.side_of_scheduler()._planner = Wrapped(planner, method, RuntimeError("broken"))
     asked = request("b", 80)
     engine.down.on_new_request(asked)
     assert engine.down.get_num_new_matched_tokens(asked, 0) == (0, False)
     assert engine.down.get_num_new_matched_tokens(asked, 0) == (0, False)
     engine.down.update_state_after_alloc(asked, blocks([10, 11, 12, 13, 14]), 0)
     engine.step({"b": (80, [10, 11, 12, 13, 14])})
-    engine.scheduling._planner = planner
+    engine.side_of_scheduler()._planner = planner
     assert engine.internal_errors() == 1
     engine.down.request_finished(asked, [])
     engine.settle()
@@ -293,7 +309,7 @@ def test_a_promise_that_cannot_be_kept_is_reported(monkeypatch: pytest.MonkeyPat
     engine = Engine(monkeypatch, load_mode=load_mode)
     engine.compute(request("a", 80))
     planner = engine.scheduling._planner
-    engine.scheduling._planner = Wrapped(planner, "commit_load", OverflowError("broken"))
+    engine.side_of_scheduler()._planner = Wrapped(planner, "commit_load", OverflowError("broken"))
     table = engine.load(request("b", 80), 64)
     assert engine.errors == set(table[:4])
     assert engine.received == ({"b"} if load_mode == "async" else set())
@@ -324,7 +340,12 @@ def test_one_request_that_cannot_be_offloaded_costs_the_others_nothing(engine: E
 def test_blocks_that_cannot_be_held_are_read_within_the_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     metas: list[metadata.StepMetadata] = []
     begin = engine.working.begin_step
-    monkeypatch.setattr(engine.working, "begin_step", lambda meta: (metas.append(meta), begin(meta)))
+
+    def watch(meta: metadata.StepMetadata) -> None:
+        metas.append(meta)
+        begin(meta)
+
+    monkeypatch.setattr(engine.working, "begin_step", watch)
     monkeypatch.setattr(engine.pool, "touch", raising(RuntimeError("no")))
     engine.compute(request("a", 80))
     assert [meta.finish_in_step for meta in metas if meta.plan] == [True]
@@ -335,7 +356,7 @@ def test_a_lost_report_retires_the_cache_and_frees_the_blocks(
     engine: Engine, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = engine.scheduling._planner
-    engine.scheduling._planner = Wrapped(planner, "absorb", ValueError("a report of 0 bytes"))
+    engine.side_of_scheduler()._planner = Wrapped(planner, "absorb", ValueError("a report of 0 bytes"))
     engine.compute(request("a", 80))
     assert engine.pool.held() == [], "the ranks have said that nothing is in flight"
     assert any("switched off" in line for line in log)
@@ -348,7 +369,7 @@ def test_a_lost_report_retires_the_cache_and_frees_the_blocks(
 def test_a_panic_retires_the_cache(engine: Engine) -> None:
     engine.compute(request("a", 80))
     planner = engine.scheduling._planner
-    engine.scheduling._planner = Wrapped(planner, "take_plan", PanicException("index out of bounds"))
+    engine.side_of_scheduler()._planner = Wrapped(planner, "take_plan", PanicException("index out of bounds"))
     asked = request("b", 80)
     table = [20, 21, 22, 23, 24]
     engine.down.on_new_request(asked)
@@ -356,14 +377,14 @@ def test_a_panic_retires_the_cache(engine: Engine) -> None:
     engine.down.update_state_after_alloc(asked, blocks(table), 64)
     engine.step()
     assert engine.errors == set(table[:4]), "what was promised is computed instead"
-    engine.scheduling._planner = planner
+    engine.side_of_scheduler()._planner = planner
     engine.settle()
     assert engine.down.reset_cache() is True
 
 
 def test_a_reset_that_fails_says_so_and_serves_nothing(engine: Engine) -> None:
     engine.compute(request("a", 80))
-    engine.scheduling._planner = Wrapped(engine.scheduling._planner, "reset", RuntimeError("broken"))
+    engine.side_of_scheduler()._planner = Wrapped(engine.scheduling._planner, "reset", RuntimeError("broken"))
     assert engine.down.reset_cache() is False
     asked = request("b", 80)
     engine.down.on_new_request(asked)
@@ -386,7 +407,7 @@ def test_a_worker_that_fails_loses_what_was_promised_and_nothing_else(
         pytest.skip("no layer is waited for")
     engine = Engine(monkeypatch, load_mode=load_mode)
     engine.compute(request("a", 80))
-    engine.working._store = Wrapped(engine.working._store, method, error)  # type: ignore[assignment]
+    engine.side_of_worker()._store = Wrapped(engine.working._store, method, error)
     table = engine.load(request("b", 80), 64)
     done_before = method in ("take_report",) or (method == "take_load_errors" and load_mode == "async")
     if not done_before:
@@ -404,7 +425,7 @@ def test_a_worker_that_fails_loses_what_was_promised_and_nothing_else(
 
 
 def test_a_save_that_fails_leaves_no_block_held(engine: Engine) -> None:
-    engine.working._store = Wrapped(engine.working._store, "store_layer", RuntimeError("broken"))  # type: ignore[assignment]
+    engine.side_of_worker()._store = Wrapped(engine.working._store, "store_layer", RuntimeError("broken"))
     engine.compute(request("a", 80))
     assert engine.pool.held() == []
     assert engine.internal_errors() == 1
@@ -413,7 +434,7 @@ def test_a_save_that_fails_leaves_no_block_held(engine: Engine) -> None:
 def test_copies_that_cannot_be_stopped_stop_the_engine(engine: Engine) -> None:
     """Nothing is reported while a copy may still touch the engine's memory."""
     broken = Wrapped(engine.working._store, "begin_step", RuntimeError("broken"))
-    engine.working._store = Wrapped(broken, "close", RuntimeError("stuck"))  # type: ignore[assignment]
+    engine.side_of_worker()._store = Wrapped(broken, "close", RuntimeError("stuck"))
     asked = request("a", 80)
     engine.down.on_new_request(asked)
     engine.down.get_num_new_matched_tokens(asked, 0)

@@ -31,7 +31,7 @@ CONFIG_CHANGES: dict[str, Any] = {
     "load_config__load_format": "dummy",
     "speculative_config": SimpleNamespace(method="eagle", model="draft", num_speculative_tokens=2),
 }
-SETTING_CHANGES = {"salt": "tenant", "weights_digest": "abc", "key_source": "tokens"}
+SETTING_CHANGES: dict[str, Any] = {"salt": "tenant", "weights_digest": "abc", "key_source": "tokens"}
 GROUP_CHANGES = {
     "kind": Group(0, "sliding", 16, 128, 4096),
     "block_tokens": Group(0, "full", 32, 0, 4096),
@@ -96,7 +96,7 @@ def write_weights(folder: Path, header: bytes = b'{"a":1}', data: bytes = b"x" *
 
 
 def test_weights_are_named_by_header_size_and_time(tmp_path: Path) -> None:
-    path = write_weights(tmp_path)
+    write_weights(tmp_path)
     first = identity.directory_identity(tmp_path)
     assert first is not None
     assert identity.directory_identity(tmp_path) == first
@@ -104,7 +104,7 @@ def test_weights_are_named_by_header_size_and_time(tmp_path: Path) -> None:
     for change in (
         lambda: write_weights(tmp_path, header=b'{"a":2}'),
         lambda: write_weights(tmp_path, data=b"x" * 65),
-        lambda: (write_weights(tmp_path), os.utime(path, ns=(10**18, 10**18 + 1))),
+        lambda: os.utime(write_weights(tmp_path), ns=(10**18, 10**18 + 1)),
         lambda: (write_weights(tmp_path), (tmp_path / "more.bin").write_bytes(b"y")),
     ):
         change()

@@ -9,7 +9,9 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from aibrix_connector import kv_groups
 from aibrix_connector.kv_groups import Group, UnsupportedLayoutError, hash_tokens, slot_blocks, stored_groups
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from vllm.v1 import kv_cache_interface as kv
 
 from tests.unit.fakes import vllm_config
@@ -71,3 +73,17 @@ def test_a_piece_is_at_least_64_kib(page_bytes: list[int], wanted: int | None, e
 
 def test_tokens_of_a_hash() -> None:
     assert hash_tokens(config(full(), hash_block_size=8), vllm_config()) == 8
+
+
+def test_several_groups_need_a_vllm_that_can_recover(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [Group(0, "full", 16, 0, 64), Group(1, "sliding", 16, 128, 64)]
+    kv_groups.check_recovery(groups)
+    monkeypatch.delattr(base.KVConnectorBase_V1, "get_transfer_results")
+    monkeypatch.setattr("vllm.__version__", "0.29.0")
+    kv_groups.check_recovery(groups[:1])
+    message = (
+        "vLLM 0.29.0 cannot recover from a failed load with 2 KV cache groups: upgrade vLLM, or start it with "
+        "--disable-hybrid-kv-cache-manager"
+    )
+    with pytest.raises(UnsupportedLayoutError, match="^" + re.escape(message) + "$"):
+        kv_groups.check_recovery(groups)

@@ -8,7 +8,14 @@ pytest.importorskip("vllm")
 
 from aibrix_connector import _native
 from aibrix_connector.metrics import COUNTERS, GAUGES, PREFIX, REASONS, CachePromMetrics, CacheStats
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (  # type: ignore[import-not-found]
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from tests.unit.fakes import vllm_config
 
@@ -71,7 +78,7 @@ def prom(labels: dict[int, list[object]]) -> CachePromMetrics:
     return CachePromMetrics(vllm_config(), KINDS, ["model_name", "engine"], labels)
 
 
-def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+def value(registry: CollectorRegistry, name: str, **labels: str) -> Any:
     return registry.get_sample_value(PREFIX + name, {"model_name": "m", "engine": "0"} | labels)
 
 

@@ -56,7 +56,7 @@ def test_without_an_error_the_hook_answers() -> None:
 def records(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
     seen: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
+    handler.emit = seen.append  # type: ignore[assignment,method-assign]
     logger = logging.getLogger("test-shield")
     logger.addHandler(handler)
     monkeypatch.setattr(shield_module, "logger", logger)
