@@ -54,10 +54,10 @@ test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
 test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in processes of their own, several ranks
 	$(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)
 
-test-full: ## `test` and the slow end-to-end scenarios
+test-full: ## `test`, the slow end-to-end scenarios and the release wheel
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
-	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-slow
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-slow dist
 
 test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM release
 	scripts/vllm_matrix.sh
@@ -82,8 +82,11 @@ bench: ## benchmarks of the crates
 
 dist: ## wheel and source archive for a release, in dist/
 	scripts/ensure_rust.sh
-	"$(tools)/maturin" build --release --locked --compatibility manylinux_2_34 --out dist
-	"$(tools)/maturin" sdist --out dist
+	rm -rf dist/release
+	# Zig's linker takes the symbols of an old C library, so that the wheel runs on systems from 2018 on.
+	PATH="$(tools):$$PATH" "$(tools)/maturin" build --release --locked --zig --compatibility manylinux_2_28 --out dist/release
+	"$(tools)/maturin" sdist --out dist/release
+	scripts/check_release.sh
 
 clean: ## build products of this checkout; the caches outside of it stay
 	cargo clean

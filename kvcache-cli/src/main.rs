@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod byte_size;
+mod doctor;
 mod replay;
 mod trace_file;
 mod zstd_frames;
@@ -20,15 +23,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Args),
+    Doctor(doctor::Args),
     Replay(replay::Args),
 }
 
 fn main() -> ExitCode {
-    let output = match Cli::parse().command {
-        Command::Replay(args) => replay::run(&args),
-    };
+    match Cli::parse().command {
+        Command::Bench(args) => finish(bench::run(&args)),
+        Command::Doctor(args) => match doctor::run(&args) {
+            Ok((text, status)) => print_or_stop(&text, status),
+            Err(error) => {
+                eprintln!("kvcache: {error}");
+                // What was asked about cannot be used: the exit status of "unusable".
+                ExitCode::from(2)
+            }
+        },
+        Command::Replay(args) => finish(replay::run(&args)),
+    }
+}
+
+fn finish(output: Result<String, impl std::fmt::Display>) -> ExitCode {
     match output {
-        Ok(text) => print_or_stop(&text),
+        Ok(text) => print_or_stop(&text, ExitCode::SUCCESS),
         Err(error) => {
             eprintln!("kvcache: {error}");
             ExitCode::FAILURE
@@ -37,11 +54,11 @@ fn main() -> ExitCode {
 }
 
 /// A reader that went away (`kvcache ... | head`) is no fault of ours.
-fn print_or_stop(text: &str) -> ExitCode {
+fn print_or_stop(text: &str, status: ExitCode) -> ExitCode {
     use std::io::Write;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Ok(()) => status,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => status,
         Err(error) => {
             eprintln!("kvcache: cannot write to standard output: {error}");
             ExitCode::FAILURE

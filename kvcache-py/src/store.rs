@@ -98,7 +98,8 @@ impl Store {
                 SlabConfig::shared(slot_bytes, slot_count, backing)
             }
         };
-        let slab = py.detach(|| Slab::open(&config)).map_err(|error| PyValueError::new_err(our_words(&error)))?;
+        let slab =
+            py.detach(|| Slab::open(&config)).map_err(|error| PyValueError::new_err(our_words(&error)))?;
         let slots = Arc::new(SlabSlots::new(slab, verify_l1));
         let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,

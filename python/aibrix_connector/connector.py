@@ -260,6 +260,10 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         assert isinstance(connector_metadata, StepMetadata)
         self._worker.begin_step(connector_metadata)
 
+    def has_connector_metadata(self) -> bool:
+        """Whether this step's layers call the hooks: in most steps there is nothing to load or to store."""
+        return self._worker is not None and self._worker.uses_layers
+
     @shielded(_stop_worker)
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         """Starts the step's loads."""

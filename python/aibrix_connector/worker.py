@@ -123,6 +123,11 @@ class WorkerSide:
         if self._store is not None and metadata.plan is not None:
             self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan)
 
+    @property
+    def uses_layers(self) -> bool:
+        """Whether this step has work for the hooks of its layers."""
+        return self._loads_layerwise or self._stores_layers
+
     def start_loads(self) -> None:
         """Starts this step's loads."""
         if self._busy and self._store is not None:

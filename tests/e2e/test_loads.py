@@ -122,8 +122,8 @@ def _latent_blocks(options: EngineOptions) -> dict[str, Any]:
 
 @pytest.mark.matrix
 def test_latent_attention_loads_the_same_bytes(scenarios: Scenarios, reference: Reference) -> None:
-    """vLLM's CPU backend gives a token's latent keys other bytes in a prompt of another length, connector or not, so that
-    answers behind a prefix cannot be compared with answers computed at once. The loaded blocks can."""
+    """vLLM's CPU backend gives a token's latent keys other bytes in a prompt of another length, connector or not, so
+    that answers behind a prefix cannot be compared with answers computed at once. The loaded blocks can."""
     options = EngineOptions(model="mla", block_tokens=16, connector=L1)
     run = scenarios.run(_latent_blocks, options)
     assert run["first"]["cached_tokens"] == 0

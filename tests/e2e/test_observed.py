@@ -115,7 +115,8 @@ def test_copies_run_beside_the_layers(scenarios: Scenarios) -> None:
         following = [at for index, at, _ in computed if index == layer + 1 and at > done[-1]]
         beside += bool(following) and began < following[0]
     # Two steps of four layers: all but the last layer of each have a layer to hide behind.
-    assert len(offloads) == 8 and beside >= 4, "offloads did not run while the next layer was computed"
+    assert len(offloads) == 8
+    assert beside >= 4, "offloads did not run while the next layer was computed"
     # Loads: the wait for layer i ends after its copy, and later layers are copied before it is waited for.
     waits = {layer: (began, ended) for layer, began, ended in _spans(run["loads"], "wait")}
     loads = {layer: (began, ended) for layer, began, ended in _spans(run["loads"], "load")}

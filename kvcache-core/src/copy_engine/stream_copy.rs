@@ -11,8 +11,8 @@
 //!
 //! Non-temporal stores are not ordered with later stores: [`fence`] must come between the copy and its publication.
 
-/// One way to copy. Which exist depends on the CPU at run time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// One way to copy. Which exist depends on the CPU at run time; ordered by the width of their stores.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Variant {
     /// The compiler's `memcpy`; the fallback of every architecture.
     Plain,
@@ -61,6 +61,19 @@ impl Variant {
         }
         #[cfg(not(target_arch = "x86_64"))]
         Variant::Plain
+    }
+
+    /// Copies a slice, visible to other threads with the next release: the fence is included.
+    ///
+    /// # Panics
+    /// If the slices differ in length, or this CPU cannot run the variant.
+    pub fn copy_slice(self, src: &[u8], dst: &mut [u8]) {
+        assert_eq!(src.len(), dst.len(), "slices of different lengths");
+        assert!(self <= Variant::best(), "{self:?} is not available on this CPU");
+        // SAFETY: both slices have `src.len()` bytes, `dst` is borrowed exclusively, and each variant up to the best
+        // one is available.
+        unsafe { self.copy(src.as_ptr(), dst.as_mut_ptr(), src.len()) };
+        fence();
     }
 
     /// Copies `bytes` bytes. The bytes are visible to other threads only after [`fence`] and a release.
@@ -201,6 +214,22 @@ mod tests {
                 check(bytes, 64 - offset, offset);
             }
         }
+    }
+
+    #[test]
+    fn slices_are_copied_by_every_variant() {
+        let source: Vec<u8> = (0..100_000_u32).map(|at| (at * 31 % 251) as u8).collect();
+        for variant in Variant::available() {
+            let mut target = vec![0; source.len()];
+            variant.copy_slice(&source, &mut target);
+            assert!(target == source, "{variant:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "slices of different lengths")]
+    fn slices_of_different_lengths_are_refused() {
+        Variant::Plain.copy_slice(&[1, 2], &mut [0]);
     }
 
     #[test]

@@ -1,0 +1,218 @@
+"""What a side is asked: functions that run beside the engine and measure with its own clock."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from tests.e2e.engine import Engine
+from tests.e2e.inside import add, planner_stats, settle, store_stats
+from tests.models import prompt
+
+Measured = dict[str, Any]
+
+
+def first_token(engine: Engine, seed: int, tokens: int, answer: int, head: int = 0, vocabulary: int = 512) -> Measured:
+    """Answers one prompt and times its first token, from the moment the engine is given the prompt.
+
+    Args:
+        engine: The engine.
+        seed: Of the prompt.
+        tokens: Tokens of the prompt.
+        answer: Tokens to generate; only the first is timed.
+        head: Take this many leading tokens from the prompt of seed `seed`, the others from another one.
+        vocabulary: Of the model.
+
+    Returns:
+        Seconds to the first token, the prompt tokens that were not computed, and seconds until all is stored.
+    """
+    ids = prompt(seed, tokens, vocabulary)
+    if head:
+        ids = ids[:head] + prompt(seed + 1_000_000, tokens - head, vocabulary)
+    llm = engine.llm.llm_engine
+    began = time.perf_counter()
+    add(engine, f"request-{time.monotonic_ns()}", ids, answer=answer)
+    first_s, cached = 0.0, 0
+    while llm.has_unfinished_requests():
+        for output in llm.step():
+            if not first_s and output.outputs[0].token_ids:
+                first_s = time.perf_counter() - began
+                cached = output.num_cached_tokens or 0
+    whole_s = time.perf_counter() - began
+    _settle(engine)
+    return {"first_s": first_s, "whole_s": whole_s, "cached": cached, "settled_s": time.perf_counter() - began}
+
+
+def throughput(engine: Engine, seed: int, requests: int, tokens: int, answer: int) -> Measured:
+    """Answers distinct prompts, all at once. The time ends when everything is computed *and* stored.
+
+    Returns:
+        Seconds in all, tokens in and out, and the slots that were completed and stored.
+    """
+    before = _counts(engine)
+    llm = engine.llm.llm_engine
+    began = time.perf_counter()
+    for index in range(requests):
+        add(engine, f"request-{seed}-{index}", prompt(seed * 1000 + index, tokens), answer=answer)
+    while llm.has_unfinished_requests():
+        llm.step()
+    computed_s = time.perf_counter() - began
+    _settle(engine)
+    seconds = time.perf_counter() - began
+    after = _counts(engine)
+    # The last token is sampled and never computed, so its KV does not exist.
+    slot = slot_tokens(engine)
+    completed = requests * ((tokens + answer - 1) // slot) if slot else 0
+    return {
+        "seconds": seconds,
+        "computed_s": computed_s,
+        "tokens": requests * (tokens + answer),
+        "completed": completed,
+        **{name: after[name] - before[name] for name in after},
+    }
+
+
+def decode_steps(engine: Engine, seed: int, tokens: int, answer: int) -> Measured:
+    """Times each decode step of one short request that fills no slot: the connector has nothing to do.
+
+    Returns:
+        Seconds of each step after the first two (prefill, and the step in which caches are cold).
+    """
+    llm = engine.llm.llm_engine
+    add(engine, f"request-{seed}", prompt(seed, tokens), answer=answer)
+    steps = []
+    while llm.has_unfinished_requests():
+        began = time.perf_counter()
+        llm.step()
+        steps.append(time.perf_counter() - began)
+    return {"steps_s": steps[2:-1]}
+
+
+HOOKS = (
+    "on_new_request",
+    "get_num_new_matched_tokens",
+    "update_state_after_alloc",
+    "build_connector_meta",
+    "update_connector_output",
+    "take_events",
+    "has_pending_push_work",
+    "has_pending_block_frees",
+    "has_connector_metadata",
+    "bind_connector_metadata",
+    "start_load_kv",
+    "wait_for_layer_load",
+    "save_kv_layer",
+    "wait_for_save",
+    "get_transfer_results",
+    "get_finished",
+    "get_block_ids_with_load_errors",
+    "get_kv_connector_stats",
+    "get_kv_connector_kv_cache_events",
+    "build_connector_worker_meta",
+    "clear_connector_metadata",
+)
+"""Every method of the connector that a step may call."""
+
+_hook_ns: dict[str, list[int]] = {}
+
+
+def time_hooks(engine: Engine) -> None:
+    """From now on counts the time spent in the connector's hooks. Costs about 0.3 us a call itself."""
+    kind = type(engine.core().scheduler.connector)
+    depth = [0]
+
+    def timed(name: str, inner: Any) -> Any:
+        count = _hook_ns.setdefault(name, [0, 0])
+        clock = time.perf_counter_ns
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            # A hook that calls another is counted once.
+            if depth[0]:
+                return inner(*args, **kwargs)
+            depth[0] = 1
+            began = clock()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                count[0] += clock() - began
+                count[1] += 1
+                depth[0] = 0
+
+        return outer
+
+    for name in HOOKS:
+        if hasattr(kind, name):
+            setattr(kind, name, timed(name, getattr(kind, name)))
+
+
+def hook_times(engine: Engine) -> dict[str, list[int]]:
+    """Returns nanoseconds and calls by hook since the last call of this."""
+    taken = {name: list(count) for name, count in _hook_ns.items()}
+    for count in _hook_ns.values():
+        count[:] = [0, 0]
+    return taken
+
+
+def forget(engine: Engine) -> None:
+    """Empties the engine's own cache, so that what is not computed can only come from the connector."""
+    engine.forget()
+
+
+def ready(engine: Engine, deadline_s: float = 60.0) -> Measured:
+    """Waits until the slab is reserved, which runs in the background, and returns what the connector counts."""
+    if engine.options.connector is None:
+        return {}
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        engine.generate([[5, 6, 7]], tokens=2)
+        stats = planner_stats(engine)
+        if stats.get("slots") and not stats["slots_unusable"]:
+            break
+        time.sleep(0.2)
+    return planner_stats(engine)
+
+
+def counts(engine: Engine) -> Measured:
+    """Returns everything that both sides have counted."""
+    return {"planner": planner_stats(engine), "store": store_stats(engine)}
+
+
+def slot_tokens(engine: Engine) -> int:
+    """Tokens of a slot; 0 without a connector."""
+    if engine.options.connector is None:
+        return 0
+    side = engine.core().scheduler.connector._scheduler
+    return int(side._slot_blocks * side._groups[0].block_tokens)
+
+
+def copy_seconds(engine: Engine, total_bytes: int, piece_bytes: int) -> float:
+    """Median time of a plain copy of `total_bytes` in pieces to places far apart: what moving them costs at least."""
+    pieces = max(1, total_bytes // piece_bytes)
+    source = np.ones((2 * pieces, piece_bytes), np.uint8)
+    target = np.zeros_like(source)
+    order = np.random.default_rng(0).permutation(2 * pieces)[:pieces]
+    times = []
+    for _ in range(15):
+        began = time.perf_counter()
+        for index in order:
+            target[index] = source[index]
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def _settle(engine: Engine) -> None:
+    if engine.options.connector is not None:
+        settle(engine)
+
+
+def _counts(engine: Engine) -> Measured:
+    if engine.options.connector is None:
+        return {}
+    stats = planner_stats(engine)
+    return {
+        "stored": stats["stored_blocks"],
+        "already_stored": stats["already_stored_blocks"],
+        # The directory's counts appear with the slab, a moment after the start.
+        "dropped": stats.get("refused", 0) + stats["failed_stores"],
+        "hit_tokens": stats["hit_tokens"],
+    }

@@ -1,0 +1,1 @@
+"""Measurements of the Python API, without an engine."""
