@@ -487,6 +487,7 @@ def test_every_hook_of_a_request_or_step_is_shielded() -> None:
         "bind_connector_metadata": "calls _begin_step",
         "get_transfer_results": "calls get_finished",
         "poison": "recovery",
+        "has_connector_metadata": "reads a flag",
         "wait_for_layer_load": "shielded in place",
         "save_kv_layer": "shielded in place",
         "_layer_failed": "recovery",
