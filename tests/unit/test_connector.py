@@ -428,11 +428,10 @@ def test_a_worker_that_fails_loses_what_was_promised_and_nothing_else(
 def test_a_request_to_end_passes_the_layer_hooks(engine: Engine, method: str) -> None:
     engine.compute(request("a", 80))
     engine.side_of_worker()._store = Wrapped(engine.working._store, method, KeyboardInterrupt())
+    other = request("c", 80, block_hashes=[b"c" * 32] * 5)
+    step = {"wait_layer": lambda: engine.load(request("b", 80), 64), "store_layer": lambda: engine.compute(other)}
     with pytest.raises(KeyboardInterrupt):
-        if method == "wait_layer":
-            engine.load(request("b", 80), 64)
-        else:
-            engine.compute(request("c", 80, block_hashes=[b"c" * 32] * 5))
+        step[method]()
 
 
 def test_a_save_that_fails_leaves_no_block_held(engine: Engine) -> None:
@@ -487,7 +486,7 @@ def test_every_hook_of_a_request_or_step_is_shielded() -> None:
         "bind_connector_metadata": "calls _begin_step",
         "get_transfer_results": "calls get_finished",
         "poison": "recovery",
-        "has_connector_metadata": "reads a flag",
+        "has_connector_metadata": "an attribute",
         "wait_for_layer_load": "shielded in place",
         "save_kv_layer": "shielded in place",
         "_layer_failed": "recovery",
