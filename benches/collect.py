@@ -64,8 +64,9 @@ def results(out: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `python -m benches.collect`; do not edit. Ratios and differences are between contenders of one run that took",
-        "turns. `load` is the load average at the end of a measurement: above the number of CPUs, others were running too.",
+        "Written by `python -m benches.collect`; do not edit. Ratios and differences are between contenders of one run",
+        "that took turns. `load` is the load average at the end of a measurement: above the number of CPUs, others",
+        "were running too.",
     ]
     for name in COMMANDS:
         if name not in documents:
@@ -153,11 +154,12 @@ def copies(path: Path, arguments: argparse.Namespace) -> list[Row]:
                     ratio["median"] >= least,
                 )
             )
+        threads = outcome["threads"]
         for way in ("put", "get"):
             ratio, rate = outcome[f"threads_{way}_to_best"], outcome[f"threads_{way}_gb_s"]
             rows.append(
                 row(
-                    f"{way} of {size} blocks, {outcome['threads']} threads, to min({outcome['threads']} x one thread, ceiling)",
+                    f"{way} of {size} blocks, {threads} threads, to min({threads} x one thread, ceiling)",
                     ">= 0.95",
                     f"{ratio['median']:.2f}",
                     f"{ratio['low']:.2f}..{ratio['high']:.2f}, {ratio['rounds']} rounds; {rate['median']:.1f} GB/s, "

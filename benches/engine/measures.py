@@ -41,8 +41,8 @@ def main() -> int:
     # Torch reads it when it is loaded, which nothing above has done.
     os.environ.update(engine_environment(threads=arguments.threads))
     MODELS[DEEP.name] = DEEP
-    for name in (TINY, DEEP, DEMO):
-        name.folder()
+    for model in (TINY, DEEP, DEMO):
+        model.folder()
     preload()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="kvcache-bench-") as logs:
@@ -61,7 +61,9 @@ def idle_step(logs: Path, quick: bool) -> list[Row]:
     options = EngineOptions(model=DEEP.name, requests_max=2, tokens_max=512)
     with sides(logs, none=options, connector=replace(options, connector=L1)) as pair:
         warm_up(pair, lambda side: side.ask("decode_steps", 0, 20, 60))
-        differences, busy, nones = [], [], []
+        differences: list[float] = []
+        busy: list[float] = []
+        nones: list[float] = []
         for number in range(rounds):
             runs = {side.name: side.ask("decode_steps", 1 + number, 20, 90) for side in in_turn(pair, number)}
             for times, values in (("steps_s", differences), ("busy_s", busy)):

@@ -192,7 +192,7 @@ def slot_tokens(engine: Engine) -> int:
 def copy_seconds(engine: Engine, total_bytes: int, piece_bytes: int) -> float:
     """Median time of a plain copy of `total_bytes` in pieces to places far apart: what moving them costs at least."""
     pieces = max(1, total_bytes // piece_bytes)
-    source = np.ones((2 * pieces, piece_bytes), np.uint8)
+    source: Any = np.ones((2 * pieces, piece_bytes), np.uint8)
     target = np.zeros_like(source)
     order = np.random.default_rng(0).permutation(2 * pieces)[:pieces]
     times = []

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from aibrix_connector import BlockCache
 from benches.rows import Row, row, write
 from benches.spread import spread
 
-Bytes = npt.NDArray[np.uint8]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 TOKENS = 32_768
 BLOCK_TOKENS = 16
@@ -42,9 +42,9 @@ def main() -> int:
     return 0
 
 
-def prompt_lookup(hash_name: str, target_ms: float, repetitions: int) -> Row:
+def prompt_lookup(hash_name: Literal["xxh3", "blake3"], target_ms: float, repetitions: int) -> Row:
     """Keys of a resident prompt, and how many of its blocks are there."""
-    tokens = np.arange(TOKENS, dtype=np.int32) * 7 % 50_000
+    tokens: Any = np.arange(TOKENS, dtype=np.int32) * 7 % 50_000
     blocks = TOKENS // BLOCK_TOKENS
     with BlockCache(64, 2 * blocks * 64, namespace="bench", hash=hash_name) as cache:
         keys = cache.hash_tokens(tokens, BLOCK_TOKENS)
@@ -77,8 +77,8 @@ def one_block(repetitions: int) -> list[Row]:
     slots = capacity // BLOCK_BYTES
     rng = np.random.default_rng(0)
     source = rng.integers(0, 255, (slots, BLOCK_BYTES), dtype=np.uint8)
-    target = np.zeros(BLOCK_BYTES, np.uint8)
-    pool = np.zeros((slots, BLOCK_BYTES), np.uint8)
+    target: Bytes = np.zeros(BLOCK_BYTES, np.uint8)
+    pool: Bytes = np.zeros((slots, BLOCK_BYTES), np.uint8)
     with BlockCache(BLOCK_BYTES, capacity, namespace="bench") as cache:
         resident = all_keys(cache, 0, slots)
         for index in range(slots):
@@ -89,21 +89,22 @@ def one_block(repetitions: int) -> list[Row]:
                 cache.put(resident[index : index + 1], source[index])
         absent = all_keys(cache, 1, slots)
         fresh = all_keys(cache, 2, repetitions)
-        puts, gets, misses, copies = [], [], [], []
+        puts, gets, misses, copies = Times(), Times(), Times(), Times()
         # In turn, so that a slow moment of the machine is a slow moment for all.
         for index, place in enumerate(rng.integers(0, slots, repetitions)):
             one, other, new = resident[place : place + 1], absent[place : place + 1], fresh[index : index + 1]
-            gets.append(timed_us(lambda key=one: cache.get(key, target)))
-            misses.append(timed_us(lambda key=other: cache.get(key, target)))
-            copies.append(timed_us(lambda at=place: np.copyto(pool[at], source[slots - 1 - at])))
+            got = gets.of(cache.get, one, target)
+            missed = misses.of(cache.get, other, target)
+            copies.of(np.copyto, pool[place], source[slots - 1 - place])
             # Makes room first: an eviction is measured by `kvcache bench`.
             cache.delete(one)
-            puts.append(timed_us(lambda key=new, at=place: cache.put(key, source[at])))
+            stored = puts.of(cache.put, new, source[place])
+            assert (got, missed, stored) == (1, 0, 1)
             cache.delete(new)
             cache.put(one, source[place])
-    copy = spread(copies)
+    copy = spread(copies.us)
     rows = []
-    for name, values, target_us in (("put", puts, 8.0), ("get", gets, 8.0), ("miss", misses, 2.0)):
+    for name, values, target_us in (("put", puts.us, 8.0), ("get", gets.us, 8.0), ("miss", misses.us, 2.0)):
         reached = spread(values)
         beside = "" if name == "miss" else f"; numpy.copyto of a block {copy.median:.1f} us"
         rows.append(
@@ -126,17 +127,27 @@ def all_keys(cache: BlockCache, seed: int, count: int) -> Bytes:
     return keys
 
 
+class Times:
+    """Microseconds of calls."""
+
+    def __init__(self) -> None:
+        self.us: list[float] = []
+
+    def of(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Calls, notes the time and returns what the call returned."""
+        began = time.perf_counter_ns()
+        returned = call(*args)
+        self.us.append((time.perf_counter_ns() - began) / 1e3)
+        return returned
+
+
 def times_us(call: Callable[[], Any], repetitions: int) -> list[float]:
     """Microseconds of each call, after one to warm up."""
     call()
-    return [timed_us(call) for _ in range(repetitions)]
-
-
-def timed_us(call: Callable[[], Any]) -> float:
-    """Microseconds of one call."""
-    began = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - began) / 1e3
+    times = Times()
+    for _ in range(repetitions):
+        times.of(call)
+    return times.us
 
 
 def quartiles(values: list[float], unit: float) -> str:
