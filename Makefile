@@ -7,13 +7,15 @@ MAKEFLAGS += --no-builtin-rules
 export VLLM_VERSION ?= 0.32.0
 # Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
 PYTEST_ARGS ?=
+# Extra arguments for the benchmarks, as in: make bench BENCH_ARGS="--quick --only engine"
+BENCH_ARGS ?=
 
 tools = $$(scripts/ensure_dev_tools.sh)/bin
 wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
 parts = wheel lint test-rust test-python test-e2e
-python_sources = python tests scripts demo examples
+python_sources = python tests scripts demo examples benches
 
 .PHONY: help build wheel test test-rust test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
 
@@ -76,9 +78,10 @@ demo: ## the main job in one picture: offload, kill, restart, load, same tokens
 	$(MAKE) --no-print-directory wheel
 	$(wheel_env)/bin/python -m demo.demo
 
-bench: ## benchmarks of the crates
+bench: ## all benchmarks, into benches/results/; BENCH_ARGS=--quick for a look
 	scripts/ensure_rust.sh
-	cargo bench --locked --workspace
+	$(MAKE) --no-print-directory wheel
+	$(wheel_env)/bin/python -m benches.collect $(BENCH_ARGS)
 
 dist: ## wheel and source archive for a release, in dist/
 	scripts/ensure_rust.sh

@@ -41,8 +41,8 @@ def main() -> int:
     # Torch reads it when it is loaded, which nothing above has done.
     os.environ.update(engine_environment(threads=arguments.threads))
     MODELS[DEEP.name] = DEEP
-    for name in (TINY, DEEP, DEMO):
-        name.folder()
+    for model in (TINY, DEEP, DEMO):
+        model.folder()
     preload()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="kvcache-bench-") as logs:
@@ -61,14 +61,15 @@ def idle_step(logs: Path, quick: bool) -> list[Row]:
     options = EngineOptions(model=DEEP.name, requests_max=2, tokens_max=512)
     with sides(logs, none=options, connector=replace(options, connector=L1)) as pair:
         warm_up(pair, lambda side: side.ask("decode_steps", 0, 20, 60))
-        differences, nones = [], []
+        differences: list[float] = []
+        busy: list[float] = []
+        nones: list[float] = []
         for number in range(rounds):
-            steps = {
-                side.name: statistics.median(side.ask("decode_steps", 1 + number, 20, 90)["steps_s"])
-                for side in in_turn(pair, number)
-            }
-            differences.append((steps["connector"] - steps["none"]) * 1e6)
-            nones.append(steps["none"] * 1e3)
+            runs = {side.name: side.ask("decode_steps", 1 + number, 20, 90) for side in in_turn(pair, number)}
+            for times, values in (("steps_s", differences), ("busy_s", busy)):
+                medians = {name: statistics.median(run[times]) for name, run in runs.items()}
+                values.append((medians["connector"] - medians["none"]) * 1e6)
+            nones.append(statistics.median(runs["none"]["steps_s"]) * 1e3)
         side = pair["connector"]
         side.ask("time_hooks")
         calls: dict[str, list[float]] = {}
@@ -79,14 +80,16 @@ def idle_step(logs: Path, quick: bool) -> list[Row]:
             per_step.append(sum(total for total, _ in times.values()) / count / 1e3)
             for name, (total, _) in times.items():
                 calls.setdefault(name, []).append(round(total / count / 1e3, 2))
-    added, hooks = spread(differences), spread(per_step)
+    added, processor, hooks = spread(differences), spread(busy), spread(per_step)
     by_hook = {name: statistics.median(values) for name, values in calls.items()}
-    step = f"; a step takes {statistics.median(nones):.2f} ms"
+    step = f", {rounds} pairs; a step takes {statistics.median(nones):.2f} ms"
     what = "step time added by a connector with nothing to do, 32 layers"
     return [
-        row(what, "<= 50 us", f"{added.median:.0f} us", f"{added.low:.0f}..{added.high:.0f} us{step}",
+        row(what, "<= 50 us", f"{added.median:.0f} us", f"95 % {added.low:.0f}..{added.high:.0f} us{step}",
             added.median <= 50, difference_us=added.json(), step_ms=statistics.median(nones)),
-        row("of that, inside the connector's hooks (with the timer's own cost)", "",
+        row("the same in processor time of the engine's thread", "", f"{processor.median:.0f} us",
+            f"{processor.low:.0f}..{processor.high:.0f} us", None, difference_us=processor.json()),
+        row("of that, inside the connector's hooks (clock reads included)", "",
             f"{hooks.median:.0f} us", f"{hooks.low:.0f}..{hooks.high:.0f} us", None,
             hooks_us=hooks.json(), by_hook_us=by_hook),
     ]  # fmt: skip
@@ -100,9 +103,7 @@ def throughput(logs: Path, quick: bool) -> list[Row]:
     with sides(logs, none=options, connector=replace(options, connector=L1)) as pair:
         warm_up(pair, lambda side: side.ask("throughput", 900, 8, 500, 16))
         for number in range(rounds):
-            runs = {
-                side.name: side.ask("throughput", 1 + number, 16, 500, 64) for side in in_turn(pair, number)
-            }
+            runs = {side.name: side.ask("throughput", 1 + number, 16, 500, 64) for side in in_turn(pair, number)}
             ratios.append(runs["none"]["seconds"] / runs["connector"]["seconds"])
             rates.append(runs["none"]["tokens"] / runs["none"]["seconds"])
             stored += runs["connector"]["stored"]
@@ -127,6 +128,7 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
     options = EngineOptions(kv_bytes=64 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=4)
     loading = replace(options, connector=L1 | {"load_mode": "layerwise"})
     misses: dict[str, list[float]] = {"none": [], "connector": []}
+    busy: dict[str, list[float]] = {"none": [], "connector": []}
     hits: list[float] = []
     tails: list[float] = []
     with sides(logs, none=options, connector=loading) as pair:
@@ -139,6 +141,7 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
                 run = side.ask("first_token", number, tokens, answer)
                 assert run["cached"] == 0, f"{side.name} found {run['cached']} tokens of a new prompt"
                 misses[side.name].append(run["first_s"] * 1e3)
+                busy[side.name].append(run["busy_s"] * 1e3)
             # The same prompts again, or for the engine without a connector a prompt that differs after what a
             # connector would have covered: it computes the same tail behind a hit of its own cache.
             for side in in_turn(pair, number):
@@ -153,7 +156,10 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
         dropped = after["planner"]["refused"] + after["planner"]["failed_stores"]
         loaded = (after["store"]["loaded_bytes"] - before["store"]["loaded_bytes"]) // pairs
         copy_ms = pair["connector"].ask("copy_seconds", loaded, 16 << 10) * 1e3
-    added = spread([(ours / plain - 1) * 100 for ours, plain in zip(misses["connector"], misses["none"], strict=True)])
+    added, processor = (
+        spread([(ours / plain - 1) * 100 for ours, plain in zip(times["connector"], times["none"], strict=True)])
+        for times in (misses, busy)
+    )
     expected = pairs * (tokens // slot)
     excess = spread([hit - tail for hit, tail in zip(hits, tails, strict=True)])
     none_ms = statistics.median(misses["none"])
@@ -165,6 +171,8 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
             f"{stored}/{expected} slots stored, {dropped} dropped",
             added.median <= 2 and stored >= expected, added_percent=added.json(), none_ms=spread(misses["none"]).json(),
             connector_ms=spread(misses["connector"]).json(), stored_slots=stored, completed_slots=expected),
+        row("the same in processor time of the engine's thread", "", f"{processor.median:.1f} %",
+            f"95 % {processor.low:.1f}..{processor.high:.1f} %", None, added_percent=processor.json()),
         row("TTFT of the same prompts on a hit (layer by layer)",
             f"<= tail + 2 ms + copy = {limit:.2f} ms", f"{hit.median:.2f} ms",
             f"{hit.low:.2f}..{hit.high:.2f} ms; tail alone {tail.median:.2f} ms, copy {copy_ms:.2f} ms, "
@@ -188,8 +196,7 @@ def cached_prompt(logs: Path, quick: bool) -> list[Row]:
             pair["connector"].ask("first_token", number, 2000, 2, 0, vocabulary)
             pair["connector"].ask("forget")
             runs = {
-                side.name: side.ask("first_token", number, 2000, 2, 0, vocabulary)
-                for side in in_turn(pair, number)
+                side.name: side.ask("first_token", number, 2000, 2, 0, vocabulary) for side in in_turn(pair, number)
             }
             cached = runs["connector"]["cached"]
             assert cached >= 1900, f"only {cached} tokens were loaded"

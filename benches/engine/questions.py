@@ -24,23 +24,25 @@ def first_token(engine: Engine, seed: int, tokens: int, answer: int, head: int =
         vocabulary: Of the model.
 
     Returns:
-        Seconds to the first token, the prompt tokens that were not computed, and seconds until all is stored.
+        Seconds to the first token, by the clock and of the engine's thread on a processor, the prompt tokens that were
+        not computed, and seconds until all is stored.
     """
     ids = prompt(seed, tokens, vocabulary)
     if head:
         ids = ids[:head] + prompt(seed + 1_000_000, tokens - head, vocabulary)
     llm = engine.llm.llm_engine
-    began = time.perf_counter()
+    began, began_busy = time.perf_counter(), time.thread_time()
     add(engine, f"request-{time.monotonic_ns()}", ids, answer=answer)
-    first_s, cached = 0.0, 0
+    first_s, busy_s, cached = 0.0, 0.0, 0
     while llm.has_unfinished_requests():
         for output in llm.step():
             if not first_s and output.outputs[0].token_ids:
-                first_s = time.perf_counter() - began
+                first_s, busy_s = time.perf_counter() - began, time.thread_time() - began_busy
                 cached = output.num_cached_tokens or 0
     whole_s = time.perf_counter() - began
     _settle(engine)
-    return {"first_s": first_s, "whole_s": whole_s, "cached": cached, "settled_s": time.perf_counter() - began}
+    settled_s = time.perf_counter() - began
+    return {"first_s": first_s, "busy_s": busy_s, "whole_s": whole_s, "cached": cached, "settled_s": settled_s}
 
 
 def throughput(engine: Engine, seed: int, requests: int, tokens: int, answer: int) -> Measured:
@@ -76,16 +78,18 @@ def decode_steps(engine: Engine, seed: int, tokens: int, answer: int) -> Measure
     """Times each decode step of one short request that fills no slot: the connector has nothing to do.
 
     Returns:
-        Seconds of each step after the first two (prefill, and the step in which caches are cold).
+        Seconds of each step after the first two (prefill, and the step in which caches are cold), by the clock and of
+        the engine's thread on a processor.
     """
     llm = engine.llm.llm_engine
     add(engine, f"request-{seed}", prompt(seed, tokens), answer=answer)
-    steps = []
+    steps, busy = [], []
     while llm.has_unfinished_requests():
-        began = time.perf_counter()
+        began, began_busy = time.perf_counter(), time.thread_time()
         llm.step()
         steps.append(time.perf_counter() - began)
-    return {"steps_s": steps[2:-1]}
+        busy.append(time.thread_time() - began_busy)
+    return {"steps_s": steps[2:-1], "busy_s": busy[2:-1]}
 
 
 HOOKS = (
@@ -117,7 +121,7 @@ _hook_ns: dict[str, list[int]] = {}
 
 
 def time_hooks(engine: Engine) -> None:
-    """From now on counts the time spent in the connector's hooks. Costs about 0.3 us a call itself."""
+    """From now on counts the time spent in the connector's hooks. Slows a step itself: measure nothing else then."""
     kind = type(engine.core().scheduler.connector)
     depth = [0]
 
@@ -188,7 +192,7 @@ def slot_tokens(engine: Engine) -> int:
 def copy_seconds(engine: Engine, total_bytes: int, piece_bytes: int) -> float:
     """Median time of a plain copy of `total_bytes` in pieces to places far apart: what moving them costs at least."""
     pieces = max(1, total_bytes // piece_bytes)
-    source = np.ones((2 * pieces, piece_bytes), np.uint8)
+    source: Any = np.ones((2 * pieces, piece_bytes), np.uint8)
     target = np.zeros_like(source)
     order = np.random.default_rng(0).permutation(2 * pieces)[:pieces]
     times = []

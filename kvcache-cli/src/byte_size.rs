@@ -38,9 +38,12 @@ impl FromStr for ByteSize {
         let (number, unit) = trimmed.split_at(digits);
         let unit = unit.trim().to_ascii_lowercase();
         let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(error)?;
-        let bytes = match number.parse::<u64>() {
-            Ok(whole) => whole.checked_mul(*factor).ok_or_else(error)?,
-            Err(_) => (number.parse::<f64>().map_err(|_| error())? * *factor as f64) as u64,
+        let bytes = if number.contains('.') {
+            let bytes = number.parse::<f64>().map_err(|_| error())? * *factor as f64;
+            // Above this a float no longer tells whole bytes apart, and no machine has as much.
+            if bytes < 9e15 { bytes as u64 } else { return Err(error()) }
+        } else {
+            number.parse::<u64>().ok().and_then(|whole| whole.checked_mul(*factor)).ok_or_else(error)?
         };
         Ok(Self(bytes))
     }
