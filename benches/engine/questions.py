@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.e2e.engine import Engine
 from tests.e2e.inside import add, planner_stats, settle, store_stats
+from tests.e2e.options import CONNECTOR
 from tests.models import prompt
 
 Measured = dict[str, Any]
@@ -164,7 +165,7 @@ def forget(engine: Engine) -> None:
 
 def ready(engine: Engine, deadline_s: float = 60.0) -> Measured:
     """Waits until the slab is reserved, which runs in the background, and returns what the connector counts."""
-    if engine.options.connector is None:
+    if not _is_ours(engine):
         return {}
     until = time.monotonic() + deadline_s
     while time.monotonic() < until:
@@ -183,7 +184,7 @@ def counts(engine: Engine) -> Measured:
 
 def slot_tokens(engine: Engine) -> int:
     """Tokens of a slot; 0 without a connector."""
-    if engine.options.connector is None:
+    if not _is_ours(engine):
         return 0
     side = engine.core().scheduler.connector._scheduler
     return int(side._slot_blocks * side._groups[0].block_tokens)
@@ -204,13 +205,17 @@ def copy_seconds(engine: Engine, total_bytes: int, piece_bytes: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def _is_ours(engine: Engine) -> bool:
+    return engine.options.connector is not None and engine.options.connector_name == CONNECTOR
+
+
 def _settle(engine: Engine) -> None:
-    if engine.options.connector is not None:
+    if _is_ours(engine):
         settle(engine)
 
 
 def _counts(engine: Engine) -> Measured:
-    if engine.options.connector is None:
+    if not _is_ours(engine):
         return {}
     stats = planner_stats(engine)
     return {

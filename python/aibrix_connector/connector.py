@@ -259,10 +259,12 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None
         assert isinstance(connector_metadata, StepMetadata)
         self._worker.begin_step(connector_metadata)
+        self._layers_have_work = self._worker.uses_layers
 
     def has_connector_metadata(self) -> bool:
         """Whether this step's layers call the hooks: in most steps there is nothing to load or to store."""
-        return self._worker is not None and self._worker.uses_layers
+        # Asked by every layer of every step, so that even a second attribute would show.
+        return self._layers_have_work
 
     @shielded(_stop_worker)
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:

@@ -152,6 +152,8 @@ class WorkerSide:
 
     def received(self) -> tuple[set[str], set[str]]:
         """Returns the requests whose load between steps has ended, and those of them that failed."""
+        if not (self._awaited or self._lost_requests or self._end_is_due):
+            return set(), set()
         lost, self._lost_requests = self._lost_requests, set()
         if self._store is None:
             return lost, lost
