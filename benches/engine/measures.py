@@ -24,7 +24,7 @@ from tests.models import DEMO, MODELS, TINY, Model
 L1 = {"capacity": "1GiB"}
 
 DTYPE = "float32"
-"""Many processors multiply it several times faster than bfloat16: the less an engine computes, the more a connector shows."""
+"""Many processors multiply it several times faster than bfloat16: the less is computed, the more a connector shows."""
 
 DEEP = Model(
     "deep",
@@ -155,8 +155,8 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
             # The same prompts again, or for the engine without a connector a prompt that differs after what a
             # connector would have covered: it computes the same tail behind a hit of its own cache.
             for side in in_turn(pair, number):
-                if side.name == "connector":
-                    side.ask("forget")
+                # Both overwrite the engine's KV memory, so that both begin with the same caches of the processor.
+                side.ask("forget" if side.name == "connector" else "overwrite")
                 head = 0 if side.name == "connector" else covered
                 run = side.ask("first_token", number, tokens, answer, head)
                 assert run["cached"] == covered, f"{side.name}: {run['cached']} of {covered} tokens were there"

@@ -163,6 +163,11 @@ def forget(engine: Engine) -> None:
     engine.forget()
 
 
+def overwrite(engine: Engine) -> None:
+    """Overwrites the engine's KV memory and keeps its cache: what it finds there is nonsense, in the usual time."""
+    engine.overwrite_kv()
+
+
 def ready(engine: Engine, deadline_s: float = 60.0) -> Measured:
     """Waits until the slab is reserved, which runs in the background, and returns what the connector counts."""
     if not _is_ours(engine):
