@@ -23,7 +23,7 @@ class StepMetadata(KVConnectorMetadata):
     finish_in_step: bool = False
     """Nobody holds the source blocks: offloads must end before the step does."""
     forward: bool = True
-    """Whether the step computes anything. vLLM 0.29 has no hook at the end of a step that does not."""
+    """Whether the step computes anything. Before 0.31, vLLM has no hook at the end of a step that does not."""
 
 
 EMPTY_STEP = StepMetadata()

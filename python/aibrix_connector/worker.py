@@ -131,7 +131,7 @@ class WorkerSide:
             promised = self._failed_plan.promised
             return {p.request_id for p in promised if p.asynchronous}, set()
         if self._end_is_due:
-            # A step without a forward pass, whose end vLLM 0.29 does not tell.
+            # A step without a forward pass, whose end vLLM does not tell before 0.31.
             self.end_step()
         done, failed = self._store.take_received()
         return set(done), set(failed)
