@@ -27,7 +27,7 @@ class StepMetadata(KVConnectorMetadata):
     retired: bool = False
     """The scheduler side has given up: end everything, and say so once."""
     forward: bool = True
-    """Whether the step computes anything. vLLM 0.29 has no hook at the end of a step that does not."""
+    """Whether the step computes anything. Before 0.31, vLLM has no hook at the end of a step that does not."""
 
 
 EMPTY_STEP = StepMetadata()

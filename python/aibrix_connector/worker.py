@@ -158,7 +158,7 @@ class WorkerSide:
         if self._store is None:
             return lost, lost
         if self._end_is_due:
-            # A step without a forward pass, whose end vLLM 0.29 does not tell.
+            # A step without a forward pass, whose end vLLM does not tell before 0.31.
             self.end_step()
         done, failed = self._store.take_received()
         for request_id in done:
