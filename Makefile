@@ -42,7 +42,7 @@ test-rust: ## tests of the crates
 	scripts/ensure_system_packages.sh
 ifneq ($(nextest),)
 	cargo nextest run --locked --workspace --no-fail-fast
-	cargo test --locked --workspace --doc
+	cargo test --locked --doc -p kvcache-core
 else
 	cargo test --locked --workspace --no-fail-fast
 endif
