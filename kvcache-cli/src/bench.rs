@@ -254,9 +254,10 @@ impl<'a> Bench<'a> {
         let (source, pool) = (&*part(&mut self.buffer, &mut self.random, bytes), &mut self.pool[..]);
         let far = pool.len() / self.args.threads.get();
         let jobs: Vec<_> = source.chunks_exact(share).zip(pool.chunks_exact_mut(far)).collect();
-        // Each thread times its own copies, so that starting threads is not counted.
+        // From the first thread's first byte to the last thread's last: starting threads is not counted, but a thread that
+        // has no processor to run on is.
         let barrier = std::sync::Barrier::new(jobs.len());
-        let slowest = std::thread::scope(|scope| {
+        let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
             let running: Vec<_> = jobs
                 .into_iter()
                 .map(|(from, to)| {
@@ -265,13 +266,16 @@ impl<'a> Bench<'a> {
                         barrier.wait();
                         let began = Instant::now();
                         Variant::best().copy_slice(from, &mut to[..share]);
-                        began.elapsed()
+                        (began, Instant::now())
                     })
                 })
                 .collect();
-            running.into_iter().filter_map(|thread| thread.join().ok()).max().unwrap_or_default()
+            running.into_iter().filter_map(|thread| thread.join().ok()).collect()
         });
-        (share * self.args.threads.get()) as f64 / slowest.as_secs_f64().max(1e-9) / 1e9
+        let began = times.iter().map(|(began, _)| *began).min();
+        let ended = times.iter().map(|(_, ended)| *ended).max();
+        let seconds = began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64());
+        (share * self.args.threads.get()) as f64 / seconds.max(1e-9) / 1e9
     }
 
     /// One block: put over an eviction-free slot, get, and a get of what is not there; microseconds.
