@@ -70,6 +70,7 @@ def _answer(options: EngineOptions, prompts: list[list[int]]) -> dict[str, Any]:
         return {"answers": answers, "hits": engine.external_hit_tokens(), "counts": counts}
 
 
+@pytest.mark.matrix
 def test_a_killed_engine_is_warm(scenarios: Scenarios, reference: Reference, slab_folder: Path) -> None:
     options = _options(slab_folder)
     expected = reference(options, PROMPTS)
@@ -79,7 +80,7 @@ def test_a_killed_engine_is_warm(scenarios: Scenarios, reference: Reference, sla
     (slab,) = SlabFile.all(slab_folder)
     assert slab.slots(SlabFile.READY)
     assert not slab.slots(SlabFile.FILLING)
-    # The control first: it must not find more than the real one will, and its answers must be wrong.
+    # The control: it claims what the real one will find, and its answers must be wrong.
     control = scenarios.run(_answer, _options(slab_folder, drill="claim_hits_load_nothing"), PROMPTS)
     assert _cached(control["answers"]) == [FULL_TOKENS] * 2
     assert all(got != right for got, right in zip(_tokens(control["answers"]), expected, strict=True))
@@ -150,6 +151,7 @@ def _damage_one_slot(
     return dict(scenarios.run(_answer, options, prompts))
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_a_miss(scenarios: Scenarios, reference: Reference, slab_folder: Path) -> None:
     options = _options(slab_folder)
     run = _damage_one_slot(scenarios, options, PROMPTS, SlabFile.flip_key)
@@ -158,7 +160,7 @@ def test_a_damaged_record_is_a_miss(scenarios: Scenarios, reference: Reference, 
     assert _tokens(run["answers"]) == reference(options, PROMPTS)
 
 
-@pytest.mark.parametrize("load_mode", ["layerwise", "async"])
+@pytest.mark.parametrize("load_mode", ["layerwise", pytest.param("async", marks=pytest.mark.slow)])
 def test_damaged_bytes_are_computed_again(
     scenarios: Scenarios, reference: Reference, slab_folder: Path, load_mode: str
 ) -> None:
@@ -199,8 +201,17 @@ BAD_INPUT = {
     "too-many-slots": ({"capacity": 1 << 62}, "capacity of 4611686018427387904 bytes is 17592186044416 slots"),
 }
 
+ALWAYS = ("capacity-below-a-slot", "unknown-setting")
+"""Two seconds each: the others are of the slow part."""
 
-@pytest.mark.parametrize(("setting", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in ALWAYS else pytest.mark.slow)
+        for name, case in BAD_INPUT.items()
+    ],
+)
 def test_bad_settings_stop_the_start(
     scenarios: Scenarios, slab_folder: Path, setting: dict[str, Any], message: str
 ) -> None:
