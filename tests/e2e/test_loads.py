@@ -61,7 +61,7 @@ def test_second_run_loads(scenarios: Scenarios, reference: Reference, options: E
         pytest.skip("vLLM's fp8 KV cache on the CPU needs AVX-512")
     if options.model == "hybrid" and os.environ.get("VLLM_VERSION", "").startswith("0.29"):
         with pytest.raises(
-            ScenarioError, match="cannot recover from a failed load with . KV cache groups: upgrade vLLM"
+            ScenarioError, match=r"cannot recover from a failed load with . KV cache groups: upgrade vLLM"
         ):
             scenarios.run(_run_twice, options)
         return
