@@ -52,7 +52,8 @@ def main() -> int:
             print({kind: [round(s, 2) for s in values] for kind, values in times.items()}, file=sys.stderr, flush=True)
     middle = {kind: statistics.median(values) for kind, values in times.items()}
     for kind, values in times.items():
-        later = middle[kind] - middle["none"]
+        # Of the turns, not of the medians: what slows the machine down for a minute slows all of a turn.
+        later = statistics.median(here - none for here, none in zip(values, times["none"], strict=True))
         spread = f"median of {len(values)}, {min(values):.2f} to {max(values):.2f}"
         against = f", {later:+.2f} s: {'within' if later <= LIMIT_S else 'OVER'} {LIMIT_S:.0f} s"
         print(f"{kind:<5} ready after {middle[kind]:5.2f} s ({spread}){'' if kind == 'none' else against}")
@@ -107,7 +108,7 @@ def fill(slab: SlabFile) -> None:
 
 SECRET = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
-    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b532ea371644897a20df94e3819ef46a9deacd8a8"
+    "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
 )
 WORD = (1 << 64) - 1
 
