@@ -282,6 +282,12 @@ TINY = Model(
     _llama(layers=4, hidden=256, inner=512, heads=4, kv_heads=2, vocabulary=512),
     llama_tensors,
 )
+SINGLE_HEAD = Model(
+    "single-head",
+    "Llama with one KV head, which every tensor-parallel rank holds",
+    _llama(layers=4, hidden=256, inner=512, heads=4, kv_heads=1, vocabulary=512),
+    llama_tensors,
+)
 DEMO = Model(
     "demo",
     "Llama, 8 layers, 4 KV heads: prefilling 2,000 tokens takes seconds on a CPU; for the demo and measurements",
@@ -336,7 +342,7 @@ MLA = Model(
     },
     deepseek_tensors,
 )
-MODELS = {model.name: model for model in (TINY, DEMO, HYBRID, MLA)}
+MODELS = {model.name: model for model in (TINY, SINGLE_HEAD, DEMO, HYBRID, MLA)}
 
 ADAPTERS = (Adapter("tiny-lora-a", TINY), Adapter("tiny-lora-b", TINY))
 

@@ -20,7 +20,7 @@ use world::World;
 /// Runs one seed; what was broken, if anything was.
 fn run(seed: u64, bug: Option<Bug>) -> Result<Counts, String> {
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, Scenario::of(seed), bug);
+        let mut world = World::new(seed, Scenario::with(seed, bug), bug);
         let result = world.run();
         (result, world.counts)
     }));
@@ -114,6 +114,7 @@ fn planted_bugs_are_found() {
         WaitForEver,
         EndlessGhosts,
         EmptyPlans,
+        KeepVoid,
     ] {
         is_found(bug);
     }
@@ -127,6 +128,7 @@ fn requests_that_each_want_sixty_percent_of_l1_all_terminate() {
         let scenario = Scenario {
             operations: 0,
             ranks: 2,
+            replicas: false,
             slots: vec![20; 2],
             pieces_a_step: vec![8; 2],
             windows: vec![None],

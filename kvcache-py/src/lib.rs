@@ -5,6 +5,7 @@
 mod block_cache;
 mod buffer;
 mod planner;
+mod slots;
 mod stats;
 mod store;
 

@@ -8,25 +8,27 @@ use std::time::Instant;
 use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
 use kvcache_core::copy_engine::{CopyEngine, Direction, HostCopyConfig, HostCopyEngine, Ticket};
 use kvcache_core::plan::StepPlan;
-use kvcache_core::slab::{SharedBacking, Slab, SlabConfig};
-use kvcache_core::store::{
-    EngineLayout, LayerBinding, Moment, PageLayout, SlabSlots, Store as Core, StoreConfig,
-};
+use kvcache_core::slab::{SharedBacking, SlabConfig};
+use kvcache_core::store::{EngineLayout, LayerBinding, Moment, PageLayout, Store as Core, StoreConfig};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::planner::value_error;
+use crate::slots::{Slots, our_words};
 
 /// `(name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes)`.
 type Layer = (String, u16, usize, usize, usize, usize, usize, usize);
+
+/// Where ranks share a slab that no restart needs.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Executes plans on one rank's slab and engine tensors.
 #[pyclass(frozen, module = "aibrix_connector._native")]
 pub(crate) struct Store {
     core: Mutex<Option<Core>>,
-    slots: Arc<SlabSlots>,
+    slots: Slots,
     copy_threads: usize,
     drilled: Option<Arc<DrillEngine>>,
     opened: Instant,
@@ -35,13 +37,15 @@ pub(crate) struct Store {
 #[pymethods]
 impl Store {
     #[new]
-    #[pyo3(signature = (*, rank, ranks, layers, slot_blocks, capacity_bytes, namespace, shard, slab_dir, engine_id, owner_pid,
+    #[pyo3(signature = (*, rank, ranks, leader, copies, layers, slot_blocks, capacity_bytes, namespace, shard, slab_dir, engine_id, owner_pid,
                         copy_threads, copy_cpus, layers_ahead, verify_l1, drill))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
         rank: u32,
         ranks: u32,
+        leader: u32,
+        copies: u32,
         layers: Vec<Layer>,
         slot_blocks: usize,
         capacity_bytes: u64,
@@ -72,35 +76,40 @@ impl Store {
         );
         let layout = EngineLayout::new(layers.collect(), slot_blocks).map_err(value_error)?;
         let slot_bytes = layout.slot_bytes();
-        let slots = capacity_bytes / u64::from(ranks.max(1)) / slot_bytes as u64;
+        // Ranks that hold copies of the same bytes share what one of them stores.
+        let shards = ranks.max(1).div_ceil(copies.max(1));
+        let slots = capacity_bytes / u64::from(shards) / slot_bytes as u64;
         if slots == 0 {
             return Err(PyValueError::new_err(format!(
-                "capacity of {capacity_bytes} bytes is below one slot of {slot_bytes} bytes on each of {ranks} ranks: set \
+                "capacity of {capacity_bytes} bytes is below one slot of {slot_bytes} bytes on each of {shards} ranks: set \
                  capacity to at least {}",
-                slot_bytes as u64 * u64::from(ranks)
+                slot_bytes as u64 * u64::from(shards)
             )));
         }
         if slots > u64::from(u32::MAX) {
             return Err(PyValueError::new_err(format!(
-                "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {ranks} ranks, and no more \
+                "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {shards} ranks, and no more \
                  than {} can be numbered: lower capacity",
                 u32::MAX
             )));
         }
         let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
-        let config = match slab_dir {
+        let lasting = slab_dir.is_some();
+        let config = match slab_dir.or_else(|| (copies > 1).then(|| SHARED_MEMORY.into())) {
             None => SlabConfig::anonymous(slot_bytes, slot_count),
             Some(directory) => {
                 let mut backing = SharedBacking::new(directory, namespace, shard);
-                backing.rank = rank;
+                backing.rank = leader;
+                backing.replicas = copies.saturating_sub(1);
+                backing.lasting = lasting;
                 backing.engine_id = engine_id;
                 backing.owner_pid = owner_pid;
                 SlabConfig::shared(slot_bytes, slot_count, backing)
             }
         };
-        let slab =
-            py.detach(|| Slab::open(&config)).map_err(|error| PyValueError::new_err(our_words(&error)))?;
-        let slots = Arc::new(SlabSlots::new(slab, verify_l1));
+        let slots = py
+            .detach(|| Slots::open(&config, rank != leader, verify_l1))
+            .map_err(|error| PyValueError::new_err(our_words(&error)))?;
         let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,
             cpus: copy_cpus,
@@ -126,33 +135,18 @@ impl Store {
             timeline: drill.timeline,
             ..StoreConfig::default()
         };
-        let core = Core::new(config, layout, Arc::clone(&slots) as _, copies);
+        let core = Core::new(config, layout, slots.memory(), copies);
         Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
     }
 
     /// What was opened, for the log.
     fn describe(&self) -> String {
-        let slab = self.slots.slab();
-        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-        let place = match slab.lane() {
-            Some(lane) => format!("shared memory, lane {lane}"),
-            None => "private memory".to_owned(),
-        };
-        let found = slab.warm_slots().len();
-        let report = slab.report();
-        format!(
-            "L1 of {} slots of {:.2} MiB, {:.2} GiB in {place}, {found} blocks found, {} idle slab files removed, {} copy threads",
-            slab.slot_count(),
-            slab.slot_bytes() as f64 / f64::from(1 << 20),
-            gib(slab.data_bytes()),
-            report.removed.files,
-            self.copy_threads,
-        )
+        format!("{}, {} copy threads", self.slots.describe(), self.copy_threads)
     }
 
     /// What the user should know, one line each.
     fn warnings(&self) -> Vec<String> {
-        self.slots.slab().warnings().iter().map(our_words).collect()
+        self.slots.warnings()
     }
 
     /// A step begins. Whether it loads layer by layer, and whether it offloads.
@@ -291,9 +285,4 @@ impl Store {
             None => Err(PyValueError::new_err("the store is closed: the engine is shutting down")),
         }
     }
-}
-
-/// A message of the slab with the name that the setting has here.
-fn our_words(message: &impl ToString) -> String {
-    message.to_string().replace("slab_path", "slab_dir")
 }

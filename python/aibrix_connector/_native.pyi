@@ -333,6 +333,8 @@ class Store:
         *,
         rank: int,
         ranks: int,
+        leader: int,
+        copies: int,
         layers: Sequence[tuple[str, int, int, int, int, int, int, int]],
         slot_blocks: int,
         capacity_bytes: int,
@@ -352,6 +354,9 @@ class Store:
         Args:
             rank: This rank.
             ranks: Ranks that share ``capacity_bytes``.
+            leader: The rank that stores for all whose bytes are the same; this one, if no other's are.
+            copies: Ranks whose bytes are the same as this one's, itself included. With more than one and no
+                ``slab_dir``, they share memory that no later engine finds.
             layers: (name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes) of each
                 layer, in forward order. Base is an address, valid until :meth:`close`; the rest is in bytes.
             slot_blocks: Engine blocks in a slot.

@@ -1,8 +1,11 @@
 """Where this rank's bytes come from and who copies them."""
 
+import contextlib
 import multiprocessing
 import os
 import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +20,104 @@ MOST_THREADS = 4
 """More copy threads than this do not move more bytes: a few cores fill a memory channel."""
 
 
-AUTO_SHARE = 4
+AUTO_SHARE = 8
 AUTO_MOST_BYTES = 10 << 30
-"""What `capacity` is without a setting: a quarter of the available memory, at most 10 GiB."""
+"""What `capacity` is without a setting: an eighth of the machine's memory, at most 10 GiB and what is available."""
 
 
 def capacity_bytes(wanted: int | None) -> int:
-    """Returns the bytes of L1 over all ranks of the engine on this machine."""
+    """Returns the bytes of L1 over all ranks of the engine on this machine.
+
+    Without a setting they depend on the machine's memory rather than on what is left of it at the moment: a restarted
+    engine finds its slab again only if it asks for the same size.
+    """
     if wanted is not None:
         return wanted
-    return min(AUTO_MOST_BYTES, available_memory_bytes() // AUTO_SHARE)
+    memory = memory_bytes()
+    auto = min(AUTO_MOST_BYTES, memory["MemTotal"] // AUTO_SHARE)
+    return auto if auto <= memory["MemAvailable"] // 2 else memory["MemAvailable"] // 4
 
 
-def available_memory_bytes() -> int:
-    """Returns the memory that can be taken without swapping."""
+def memory_bytes() -> dict[str, int]:
+    """Returns the machine's memory (``MemTotal``), and what can be taken without swapping (``MemAvailable``)."""
+    found: dict[str, int] = {}
     with Path("/proc/meminfo").open(encoding="ascii") as file:
         for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    raise OSError("/proc/meminfo has no MemAvailable: set the capacity")
+            name, _, value = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                found[name] = int(value.split()[0]) << 10
+    if len(found) < 2:
+        raise OSError("/proc/meminfo does not say how much memory there is: set the capacity")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with contextlib.suppress(OSError, ValueError):
+        found["MemTotal"] = min(found["MemTotal"], int(limit.read_text(encoding="ascii")))
+    return found
+
+
+_KV_HEADS = re.compile(r"(kv|key_value).*heads?|heads?.*(kv|key_value)|multi_query|query_group")
+"""Names of configuration fields that say how many KV heads a layer has."""
+
+
+def replicas(config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> int:
+    """Returns how many neighbouring ranks of a tensor-parallel group hold the same KV bytes.
+
+    vLLM says so for latent attention (since 0.31). With fewer KV heads than ranks it copies heads without saying so:
+    that is counted only where the model's configuration leaves no doubt that it is so in every layer.
+    """
+    said = max(1, int(getattr(kv_cache_config, "kv_tp_replicas", 1) or 1))
+    tensor = config.parallel_config.tensor_parallel_size
+    if said > 1 or tensor == 1 or config.speculative_config is not None:
+        return said
+    found = list(_fields(config.model_config.hf_config.to_dict(), _KV_HEADS))
+    name, total = found[0] if len(found) == 1 else ("", 0)
+    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in _layer_specs(group.kv_cache_spec)]
+    one_each = all(type(spec).__name__ in _PLAIN_SPECS and spec.num_kv_heads == 1 for spec in specs)
+    if name != "num_key_value_heads" or not isinstance(total, int) or not one_each:
+        return 1
+    return tensor // total if 0 < total < tensor and tensor % total == 0 else 1
+
+
+_PLAIN_SPECS = ("FullAttentionSpec", "SlidingWindowSpec")
+
+
+def _fields(value: object, pattern: re.Pattern[str]) -> Iterator[tuple[str, object]]:
+    """The fields of a nested configuration whose names match; those without a value say nothing."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if pattern.search(str(name)) and inner is not None:
+                yield str(name), inner
+            yield from _fields(inner, pattern)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _fields(inner, pattern)
+
+
+def _layer_specs(spec: Any) -> list[Any]:
+    by_layer = getattr(spec, "kv_cache_specs", None)
+    return [spec] if by_layer is None else list(by_layer.values())
+
+
+def sharing(config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> tuple[int, int]:
+    """Returns the rank that stores what this one holds, and how many ranks hold the same, itself included.
+
+    On one machine such bytes are stored once, by the first of those ranks.
+    """
+    parallel = config.parallel_config
+    copies = replicas(config, kv_cache_config)
+    one_machine = str(parallel.distributed_executor_backend) == "mp" and getattr(parallel, "nnodes", 1) == 1
+    if copies == 1 or not one_machine:
+        return parallel.rank, 1
+    return parallel.rank - parallel.rank % parallel.tensor_parallel_size % copies, copies
+
+
+def fits_shared_memory(capacity: int) -> bool:
+    """Whether a slab of this size can lie in ``/dev/shm``, which containers often have little of. Equal on all ranks."""
+    try:
+        whole = os.statvfs("/dev/shm")
+    except OSError:
+        return False
+    # Without a limit it has no blocks.
+    return whole.f_blocks == 0 or whole.f_blocks * whole.f_frsize > capacity
 
 
 def owner_pid() -> int:
@@ -55,13 +137,12 @@ def shard_fields(
     A shard is a distinct content, not a rank: ranks that hold replicas of each other have equal fields.
     """
     parallel = config.parallel_config
-    replicas = max(1, int(getattr(kv_cache_config, "kv_tp_replicas", 1) or 1))
     tensor_rank = parallel.rank % parallel.tensor_parallel_size
     first = kv_caches[layers[0].name]
     fields: dict[str, Any] = {
         "layers": [layer.name for layer in layers],
         "pages": [(layer.segments, layer.segment_bytes) for layer in layers],
-        "heads": tensor_rank // replicas,
+        "heads": tensor_rank // replicas(config, kv_cache_config),
         "stage": parallel.rank // parallel.tensor_parallel_size,
         "item": str(first.dtype),
         "page_shape": [(tuple(kv_caches[layer.name].shape[1:]), layer.block_count and 0) for layer in layers],

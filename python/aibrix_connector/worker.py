@@ -10,7 +10,14 @@ from aibrix_connector.kv_groups import slot_blocks, stored_groups
 from aibrix_connector.kv_layout import derive_layers
 from aibrix_connector.metadata import PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
-from aibrix_connector.placement import capacity_bytes, copy_placement, owner_pid, shard_fields
+from aibrix_connector.placement import (
+    capacity_bytes,
+    copy_placement,
+    fits_shared_memory,
+    owner_pid,
+    shard_fields,
+    sharing,
+)
 from aibrix_connector.self_test import prove_round_trip
 from aibrix_connector.settings import Settings
 
@@ -70,14 +77,26 @@ class WorkerSide:
             logger.warning("slab_dir is not used, so a restart begins with an empty L1: %s", reason)
             slab_dir = None
         rank, world = config.parallel_config.rank, config.parallel_config.world_size
+        capacity = capacity_bytes(settings.capacity)
+        leader, copies = sharing(config, self._kv_cache_config)
+        if copies > 1 and slab_dir is None and not fits_shared_memory(capacity):
+            logger.warning(
+                "%d ranks hold the same bytes and store them once each: /dev/shm is too small for the capacity of %d "
+                "bytes (docker run --shm-size)",
+                copies,
+                capacity,
+            )
+            leader, copies = rank, 1
         threads, cpus = copy_placement(settings.copy_threads, config)
         engine_id = str(config.kv_transfer_config.engine_id) if config.kv_transfer_config else ""
         store = self._open(
             rank=rank,
             layers=[layer.native() for layer in layers],
             slot_blocks=blocks,
-            capacity_bytes=capacity_bytes(settings.capacity),
+            capacity_bytes=capacity,
             ranks=world,
+            leader=leader,
+            copies=copies,
             namespace=identity.namespace(namespace),
             shard=_native.fingerprint("shard", shard_fields(config, self._kv_cache_config, kv_caches, layers)),
             slab_dir=slab_dir,

@@ -34,6 +34,7 @@ def vllm_config(**changes: Any) -> Any:
             pipeline_parallel_size=1,
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
+            distributed_executor_backend="uni",
         ),
         load_config=SimpleNamespace(load_format="auto"),
         speculative_config=None,

@@ -22,19 +22,94 @@ def fields(
 ) -> dict[str, str]:
     caches = {layer.name: kv or tensor() for layer in layers}
     return dict(
-        placement.shard_fields(config or vllm_config(), SimpleNamespace(kv_tp_replicas=replicas), caches, layers)
+        placement.shard_fields(
+            config or vllm_config(), SimpleNamespace(kv_tp_replicas=replicas, kv_cache_groups=[]), caches, layers
+        )
     )
 
 
-@pytest.mark.parametrize(("free_gib", "expected_gib"), [(8, 2), (40, 10), (400, 10)])
-def test_auto_capacity(monkeypatch: pytest.MonkeyPatch, free_gib: int, expected_gib: int) -> None:
-    monkeypatch.setattr(placement, "available_memory_bytes", lambda: free_gib << 30)
+@pytest.mark.parametrize(
+    ("total_gib", "free_gib", "expected_gib"), [(16, 8, 2), (80, 70, 10), (400, 390, 10), (64, 12, 3)]
+)
+def test_auto_capacity(monkeypatch: pytest.MonkeyPatch, total_gib: int, free_gib: int, expected_gib: int) -> None:
+    found = {"MemTotal": total_gib << 30, "MemAvailable": free_gib << 30}
+    monkeypatch.setattr(placement, "memory_bytes", lambda: found)
     assert placement.capacity_bytes(None) == expected_gib << 30
     assert placement.capacity_bytes(5) == 5
 
 
-def test_available_memory_is_read() -> None:
-    assert placement.available_memory_bytes() > 1 << 20
+def test_memory_is_read() -> None:
+    found = placement.memory_bytes()
+    assert found["MemTotal"] >= found["MemAvailable"] > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("rank", "tensor", "replicas", "expected"),
+    [
+        (0, 1, 1, (0, 1)),
+        (3, 4, 1, (3, 1)),
+        # MLA: all ranks of a stage.
+        (3, 4, 4, (0, 4)),
+        (5, 4, 4, (4, 4)),
+        # Two KV heads on four ranks.
+        (2, 4, 2, (2, 2)),
+        (7, 4, 2, (6, 2)),
+    ],
+)
+def test_the_first_of_equal_ranks_stores(rank: int, tensor: int, replicas: int, expected: tuple[int, int]) -> None:
+    config = vllm_config(
+        parallel_config__rank=rank,
+        parallel_config__tensor_parallel_size=tensor,
+        parallel_config__distributed_executor_backend="mp",
+    )
+    assert placement.sharing(config, SimpleNamespace(kv_tp_replicas=replicas, kv_cache_groups=[])) == expected
+
+
+FullAttentionSpec = type("FullAttentionSpec", (SimpleNamespace,), {})
+MLAAttentionSpec = type("MLAAttentionSpec", (SimpleNamespace,), {})
+
+
+@pytest.mark.parametrize(
+    ("heads", "spec", "expected"),
+    [
+        ({"num_key_value_heads": 2}, FullAttentionSpec(num_kv_heads=1), 2),
+        ({"text_config": {"num_key_value_heads": 1}}, FullAttentionSpec(num_kv_heads=1), 4),
+        # As many heads as ranks, or more.
+        ({"num_key_value_heads": 4}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": 8}, FullAttentionSpec(num_kv_heads=2), 1),
+        # Whatever leaves a doubt.
+        ({"num_key_value_heads": 3}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": 2}, FullAttentionSpec(num_kv_heads=2), 1),
+        ({"num_key_value_heads": 2}, MLAAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": [2, 4]}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": 2, "swa_num_key_value_heads": 4}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": 2, "num_global_kv_heads": 4}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"blocks": [{"num_key_value_heads_per_layer": 1}]}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"num_key_value_heads": 2, "vision_config": {"num_key_value_heads": 2}}, FullAttentionSpec(num_kv_heads=1), 1),
+        ({"multi_query": True}, FullAttentionSpec(num_kv_heads=1), 1),
+    ],
+)
+def test_copied_heads_are_counted_where_there_is_no_doubt(heads: dict[str, Any], spec: Any, expected: int) -> None:
+    kv_cache_config = SimpleNamespace(kv_tp_replicas=1, kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec)])
+    config = vllm_config(
+        parallel_config__tensor_parallel_size=4,
+        model_config__hf_config=SimpleNamespace(to_dict=lambda: {"num_attention_heads": 8} | heads),
+    )
+    assert placement.replicas(config, kv_cache_config) == expected
+    config.speculative_config = SimpleNamespace(method="draft_model")
+    assert placement.replicas(config, kv_cache_config) == 1
+
+
+@pytest.mark.parametrize("change", [{"distributed_executor_backend": "ray"}, {"nnodes": 2}])
+def test_ranks_that_may_be_on_other_machines_store_for_themselves(change: dict[str, Any]) -> None:
+    fields = {"rank": 1, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"} | change
+    config = vllm_config(**{f"parallel_config__{name}": value for name, value in fields.items()})
+    assert placement.sharing(config, SimpleNamespace(kv_tp_replicas=2)) == (1, 1)
+
+
+def test_a_small_dev_shm_is_noticed() -> None:
+    assert placement.fits_shared_memory(1 << 20)
+    assert not placement.fits_shared_memory(1 << 60)
 
 
 def test_owner_is_this_process_when_nobody_started_it() -> None:

@@ -38,8 +38,13 @@ pub struct SharedBacking {
     pub namespace: [u8; 16],
     /// Fingerprint of the bytes of one rank's slots.
     pub shard: [u8; 16],
-    /// The rank, to tell files of one engine apart.
+    /// The rank that fills the slots, to tell files of one engine apart.
     pub rank: u32,
+    /// Ranks that map the slab besides that one, because their bytes are the same ([`SlabReplica`](super::SlabReplica)).
+    pub replicas: u32,
+    /// Whether a later engine may find the file. If not, it is removed as soon as all replicas have it, at the latest when
+    /// the slab is dropped.
+    pub lasting: bool,
     /// Names the engine; equal for all its ranks, different from other engines of the host, the same after a restart.
     pub engine_id: String,
     /// The engine's core process, which outlives none of its ranks on purpose; equal for all ranks.
@@ -63,6 +68,8 @@ impl SharedBacking {
             namespace,
             shard,
             rank: 0,
+            replicas: 0,
+            lasting: true,
             engine_id: format!("pid-{}", std::process::id()),
             owner_pid: std::process::id(),
             orphan_wait: Duration::from_secs(10),

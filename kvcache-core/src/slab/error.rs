@@ -57,6 +57,16 @@ pub enum SlabError {
         /// How long its end was waited for.
         waited_ms: u128,
     },
+    /// The rank whose slab was to be mapped has none in a file.
+    #[error("rank {rank} has opened no {path} within {waited_ms} ms: look for its reason in its log", path = .path.display())]
+    NoLeader {
+        /// The rank.
+        rank: u32,
+        /// Where its slab was looked for.
+        path: PathBuf,
+        /// For how long.
+        waited_ms: u128,
+    },
     /// All lanes of the namespace belong to living engines.
     #[error("all {lane_count} lanes in {path} belong to running engines: set slab_path to another directory", path = .path.display())]
     NoLane {

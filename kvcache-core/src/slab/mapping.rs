@@ -31,7 +31,10 @@ pub enum HugePages {
 /// Every bit pattern is a valid value, all fields are atomics, and the alignment is at most 4096.
 pub(super) unsafe trait Mapped {}
 
-/// A readable and writable mapping, unmapped when dropped.
+const READ: libc::c_int = libc::PROT_READ;
+const WRITE: libc::c_int = libc::PROT_WRITE;
+
+/// A mapping, readable and mostly writable, unmapped when dropped.
 pub(super) struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
@@ -50,11 +53,11 @@ impl Mapping {
             // Without NORESERVE: the pages are set aside now or the call fails, so no later access can.
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
             let whole = bytes.next_multiple_of(HUGE_PAGE_BYTES);
-            if let Ok(mapping) = Mapping::aligned(whole, flags, -1) {
+            if let Ok(mapping) = Mapping::aligned(whole, READ | WRITE, flags, -1) {
                 return Ok(mapping);
             }
         }
-        let mapping = Mapping::aligned(bytes, flags, -1)?;
+        let mapping = Mapping::aligned(bytes, READ | WRITE, flags, -1)?;
         mapping.advise(if huge_pages == HugePages::Off {
             libc::MADV_NOHUGEPAGE
         } else {
@@ -68,7 +71,16 @@ impl Mapping {
     /// Touching a page that the file system cannot back kills the process: callers reserve ranges first, see
     /// [`reserve`](Self::reserve).
     pub(super) fn shared(file: &File, bytes: usize, huge_pages: HugePages) -> io::Result<Self> {
-        let mapping = Mapping::aligned(bytes, libc::MAP_SHARED, file.as_raw_fd())?;
+        let mapping = Mapping::aligned(bytes, READ | WRITE, libc::MAP_SHARED, file.as_raw_fd())?;
+        if huge_pages != HugePages::Off {
+            mapping.advise(libc::MADV_HUGEPAGE);
+        }
+        Ok(mapping)
+    }
+
+    /// The same for reading only: writing through it kills the process.
+    pub(super) fn shared_for_reading(file: &File, bytes: usize, huge_pages: HugePages) -> io::Result<Self> {
+        let mapping = Mapping::aligned(bytes, READ, libc::MAP_SHARED, file.as_raw_fd())?;
         if huge_pages != HugePages::Off {
             mapping.advise(libc::MADV_HUGEPAGE);
         }
@@ -127,7 +139,12 @@ impl Mapping {
     }
 
     /// Maps at a 2 MiB boundary: takes a larger hole in the address space, maps inside, gives the ends back.
-    fn aligned(bytes: usize, flags: libc::c_int, descriptor: libc::c_int) -> io::Result<Self> {
+    fn aligned(
+        bytes: usize,
+        protection: libc::c_int,
+        flags: libc::c_int,
+        descriptor: libc::c_int,
+    ) -> io::Result<Self> {
         let hole_bytes =
             bytes.checked_add(HUGE_PAGE_BYTES).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let hole_flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -147,7 +164,6 @@ impl Mapping {
                 let _ = unsafe { libc::munmap(from as *mut libc::c_void, to - from) };
             }
         };
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: replaces a part of the hole, which is ours and unused.
         let mapped = unsafe {
             libc::mmap(base as *mut libc::c_void, bytes, protection, flags | libc::MAP_FIXED, descriptor, 0)

@@ -9,6 +9,8 @@ mod error;
 mod lane;
 mod mapping;
 mod owner;
+mod place;
+mod replica;
 mod reservation;
 mod room;
 #[expect(clippy::module_inception, reason = "the slab is what this module is about")]
@@ -21,6 +23,7 @@ mod test_directory;
 pub use config::{Backing, SharedBacking, SlabConfig};
 pub use error::SlabError;
 pub use mapping::HugePages;
+pub use replica::SlabReplica;
 pub use slab::{OpenReport, Slab, Verification};
 pub use slab_file::Removed;
 pub use slot_table::{SlotRecord, SlotTable, WarmSlot};

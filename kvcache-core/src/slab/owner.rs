@@ -54,6 +54,11 @@ impl Owner {
         format!("owner {pid} {start_time} {pid_namespace} {boot} id:{id} end\n")
     }
 
+    /// A number for this owner alone; never 0.
+    pub(super) fn mark(&self) -> u64 {
+        xxh3_64(self.to_text().as_bytes()).max(1)
+    }
+
     /// `None` for a text that was cut short or is none of ours.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut words = text.strip_suffix(" end\n")?.strip_prefix("owner ")?.split(' ');

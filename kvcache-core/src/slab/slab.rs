@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +13,8 @@ use super::SlabError;
 use super::config::{Backing, SharedBacking, SlabConfig};
 use super::lane::Lane;
 use super::mapping::{Mapping, page_bytes};
-use super::owner::{Owner, boot};
+use super::owner::boot;
+use super::place::Place;
 use super::reservation::{PIECE_BYTES, Reservation, Storage};
 use super::room::{Room, SystemRoom, memory_bytes};
 use super::slab_file::{Removed, SlabName, allocated_bytes, open_owned, remove_idle};
@@ -44,7 +45,10 @@ pub struct Slab {
 
 struct Shared {
     file: File,
-    lane: Lane,
+    /// `None` for a file that no later engine may find.
+    lane: Option<Lane>,
+    /// Where the file is removed when the slab goes, if it is not to last.
+    remove: Option<PathBuf>,
 }
 
 /// What happened while a slab was opened, for logs and counters.
@@ -166,7 +170,7 @@ impl Slab {
     pub unsafe fn checksum_of(&self, slot: SlotId) -> Option<u64> {
         let start = self.slot_ptr(slot)?;
         // SAFETY: a usable slot is `slot_bytes` of mapped, initialised memory, which the caller keeps unchanged.
-        Some(xxh3_64(unsafe { std::slice::from_raw_parts(start.as_ptr(), self.slot_bytes) }))
+        Some(unsafe { hash_slot(start, self.slot_bytes) })
     }
 
     /// Compares a slot's bytes with its checksum. A match confirms a slot that needed it; a mismatch clears its record.
@@ -196,9 +200,9 @@ impl Slab {
         self.shared.is_some()
     }
 
-    /// The lane that the slab belongs to, when it lies in a file.
+    /// The lane that the slab belongs to, when a later engine may find its file.
     pub fn lane(&self) -> Option<u32> {
-        self.shared.as_ref().map(|shared| shared.lane.index())
+        self.shared.as_ref().and_then(|shared| shared.lane.as_ref()).map(Lane::index)
     }
 
     /// Whether memory is still being taken in the background.
@@ -247,21 +251,19 @@ impl Slab {
         fs::create_dir_all(directory)
             .map_err(|source| SlabError::Directory { path: directory.to_owned(), source })?;
         let deadline = Instant::now() + backing.orphan_wait;
-        let owner = Owner::of(&backing.engine_id, backing.owner_pid);
-        let lane = Lane::acquire(directory, &backing.namespace, &owner, deadline)?;
+        let Place { owner, name, path, lane } = Place::take(backing, deadline)?;
         if backing.remove_abandoned {
             let others = |name: &SlabName| name.namespace != backing.namespace;
             report.removed = remove_idle(directory, backing.abandoned_after, &others);
         }
-        let (namespace, shard, rank) = (backing.namespace, backing.shard, backing.rank);
-        let name = SlabName { namespace, lane: lane.index(), shard, rank };
-        let path = directory.join(name.to_string());
         let file = open_owned(&path, deadline)?;
         let may_be_warm = file.metadata().is_ok_and(|metadata| metadata.len() == shape.bytes as u64);
         let opened = Slab::fill_file(config, backing, shape, room, report, &name, &path, &file);
         match opened {
             Ok((mapping, table, reservation)) => {
-                let shared = Some(Shared { file, lane });
+                // From here on replicas may map it.
+                table.set_opened_by(owner.mark());
+                let shared = Some(Shared { file, lane, remove: (!backing.lasting).then_some(path) });
                 Ok(shape.slab(mapping, table, reservation, shared, std::mem::take(report)))
             }
             Err(error) => {
@@ -339,9 +341,19 @@ impl Slab {
     }
 }
 
+impl Drop for Slab {
+    /// Runs before anything else of the slab goes.
+    fn drop(&mut self) {
+        self.table.set_opened_by(0);
+    }
+}
+
 impl Drop for Shared {
     /// Runs after the slab's thread and mapping have gone.
     fn drop(&mut self) {
+        if let Some(path) = &self.remove {
+            let _ = fs::remove_file(path);
+        }
         // From now on the file counts as unused.
         let _ = self.file.set_modified(SystemTime::now());
         // Closing is not enough: a process that was forked meanwhile has the lock open as well.
@@ -349,18 +361,28 @@ impl Drop for Shared {
     }
 }
 
+/// XXH3-64 of a slot's bytes.
+///
+/// # Safety
+///
+/// The bytes are mapped, and nobody writes them during the call.
+pub(super) unsafe fn hash_slot(start: NonNull<u8>, bytes: usize) -> u64 {
+    // SAFETY: mapped memory is initialised; the caller keeps it unchanged.
+    xxh3_64(unsafe { std::slice::from_raw_parts(start.as_ptr(), bytes) })
+}
+
 /// Sizes that follow from the settings.
-struct Shape {
-    description: Description,
-    slot_bytes: usize,
-    stride_bytes: usize,
-    data_offset: usize,
+pub(super) struct Shape {
+    pub(super) description: Description,
+    pub(super) slot_bytes: usize,
+    pub(super) stride_bytes: usize,
+    pub(super) data_offset: usize,
     /// Of the whole mapping, in whole pages.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl Shape {
-    fn of(config: &SlabConfig) -> Result<Shape, SlabError> {
+    pub(super) fn of(config: &SlabConfig) -> Result<Shape, SlabError> {
         let (namespace, layout) = match &config.backing {
             Backing::Anonymous => ([0; 16], [0; 16]),
             Backing::Shared(backing) => (backing.namespace, backing.shard),

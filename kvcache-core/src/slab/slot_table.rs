@@ -25,6 +25,9 @@
 //! Words are in the machine's byte order; another order does not know the magic number and starts empty.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::mem::offset_of;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -113,6 +116,10 @@ struct Header {
     highest_fill_id: AtomicU64,
     /// Bytes from the start of the file whose storage is reserved.
     reserved_bytes: AtomicU64,
+    /// The mark of the engine that uses the slab, set when all of the above is true; 0 while nobody does.
+    opened_by: AtomicU64,
+    /// Ranks that have mapped the slab besides its owner, since it was opened.
+    attached: AtomicU64,
 }
 
 // SAFETY: atomics only, 64-byte aligned.
@@ -163,6 +170,8 @@ impl SlotTable {
         header.epoch.store(0, Ordering::Relaxed);
         header.highest_fill_id.store(0, Ordering::Relaxed);
         header.reserved_bytes.store(0, Ordering::Relaxed);
+        header.opened_by.store(0, Ordering::Relaxed);
+        header.attached.store(0, Ordering::Relaxed);
         header.checksum.store(hash_words(&words), Ordering::Release);
         table
     }
@@ -189,13 +198,18 @@ impl SlotTable {
     /// changed, when the slot is not being filled by this fill.
     pub fn publish(&self, slot: SlotId, fill_id: u64) -> bool {
         let record = self.record(slot);
-        let filling = record.state.load(Ordering::Acquire) == FILLING;
-        if !filling || record.fill_id() != fill_id {
-            return false;
+        // Release: the fields and, through the copy's completion, the data come before it. Exchanged, because another rank
+        // may void the fill at the same time.
+        record.fill_id() == fill_id
+            && record.state.compare_exchange(FILLING, READY, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Fill `fill_id` is worth nothing, complete or not: it will not be published, and if it was, it is no more. For
+    /// whoever knows that the slot is not given to another fill meanwhile.
+    pub fn void(&self, slot: SlotId, fill_id: u64) {
+        if self.record(slot).fill_id() == fill_id {
+            self.clear(slot);
         }
-        // Release: the fields and, through the copy's completion, the data come before it.
-        record.state.store(READY, Ordering::Release);
-        true
     }
 
     /// The slot holds nothing. Before its memory is given to anybody who will not call [`begin_fill`](Self::begin_fill).
@@ -284,6 +298,35 @@ impl SlotTable {
         self.header().reserved_bytes.store(bytes, Ordering::Release);
     }
 
+    /// The slab is in use by the engine that bears `mark`, or with 0 by nobody.
+    pub(super) fn set_opened_by(&self, mark: u64) {
+        self.header().attached.store(0, Ordering::Relaxed);
+        self.header().opened_by.store(mark, Ordering::Release);
+    }
+
+    /// Who uses the slab.
+    pub(super) fn opened_by(&self) -> u64 {
+        self.header().opened_by.load(Ordering::Acquire)
+    }
+
+    /// What the slab in `file` is made for, and who uses it. Reads the file instead of mapping it: an owner that is about
+    /// to start it afresh may shorten it.
+    pub(super) fn peek(file: &File) -> Option<(Description, u64)> {
+        let mut page = [0; size_of::<Header>()];
+        file.read_exact_at(&mut page, 0).ok()?;
+        let word =
+            |offset: usize| u64::from_ne_bytes(page[offset..offset + 8].try_into().expect("eight bytes"));
+        let words: [u64; 10] = std::array::from_fn(|index| word(index * 8));
+        let description = Description::of_words(&words);
+        let sealed = description.words() == words && word(offset_of!(Header, checksum)) == hash_words(&words);
+        sealed.then(|| (description, word(offset_of!(Header, opened_by))))
+    }
+
+    /// Counts one more rank that has mapped the slab; their number.
+    pub(super) fn attach(&self) -> u64 {
+        self.header().attached.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
     /// [`begin_fill`](Self::begin_fill), stopping where `go_on` says false: a writer that was killed there.
     fn begin_fill_steps(&self, slot: SlotId, content: &SlotRecord, go_on: &mut dyn FnMut(usize) -> bool) {
         let record = self.record(slot);
@@ -364,6 +407,15 @@ impl Description {
         let (slot_bytes, slot_count) = (self.slot_bytes, self.slot_count);
         let table = TABLE_OFFSET as u64;
         [MAGIC, version, layout0, layout1, namespace0, namespace1, slot_bytes, slot_count, table, data_offset]
+    }
+}
+
+impl Description {
+    /// The inverse of [`words`](Self::words); of other words, some description that has others.
+    fn of_words(words: &[u64; 10]) -> Self {
+        let [_, _, layout0, layout1, namespace0, namespace1, slot_bytes, slot_count, _, _] = *words;
+        let (layout, namespace) = (bytes_of([layout0, layout1]), bytes_of([namespace0, namespace1]));
+        Description { layout, namespace, slot_bytes, slot_count }
     }
 }
 

@@ -12,10 +12,12 @@
 
 mod layout;
 mod probe;
+mod replica_slots;
 mod running;
 mod slab_slots;
 mod slot_memory;
 mod timeline;
+mod unproven;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
+pub use replica_slots::ReplicaSlots;
 pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};
 pub use timeline::Moment;
@@ -185,6 +188,11 @@ impl Store {
                 _ if job.transfers.iter().any(|transfer| transfer.blocks.len() != blocks) => {
                     Running::dead(job)
                 }
+                // The bytes are stored by the rank whose slab this is; what can fail here is what they stand on.
+                JobKind::Offload if self.memory.is_replica() => {
+                    self.begin_fills(&job, epoch);
+                    Running::without_copies(job)
+                }
                 JobKind::Offload => self.prepare_offload(job, epoch),
                 JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
             };
@@ -201,6 +209,11 @@ impl Store {
         let addresses: Option<Vec<usize>> =
             job.transfers.iter().map(|transfer| self.memory.slot_address(transfer.slot)).collect();
         let Some(addresses) = addresses else { return Running::dead(job) };
+        self.begin_fills(&job, epoch);
+        Running::new(job, addresses)
+    }
+
+    fn begin_fills(&self, job: &Job, epoch: u64) {
         for transfer in &job.transfers {
             self.memory.begin_fill(
                 transfer.slot,
@@ -213,7 +226,18 @@ impl Store {
                 },
             );
         }
-        Running::new(job, addresses)
+    }
+
+    /// Once a load has failed, what this step and later ones compute is worthless. The rank that fills a replica's slots
+    /// does not know, and could publish them before this rank's report: but not before this rank has taken part in
+    /// the layers that are left.
+    fn void_replica(&self) {
+        let poisoned = self.poisoned_by.is_some() || self.loads.iter().any(|load| load.failed);
+        if poisoned && self.memory.is_replica() {
+            for transfer in self.fresh_offloads.iter().flat_map(|offload| &offload.job.transfers) {
+                self.memory.void(transfer.slot, transfer.fill);
+            }
+        }
     }
 
     fn prepare_load(&self, job: Job) -> Running {
@@ -261,7 +285,9 @@ impl Store {
 
     /// Whether this step offloads anything: otherwise `store_layer` needs no calls.
     pub fn has_fresh_offloads(&self) -> bool {
-        !self.fresh_offloads.is_empty()
+        // A replica's have no copies; they matter when they have to be voided.
+        let matter = !self.memory.is_replica() || self.poisoned_by.is_some();
+        matter && !self.fresh_offloads.is_empty()
     }
 
     /// Returns when `layer` of every layer-wise load is in the engine's memory, having started a later one. The caller
@@ -302,6 +328,7 @@ impl Store {
             );
         }
         self.loads = loads;
+        self.void_replica();
         self.stats.wait_ns += began.elapsed().as_nanos() as u64;
         if let Some(timeline) = &mut self.timeline {
             timeline.add(Moment::Waited { layer, began, ended: Instant::now() });
@@ -324,6 +351,7 @@ impl Store {
         if let Some(timeline) = &mut self.timeline {
             timeline.add(Moment::Computed { layer, at: Instant::now() });
         }
+        self.void_replica();
         // A source may be a block that this step loads: it is not read before the load was waited for.
         let ready = if self.loads.is_empty() { usize::MAX } else { self.layers_waited };
         let Some(layer) = layer.checked_add(1).and_then(|layers| layers.min(ready).checked_sub(1)) else {
@@ -418,7 +446,7 @@ impl Store {
                 if ok {
                     self.memory.publish(transfer.slot, transfer.fill);
                 } else {
-                    self.memory.forget(transfer.slot);
+                    self.memory.void(transfer.slot, transfer.fill);
                 }
             }
             self.stats.offloads += 1;

@@ -49,6 +49,11 @@ impl Running {
         Self { failed: true, ..Self::new(job, Vec::new()) }
     }
 
+    /// A job whose bytes another rank copies: ends with the step.
+    pub(super) fn without_copies(job: Job) -> Self {
+        Self { next_layer: usize::MAX, ..Self::new(job, Vec::new()) }
+    }
+
     pub(super) fn direction(&self) -> Direction {
         if self.job.kind == JobKind::Offload { Direction::Offload } else { Direction::Load }
     }

@@ -1,28 +1,23 @@
 //! A [`Slab`] as the Store sees it: labels are its slot table, and what a restart left is verified where it can be.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use super::unproven::Unproven;
 use super::{SlotLabel, SlotMemory};
 use crate::BlockKey;
 use crate::directory::{FillId, Resident};
 use crate::eviction::SlotId;
-use crate::slab::{Slab, SlotRecord, Verification};
+use crate::slab::{Slab, SlotRecord, Verification, WarmSlot};
 
 /// The slots of a slab.
 pub struct SlabSlots {
     slab: Slab,
     checksums: bool,
-    /// Slots that were found at the start and have not been used since: a checksum, if there is one, is due.
-    unproven: Vec<AtomicBool>,
+    unproven: Unproven,
 }
 
 impl SlabSlots {
     /// Wraps a slab. With `checksums`, every stored slot gets one and every load verifies it: about 50 µs a MiB each.
     pub fn new(slab: Slab, checksums: bool) -> Self {
-        let unproven: Vec<AtomicBool> = (0..slab.slot_count()).map(|_| AtomicBool::new(false)).collect();
-        for warm in slab.warm_slots() {
-            unproven[warm.slot.index()].store(true, Ordering::Relaxed);
-        }
+        let unproven = Unproven::new(slab.slot_count(), &slab.warm_slots());
         Self { slab, checksums, unproven }
     }
 
@@ -55,7 +50,7 @@ impl SlotMemory for SlabSlots {
         engine_hash[..hash.len()].copy_from_slice(hash);
         let record =
             SlotRecord { key: label.key, parent: label.parent, engine_hash, fill_id: label.fill.0, info: 0 };
-        self.unproven[slot.index()].store(false, Ordering::Relaxed);
+        self.unproven.settle(slot);
         self.slab.table().begin_fill(slot, &record);
     }
 
@@ -69,32 +64,29 @@ impl SlotMemory for SlabSlots {
     }
 
     fn forget(&self, slot: SlotId) {
-        if slot.index() < self.unproven.len() {
+        if slot.index() < self.slab.slot_count() {
             self.slab.table().clear(slot);
         }
     }
 
+    fn void(&self, slot: SlotId, _fill: FillId) {
+        // Whatever it says: the slot belongs to that fill.
+        self.forget(slot);
+    }
+
     fn holds(&self, slot: SlotId, key: &BlockKey) -> bool {
-        let known = slot.index() < self.unproven.len() && self.slab.slot_ptr(slot).is_some();
-        if !known || self.slab.table().ready(slot).is_none_or(|record| record.key != *key) {
+        if self.slab.slot_ptr(slot).is_none()
+            || self.slab.table().ready(slot).is_none_or(|record| record.key != *key)
+        {
             return false;
         }
-        let due = self.unproven[slot.index()].swap(false, Ordering::Relaxed);
+        let due = self.unproven.settle(slot);
         // SAFETY: the caller has pinned the slot for a load, so that nobody fills it.
         !(due || self.checksums) || unsafe { self.slab.verify(slot) } != Verification::Mismatch
     }
 
     fn warm_slots(&self) -> Vec<Resident> {
-        let warm = self.slab.warm_slots().into_iter();
-        // Without a checksum, bytes from before a reboot cannot be proven: such slots are not in use and not served.
-        warm.filter(|warm| !warm.needs_verify || self.slab.table().checksum(warm.slot).is_some())
-            .map(|warm| Resident {
-                slot: warm.slot,
-                key: warm.record.key,
-                parent: warm.record.parent,
-                fill: FillId(warm.record.fill_id),
-            })
-            .collect()
+        self.slab.warm_slots().into_iter().map(Resident::from).collect()
     }
 
     fn highest_fill(&self) -> FillId {
@@ -107,5 +99,11 @@ impl SlotMemory for SlabSlots {
 
     fn advance_epoch(&self, epoch: u64) {
         self.slab.table().raise_epoch(epoch);
+    }
+}
+
+impl From<WarmSlot> for Resident {
+    fn from(WarmSlot { slot, record, .. }: WarmSlot) -> Self {
+        Resident { slot, key: record.key, parent: record.parent, fill: FillId(record.fill_id) }
     }
 }

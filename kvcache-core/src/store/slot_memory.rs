@@ -37,6 +37,13 @@ pub trait SlotMemory: Send + Sync {
     /// Address of a usable slot.
     fn slot_address(&self, slot: SlotId) -> Option<usize>;
 
+    /// Whether another rank fills the slots, so that this one only loads from them: its calls of
+    /// [`begin_fill`](Self::begin_fill), [`publish`](Self::publish), [`forget`](Self::forget) and
+    /// [`advance_epoch`](Self::advance_epoch) are then for its own books at most.
+    fn is_replica(&self) -> bool {
+        false
+    }
+
     /// Labels a slot as being filled. What it held is gone.
     fn begin_fill(&self, slot: SlotId, label: &SlotLabel);
 
@@ -46,6 +53,10 @@ pub trait SlotMemory: Send + Sync {
 
     /// Labels a slot as empty.
     fn forget(&self, slot: SlotId);
+
+    /// This rank knows that a fill which has not ended on all ranks is worthless: nobody may find it, now or after a
+    /// restart.
+    fn void(&self, slot: SlotId, fill: FillId);
 
     /// Whether the slot is ready with this key, and its bytes verified where that is due.
     fn holds(&self, slot: SlotId, key: &BlockKey) -> bool;

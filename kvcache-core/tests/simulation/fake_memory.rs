@@ -122,6 +122,8 @@ pub(crate) struct MemoryBugs {
     pub(crate) forget_epoch: bool,
     /// A slot is believed to hold whatever is asked for.
     pub(crate) trust_any_label: bool,
+    /// What a replica knows to be worthless stays.
+    pub(crate) keep_void: bool,
 }
 
 /// One process's view of a [`Slab`].
@@ -129,13 +131,23 @@ pub(crate) struct FakeMemory {
     slab: Arc<Slab>,
     usable: AtomicU32,
     alive: AtomicBool,
+    replica: bool,
     bugs: MemoryBugs,
 }
 
 impl FakeMemory {
     pub(crate) fn new(slab: &Arc<Slab>, usable: u32, bugs: MemoryBugs) -> Arc<Self> {
+        Self::of(slab, usable, false, bugs)
+    }
+
+    /// A rank's that shares the slab with the one that fills it.
+    pub(crate) fn replica(slab: &Arc<Slab>, usable: u32, bugs: MemoryBugs) -> Arc<Self> {
+        Self::of(slab, usable, true, bugs)
+    }
+
+    fn of(slab: &Arc<Slab>, usable: u32, replica: bool, bugs: MemoryBugs) -> Arc<Self> {
         let (usable, alive) = (AtomicU32::new(usable), AtomicBool::new(true));
-        Arc::new(Self { slab: Arc::clone(slab), usable, alive, bugs })
+        Arc::new(Self { slab: Arc::clone(slab), usable, alive, replica, bugs })
     }
 
     /// The process is dead: nothing it still tries reaches the slab.
@@ -175,7 +187,14 @@ impl SlotMemory for FakeMemory {
             .then(|| self.slab.bytes.address() + slot.index() * self.slab.slot_bytes)
     }
 
+    fn is_replica(&self) -> bool {
+        self.replica
+    }
+
     fn begin_fill(&self, slot: SlotId, label: &SlotLabel) {
+        if self.replica {
+            return;
+        }
         self.change(slot, |record| {
             *record = Some(Record { label: *label, ready: self.bugs.publish_before_copy, damaged: false });
         });
@@ -184,6 +203,9 @@ impl SlotMemory for FakeMemory {
     }
 
     fn publish(&self, slot: SlotId, fill: FillId) {
+        if self.replica {
+            return;
+        }
         self.change(slot, |record| {
             if let Some(record) = record
                 && record.label.fill == fill
@@ -194,7 +216,19 @@ impl SlotMemory for FakeMemory {
     }
 
     fn forget(&self, slot: SlotId) {
-        self.change(slot, |record| *record = None);
+        if !self.replica {
+            self.change(slot, |record| *record = None);
+        }
+    }
+
+    fn void(&self, slot: SlotId, fill: FillId) {
+        if !self.replica {
+            self.forget(slot);
+        } else if !self.bugs.keep_void {
+            self.change(slot, |record| {
+                record.take_if(|record| record.label.fill == fill);
+            });
+        }
     }
 
     fn holds(&self, slot: SlotId, key: &BlockKey) -> bool {
@@ -231,7 +265,7 @@ impl SlotMemory for FakeMemory {
     }
 
     fn advance_epoch(&self, epoch: u64) {
-        if self.alive.load(Ordering::SeqCst) {
+        if self.alive.load(Ordering::SeqCst) && !self.replica {
             self.slab.table().epoch = epoch;
         }
     }

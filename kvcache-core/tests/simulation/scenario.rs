@@ -9,6 +9,8 @@ use super::fakes::random::{Random, mix};
 pub(crate) struct Scenario {
     pub(crate) operations: usize,
     pub(crate) ranks: usize,
+    /// All ranks hold the same, and share the slab of the first.
+    pub(crate) replicas: bool,
     /// Slots of each rank's slab.
     pub(crate) slots: Vec<u32>,
     /// One KV cache group each; the window of a sliding one.
@@ -71,6 +73,7 @@ impl Scenario {
         Self {
             operations: 200,
             ranks,
+            replicas: r.chance(300),
             slots: (0..ranks).map(|_| slots + r.below(3) as u32).collect(),
             layers: windows.len() * r.between(1, 2),
             segments: r.between(1, 2),
@@ -115,6 +118,29 @@ impl Scenario {
         }
     }
 
+    /// The scenario in which a planted bug is looked for: rare circumstances are made common.
+    pub(crate) fn with(seed: u64, bug: Option<Bug>) -> Self {
+        let usual = Self::of(seed);
+        match bug {
+            Some(Bug::KeepVoid) => Self {
+                ranks: 2,
+                replicas: true,
+                slots: vec![usual.slots[0]; 2],
+                pieces_a_step: vec![64; 2],
+                crash: 60,
+                report_delay: 500,
+                copies: CopyBehaviour { fail: 100, ..usual.copies },
+                ..usual
+            },
+            _ => usual,
+        }
+    }
+
+    /// Which rank's bytes this one holds.
+    pub(crate) fn shard(&self, rank: usize) -> usize {
+        if self.replicas { 0 } else { rank }
+    }
+
     /// The first engine block that a token at `position` still sees in `group`.
     pub(crate) fn first_block(&self, group: usize, position: usize) -> usize {
         match self.windows[group] {
@@ -153,6 +179,8 @@ pub(crate) enum Bug {
     EndlessGhosts,
     /// Every step has a plan.
     EmptyPlans,
+    /// A replica leaves alone what it knows to be worthless, and its owner publishes it.
+    KeepVoid,
 }
 
 macro_rules! counts {
@@ -209,4 +237,6 @@ counts!(
     overtaken,
     delayed_reports,
     repeated_reports,
+    replica_loads,
+    spoiled_by_another,
 );

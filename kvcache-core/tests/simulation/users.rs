@@ -102,8 +102,9 @@ impl World {
     pub(super) fn damage(&mut self) {
         let pick = self.random.below(self.ranks.len());
         let rank = &self.ranks[pick];
-        // A slot that is verified is trusted until its load has ended.
-        if rank.store.stats().jobs_in_flight == 0 {
+        // A slot that is verified is trusted until its load has ended, on whatever rank reads it.
+        let busy = |rank: &Rank| rank.store.stats().jobs_in_flight > 0;
+        if !(busy(rank) || self.scenario.replicas && self.ranks.iter().any(busy)) {
             let slot = SlotId(self.random.below(rank.slab.slot_count()) as u32);
             self.counts.damaged += u64::from(rank.slab.damage(slot));
         }

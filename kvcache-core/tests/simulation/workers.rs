@@ -17,17 +17,21 @@ impl World {
             };
             let loads = plan.iter().flat_map(|plan| &plan.jobs).any(|job| job.kind == JobKind::LoadLayerwise);
             self.counts.lost_hooks += u64::from(loads && !hooks_fire);
+            self.counts.replica_loads += u64::from(loads && self.scenario.replicas && index > 0);
             self.lie(index, plan.as_ref());
+            let pieces = self.pieces(index);
             let rank = &mut self.ranks[index];
             if let Some(plan) = plan {
                 rank.store.begin_step(plan);
             }
             rank.store.start_loads(None);
-            let pieces = self.random.below(self.scenario.pieces_a_step[index] + 1);
             rank.copies.work(pieces);
-            if !scheduled.is_empty() {
-                self.forward(index, &scheduled, hooks_fire, &mut output)?;
-            }
+        }
+        if !scheduled.is_empty() {
+            self.forward(&scheduled, hooks_fire, &mut output)?;
+        }
+        for index in 0..self.ranks.len() {
+            let pieces = self.pieces(index);
             let rank = &mut self.ranks[index];
             rank.store.end_step(None);
             rank.copies.work(pieces);
@@ -50,6 +54,11 @@ impl World {
         }
         output.scheduled = scheduled;
         Ok(output)
+    }
+
+    /// Copies that a rank does on the side.
+    fn pieces(&mut self, rank: usize) -> usize {
+        self.random.below(self.scenario.pieces_a_step[rank] + 1)
     }
 
     /// Planted: ends are reported before the copies have ended.
@@ -86,27 +95,31 @@ impl World {
         self.reports[rank].push_back(((self.step + delay).max(after), report));
     }
 
+    /// The ranks go from layer to layer together, as their collectives make them do: what one of them gets wrong is
+    /// in the next layer of all.
     pub(super) fn forward(
         &mut self,
-        index: usize,
         scheduled: &[Scheduled],
         hooks_fire: bool,
         output: &mut Output,
     ) -> Result<(), Violation> {
         let layers = self.scenario.layers;
         let waits_first = !self.scenario.hooks;
-        if waits_first && hooks_fire {
-            self.ranks[index].store.wait_layer(layers - 1);
-        }
+        let mut spoiled = BTreeSet::new();
         for layer in 0..layers {
-            if !waits_first && hooks_fire {
-                self.ranks[index].store.wait_layer(layer);
-            }
-            self.compute(index, layer, scheduled, output)?;
-            if !self.scenario.hooks || self.random.chance(100) {
-                self.counts.lost_store_hooks += u64::from(self.ranks[index].store.has_fresh_offloads());
-            } else {
-                self.ranks[index].store.store_layer(layer, None);
+            let before = spoiled.clone();
+            for index in 0..self.ranks.len() {
+                if hooks_fire && !waits_first {
+                    self.ranks[index].store.wait_layer(layer);
+                } else if hooks_fire && layer == 0 {
+                    self.ranks[index].store.wait_layer(layers - 1);
+                }
+                self.compute(index, layer, scheduled, &before, &mut spoiled, output)?;
+                if !self.scenario.hooks || self.random.chance(100) {
+                    self.counts.lost_store_hooks += u64::from(self.ranks[index].store.has_fresh_offloads());
+                } else {
+                    self.ranks[index].store.store_layer(layer, None);
+                }
             }
         }
         Ok(())
@@ -118,10 +131,13 @@ impl World {
         index: usize,
         layer: usize,
         scheduled: &[Scheduled],
+        spoiled_before: &BTreeSet<(u64, u32)>,
+        spoiled: &mut BTreeSet<(u64, u32)>,
         output: &mut Output,
     ) -> Result<(), Violation> {
         let bt = self.scenario.block_tokens;
         let group = layer % self.scenario.windows.len();
+        let shard = self.scenario.shard(index);
         let rank = &self.ranks[index];
         for step in scheduled {
             let request = &self.requests[&step.request];
@@ -130,13 +146,15 @@ impl World {
                 continue;
             }
             let table = &request.tables[group];
-            let mut good = true;
+            let who = (step.request, step.incarnation);
+            let mut good = !spoiled_before.contains(&who);
+            self.counts.spoiled_by_another += u64::from(!good);
             let seen = self.scenario.first_block(group, step.start);
             for (block, id) in table.iter().enumerate().take(step.start.div_ceil(bt)).skip(seen) {
                 let tokens = ((block + 1) * bt).min(step.start);
                 // The last block may have been begun with older weights and been marked with the new ones since.
                 let weights = if block == step.start / bt { None } else { Some(request.weights[block]) };
-                let expected = |weights| content(request.prefix[tokens], layer, index, weights);
+                let expected = |weights| content(request.prefix[tokens], layer, shard, weights);
                 let found = rank.page(&self.scenario, layer, *id);
                 let right = match weights {
                     Some(weights) => found == Some(expected(weights)),
@@ -144,7 +162,8 @@ impl World {
                 };
                 if !right {
                     good = false;
-                    output.mismatched.entry((step.request, step.incarnation)).or_insert_with(|| {
+                    spoiled.insert(who);
+                    output.mismatched.entry(who).or_insert_with(|| {
                         format!(
                             "{} at tokens {}..{}: block {block} ({}) of layer {layer} on rank {index} holds {found:x?}",
                             request.id, step.start, step.end, *id
@@ -156,7 +175,7 @@ impl World {
             for (block, id) in table.iter().enumerate().take(step.end.div_ceil(bt)).skip(step.start / bt) {
                 let tokens = ((block + 1) * bt).min(step.end);
                 let value = if good {
-                    content(request.prefix[tokens], layer, index, request.weights[block])
+                    content(request.prefix[tokens], layer, shard, request.weights[block])
                 } else {
                     mix(self.step ^ 0xbad)
                 };

@@ -239,8 +239,11 @@ fn planner(scenario: &Scenario, bug: Option<Bug>) -> Planner {
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, bug: Option<Bug>) -> Self {
         let mut random = Random::new(seed);
-        let ranks =
-            (0..scenario.ranks).map(|rank| Rank::new(rank, &scenario, bug, &mut random, None)).collect();
+        let mut ranks: Vec<Rank> = Vec::new();
+        for rank in 0..scenario.ranks {
+            let slab = ranks.first().filter(|_| scenario.replicas).map(|first| Arc::clone(&first.slab));
+            ranks.push(Rank::new(rank, &scenario, bug, &mut random, slab));
+        }
         let mut world = Self {
             planner: planner(&scenario, bug),
             pool: Vec::new(),
@@ -343,7 +346,7 @@ enum Admission {
     NoRoom,
 }
 
-/// What a page holds when the prefix up to its last token has been computed.
+/// What a page holds when the prefix up to its last token has been computed. Replicas hold the same.
 fn content(prefix: u64, layer: usize, rank: usize, weights: u64) -> u64 {
     mix(prefix ^ mix((layer as u64) << 40 | (rank as u64) << 32 | weights))
 }
@@ -381,9 +384,14 @@ impl Rank {
             publish_before_copy: bug == Some(Bug::PublishEarly),
             forget_epoch: bug == Some(Bug::ForgetEpoch),
             trust_any_label: bug == Some(Bug::TrustAnyLabel),
+            keep_void: bug == Some(Bug::KeepVoid),
         };
         let usable = if random.chance(300) { random.below(slab.slot_count() + 1) } else { slab.slot_count() };
-        let memory = FakeMemory::new(&slab, usable as u32, bugs);
+        let memory = if scenario.replicas && index > 0 {
+            FakeMemory::replica(&slab, usable as u32, bugs)
+        } else {
+            FakeMemory::new(&slab, usable as u32, bugs)
+        };
         let copies = Arc::new(LazyCopies::new(random.next(), scenario.copies));
         let config = StoreConfig {
             rank: index as u32,
