@@ -111,7 +111,7 @@ def sharing(config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> tuple[int
 
 
 def fits_shared_memory(capacity: int) -> bool:
-    """Whether a slab of this size can lie in ``/dev/shm``, which containers often have little of. Equal on all ranks."""
+    """Whether a slab of this size can lie in ``/dev/shm``, often small in containers. Equal on all ranks."""
     try:
         whole = os.statvfs("/dev/shm")
     except OSError:

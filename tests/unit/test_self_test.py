@@ -33,7 +33,8 @@ def engine(layers: int = 2) -> tuple[dict[str, Any], Any]:
 def store(layers: list[LayerPages]) -> _native.Store:
     return _native.Store(
         rank=0, ranks=1, leader=0, copies=1, layers=[layer.native() for layer in layers], slot_blocks=1,
-        capacity_bytes=1 << 20, namespace=bytes(16), shard=bytes(16), slab_dir=None, engine_id="e", owner_pid=1, copy_threads=0, copy_cpus=[],
+        capacity_bytes=1 << 20, namespace=bytes(16), shard=bytes(16), slab_dir=None, engine_id="e", owner_pid=1,
+        copy_threads=0, copy_cpus=[],
         layers_ahead=1, verify_l1=False, drill=None,
     )  # fmt: skip
 
