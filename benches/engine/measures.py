@@ -2,7 +2,8 @@
 
     python -m benches.engine.measures [--quick] [--only NAME]... [--json FILE] [--threads N]
 
-Every comparison is of two engines that take turns (see `benches.engine.sides`); which one goes first alternates.
+What the connector costs is measured in one engine whose connector is taken out and put back, in turn: two processes
+with equal engines differ by some percent for all their life. What it gains is measured between two engines in turn.
 """
 
 import argparse
@@ -58,48 +59,54 @@ def main() -> int:
     return 0
 
 
+PROMPT, ANSWER = 12, 48
+"""Together less than a slot of the 32-layer model, so that nothing is ever stored."""
+
+
 def idle_step(logs: Path, quick: bool) -> list[Row]:
     """Decode steps of a 32-layer model in which nothing is loaded or stored."""
-    rounds = 6 if quick else 40
+    rounds = 12 if quick else 80
     options = EngineOptions(model=DEEP.name, dtype=DTYPE, requests_max=2, tokens_max=512)
-    idle = replace(
+    empty = replace(
         options, connector={}, connector_name="IdleConnector", connector_module="benches.engine.idle_connector"
     )
-    with sides(logs, none=options, idle=idle, connector=replace(options, connector=L1)) as pair:
-        warm_up(pair, lambda side: side.ask("decode_steps", 0, 20, 60))
-        # By what is compared: the connector with none, the same in processor time, and with a connector that is empty.
-        differences: dict[str, list[float]] = {"clock": [], "processor": [], "idle": []}
-        nones: list[float] = []
+    # Microseconds by connector and clock: of a step with it, less those of a step without it.
+    added: dict[tuple[str, str], list[float]] = {}
+    step_ms: list[float] = []
+    per_step: list[float] = []
+    calls: dict[str, list[float]] = {}
+    with sides(logs, ours=replace(options, connector=L1), empty=empty) as engines:
+        warm_up(engines, lambda side: side.ask("decode_steps", 0, PROMPT, ANSWER))
         for number in range(rounds):
-            runs = {side.name: side.ask("decode_steps", 1 + number, 20, 90) for side in in_turn(pair, number)}
-            clock = {name: statistics.median(run["steps_s"]) * 1e6 for name, run in runs.items()}
-            processor = {name: statistics.median(run["busy_s"]) * 1e6 for name, run in runs.items()}
-            differences["clock"].append(clock["connector"] - clock["none"])
-            differences["processor"].append(processor["connector"] - processor["none"])
-            differences["idle"].append(processor["idle"] - processor["none"])
-            nones.append(clock["none"] / 1e3)
-        side = pair["connector"]
+            for side in in_turn(engines, number):
+                run = side.ask("decode_steps", 1 + number, PROMPT, ANSWER)
+                for clock in ("steps_s", "busy_s"):
+                    added.setdefault((side.name, clock), []).extend(value * 1e6 for value in run[clock])
+                step_ms += [value * 1e3 for value in run["without_s"]]
+        side = engines["ours"]
+        stored = side.ask("counts")["planner"]["stored_blocks"]
+        assert stored == 0, f"the steps were not idle: {stored} slots were stored"
         side.ask("time_hooks")
-        calls: dict[str, list[float]] = {}
-        per_step = []
         for number in range(max(3, rounds // 4)):
-            count = len(side.ask("decode_steps", 10_000 + number, 20, 90)["steps_s"]) + 3
+            count = side.ask("plain_steps", 10_000 + number, PROMPT, ANSWER)
             times = side.ask("hook_times")
             per_step.append(sum(total for total, _ in times.values()) / count / 1e3)
             for name, (total, _) in times.items():
                 calls.setdefault(name, []).append(round(total / count / 1e3, 2))
-    added, in_processor, empty = (spread(differences[name]) for name in ("clock", "processor", "idle"))
-    hooks = spread(per_step)
+    ours, in_processor = spread(added["ours", "steps_s"]), spread(added["ours", "busy_s"])
+    vllm, hooks = spread(added["empty", "steps_s"]), spread(per_step)
     by_hook = {name: statistics.median(values) for name, values in calls.items()}
-    step = f", {rounds} rounds; a step takes {statistics.median(nones):.2f} ms"
+    step = f", {ours.samples} pairs of steps; a step takes {statistics.median(step_ms):.2f} ms"
     what = "step time added by a connector with nothing to do, 32 layers"
     return [
-        row(what, "<= 50 us", f"{added.median:.0f} us", f"95 % {added.low:.0f}..{added.high:.0f} us{step}",
-            added.median <= 50, difference_us=added.json(), step_ms=statistics.median(nones)),
+        row(what, "<= 50 us", f"{ours.median:.0f} us", f"95 % {ours.low:.0f}..{ours.high:.0f} us{step}",
+            ours.median <= 50, difference_us=ours.json(), step_ms=statistics.median(step_ms)),
         row("the same in processor time of the engine's thread", "", f"{in_processor.median:.0f} us",
             f"95 % {in_processor.low:.0f}..{in_processor.high:.0f} us", None, difference_us=in_processor.json()),
-        row("what vLLM itself adds for any connector: an empty one, in processor time", "", f"{empty.median:.0f} us",
-            f"95 % {empty.low:.0f}..{empty.high:.0f} us", None, difference_us=empty.json()),
+        row("what vLLM itself adds for having a connector: one with empty hooks", "", f"{vllm.median:.0f} us",
+            f"95 % {vllm.low:.0f}..{vllm.high:.0f} us", None, difference_us=vllm.json()),
+        row("the same beyond what vLLM itself adds", "", f"{ours.median - vllm.median:.0f} us",
+            "difference of the medians", None),
         row("time inside our connector's hooks (clock reads included)", "", f"{hooks.median:.0f} us",
             f"95 % {hooks.low:.0f}..{hooks.high:.0f} us", None, hooks_us=hooks.json(), by_hook_us=by_hook),
     ]  # fmt: skip
@@ -108,18 +115,22 @@ def idle_step(logs: Path, quick: bool) -> list[Row]:
 def throughput(logs: Path, quick: bool) -> list[Row]:
     """Batches of distinct prompts: nothing is ever found."""
     rounds = 4 if quick else 24
-    options = EngineOptions(dtype=DTYPE, kv_bytes=256 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=16)
+    options = EngineOptions(
+        dtype=DTYPE, kv_bytes=256 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=16, connector=L1
+    )
     ratios, stored, completed, dropped, rates = [], 0, 0, 0, []
-    with sides(logs, none=options, connector=replace(options, connector=L1)) as pair:
-        warm_up(pair, lambda side: side.ask("throughput", 900, 8, 500, 16))
+    with sides(logs, ours=options) as engines:
+        warm_up(engines, lambda side: side.ask("throughput", 9000, 8, 500, 16))
         for number in range(rounds):
-            runs = {side.name: side.ask("throughput", 1 + number, 16, 500, 64) for side in in_turn(pair, number)}
-            ratios.append(runs["none"]["seconds"] / runs["connector"]["seconds"])
-            rates.append(runs["none"]["tokens"] / runs["none"]["seconds"])
-            stored += runs["connector"]["stored"]
-            completed += runs["connector"]["completed"]
-            dropped += runs["connector"]["dropped"]
-            assert runs["connector"]["hit_tokens"] == 0
+            without, ours = with_and_without(
+                engines["ours"], number, lambda side, at: side.ask("throughput", 1 + at, 16, 500, 64)
+            )
+            ratios.append(without["seconds"] / ours["seconds"])
+            rates.append(without["tokens"] / without["seconds"])
+            stored += ours["stored"]
+            completed += ours["completed"]
+            dropped += ours["dropped"]
+            assert ours["hit_tokens"] == 0
     ratio = spread(ratios)
     share = stored / completed
     return [
@@ -135,52 +146,55 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
     """1,500-token prompts on the tiny model: never seen, then seen."""
     pairs = 6 if quick else 60
     tokens, answer = 1500, 8
-    options = EngineOptions(dtype=DTYPE, kv_bytes=128 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=4)
-    loading = replace(options, connector=L1 | {"load_mode": "layerwise"})
-    misses: dict[str, list[float]] = {"none": [], "connector": []}
-    busy: dict[str, list[float]] = {"none": [], "connector": []}
-    hits: list[float] = []
-    tails: list[float] = []
-    with sides(logs, none=options, connector=loading) as pair:
-        warm_up(pair, lambda side: [side.ask("first_token", 900 + at, tokens, answer) for at in range(3)])
-        slot = pair["connector"].ask("slot_tokens")
+    options = EngineOptions(
+        dtype=DTYPE, kv_bytes=128 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=4,
+        connector=L1 | {"load_mode": "layerwise"},
+    )  # fmt: skip
+    misses: list[list[dict[str, Any]]] = []
+    seen: list[list[dict[str, Any]]] = []
+    with sides(logs, ours=options) as engines:
+        warm_up(engines, lambda side: [side.ask("first_token", 90_000 + at, tokens, answer) for at in range(3)])
+        side = engines["ours"]
+        slot = side.ask("slot_tokens")
         covered = (tokens - 1) // slot * slot
-        before = pair["connector"].ask("counts")
+        before = side.ask("counts")
+
+        def twice(side: Side, seed: int, attached: bool) -> list[dict[str, Any]]:
+            new = side.ask("first_token", seed, tokens, answer)
+            assert new["cached"] == 0, f"{new['cached']} tokens of a new prompt were found"
+            # The same prompt again, or without the connector one that differs after what a connector would have
+            # covered: it computes the same tail behind a hit of the engine's own cache. Both overwrite the engine's
+            # KV memory before, so that both begin with the same caches of the processor.
+            side.ask("forget" if attached else "overwrite")
+            again = side.ask("first_token", seed, tokens, answer, 0 if attached else covered)
+            assert again["cached"] == covered, f"{again['cached']} of {covered} tokens were there"
+            return [new, again]
+
         for number in range(pairs):
-            for side in in_turn(pair, number):
-                run = side.ask("first_token", number, tokens, answer)
-                assert run["cached"] == 0, f"{side.name} found {run['cached']} tokens of a new prompt"
-                misses[side.name].append(run["first_s"] * 1e3)
-                busy[side.name].append(run["busy_s"] * 1e3)
-            # The same prompts again, or for the engine without a connector a prompt that differs after what a
-            # connector would have covered: it computes the same tail behind a hit of its own cache.
-            for side in in_turn(pair, number):
-                # Both overwrite the engine's KV memory, so that both begin with the same caches of the processor.
-                side.ask("forget" if side.name == "connector" else "overwrite")
-                head = 0 if side.name == "connector" else covered
-                run = side.ask("first_token", number, tokens, answer, head)
-                assert run["cached"] == covered, f"{side.name}: {run['cached']} of {covered} tokens were there"
-                (hits if side.name == "connector" else tails).append(run["first_s"] * 1e3)
-        after = pair["connector"].ask("counts")
+            without, ours = with_and_without(side, number, lambda side, at: twice(side, at, at % 2 == 1))
+            misses.append([without[0], ours[0]])
+            seen.append([without[1], ours[1]])
+        side.ask("attach", True)
+        after = side.ask("counts")
         stored = after["planner"]["stored_blocks"] - before["planner"]["stored_blocks"]
         dropped = after["planner"]["refused"] + after["planner"]["failed_stores"]
         loaded = (after["store"]["loaded_bytes"] - before["store"]["loaded_bytes"]) // pairs
-        copy_ms = pair["connector"].ask("copy_seconds", loaded, 16 << 10) * 1e3
+        copy_ms = side.ask("copy_seconds", loaded, 16 << 10) * 1e3
     added, processor = (
-        spread([(ours / plain - 1) * 100 for ours, plain in zip(times["connector"], times["none"], strict=True)])
-        for times in (misses, busy)
+        spread([(ours[clock] / without[clock] - 1) * 100 for without, ours in misses])
+        for clock in ("first_s", "busy_s")
     )
     expected = pairs * (tokens // slot)
-    excess = spread([hit - tail for hit, tail in zip(hits, tails, strict=True)])
-    none_ms = statistics.median(misses["none"])
-    hit, tail = spread(hits), spread(tails)
+    excess = spread([(hit["first_s"] - tail["first_s"]) * 1e3 for tail, hit in seen])
+    none = spread([without["first_s"] * 1e3 for without, _ in misses])
+    tail, hit = (spread([run[at]["first_s"] * 1e3 for run in seen]) for at in (0, 1))
     limit = tail.median + 2 + copy_ms
     return [
         row("added TTFT on a miss, tiny model (4 layers), 1,500-token prompts", "<= 2 %", f"{added.median:.1f} %",
-            f"95 % {added.low:.1f}..{added.high:.1f} %, {pairs} pairs; none {none_ms:.1f} ms; "
+            f"95 % {added.low:.1f}..{added.high:.1f} %, {pairs} pairs; none {none.median:.1f} ms; "
             f"{stored}/{expected} slots stored, {dropped} dropped",
-            added.median <= 2 and stored >= expected, added_percent=added.json(), none_ms=spread(misses["none"]).json(),
-            connector_ms=spread(misses["connector"]).json(), stored_slots=stored, completed_slots=expected),
+            added.median <= 2 and stored >= expected, added_percent=added.json(), none_ms=none.json(),
+            stored_slots=stored, completed_slots=expected),
         row("the same in processor time of the engine's thread", "", f"{processor.median:.1f} %",
             f"95 % {processor.low:.1f}..{processor.high:.1f} %", None, added_percent=processor.json()),
         row("TTFT of the same prompts on a hit (layer by layer)",
@@ -235,6 +249,24 @@ def warm_up(pair: dict[str, Side], work: Callable[[Side], Any]) -> None:
     for side in pair.values():
         work(side)
         side.ask("ready")
+
+
+def with_and_without(side: Side, number: int, work: Callable[[Side, int], Any]) -> list[Any]:
+    """Asks one engine without its connector and with it; which comes first alternates.
+
+    Args:
+        side: The engine.
+        number: Of the pair.
+        work: Gets the engine and a number of its own, even without the connector and odd with it.
+
+    Returns:
+        What it returned without the connector, and with it.
+    """
+    results: list[Any] = [None, None]
+    for attached in (number % 2, 1 - number % 2):
+        side.ask("attach", bool(attached))
+        results[attached] = work(side, 2 * number + attached)
+    return results
 
 
 def in_turn(pair: dict[str, Side], number: int) -> list[Side]:

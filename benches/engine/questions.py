@@ -76,21 +76,46 @@ def throughput(engine: Engine, seed: int, requests: int, tokens: int, answer: in
 
 
 def decode_steps(engine: Engine, seed: int, tokens: int, answer: int) -> Measured:
-    """Times each decode step of one short request that fills no slot: the connector has nothing to do.
+    """Times decode steps of one short request that fills no slot, with the connector and without it in turn.
 
     Returns:
-        Seconds of each step after the first two (prefill, and the step in which caches are cold), by the clock and of
-        the engine's thread on a processor.
+        Differences of neighbouring steps, with less without, by the clock and of the engine's thread on a processor;
+        and the steps without the connector. All in seconds. The first steps (prefill, and those in which caches are
+        cold) are left out.
     """
     llm = engine.llm.llm_engine
+    attach(engine, True)
     add(engine, f"request-{seed}", prompt(seed, tokens), answer=answer)
-    steps, busy = [], []
+    for _ in range(3):
+        llm.step()
+    steps: list[tuple[bool, float, float]] = []
     while llm.has_unfinished_requests():
+        # Pairs of steps, whose order alternates: without, with, with, without.
+        attached = len(steps) % 4 in (1, 2)
+        attach(engine, attached)
         began, began_busy = time.perf_counter(), time.thread_time()
         llm.step()
-        steps.append(time.perf_counter() - began)
-        busy.append(time.thread_time() - began_busy)
-    return {"steps_s": steps[2:-1], "busy_s": busy[2:-1]}
+        steps.append((attached, time.perf_counter() - began, time.thread_time() - began_busy))
+    attach(engine, True)
+    # The last step also ends the request.
+    pairs = list(zip(steps[0:-1:2], steps[1:-1:2], strict=False))
+    sign = [1 if second[0] else -1 for _, second in pairs]
+    return {
+        "steps_s": [sign[at] * (second[1] - first[1]) for at, (first, second) in enumerate(pairs)],
+        "busy_s": [sign[at] * (second[2] - first[2]) for at, (first, second) in enumerate(pairs)],
+        "without_s": [step for attached, step, _ in steps[:-1] if not attached],
+    }
+
+
+def plain_steps(engine: Engine, seed: int, tokens: int, answer: int) -> int:
+    """The same steps, all with the connector, untimed; returns their number."""
+    llm = engine.llm.llm_engine
+    add(engine, f"request-{seed}", prompt(seed, tokens), answer=answer)
+    steps = 0
+    while llm.has_unfinished_requests():
+        llm.step()
+        steps += 1
+    return steps
 
 
 HOOKS = (
@@ -158,6 +183,24 @@ def hook_times(engine: Engine) -> dict[str, list[int]]:
     return taken
 
 
+def attach(engine: Engine, wanted: bool) -> None:
+    """Takes the connector out of the engine, or puts it back; nothing may be in flight.
+
+    Without it the scheduler and the model runner take the paths of an engine that never had one. Two processes with
+    the same engine differ by some percent in speed for all their life, depending on where their memory happens to lie;
+    one process with and without the connector does not.
+    """
+    from vllm.distributed.kv_transfer import kv_transfer_state
+
+    state: Any = kv_transfer_state
+    scheduler = engine.core().scheduler
+    kept = _taken_out.setdefault(id(engine), (scheduler.connector, state._KV_CONNECTOR_AGENT))
+    scheduler.connector, state._KV_CONNECTOR_AGENT = kept if wanted else (None, None)
+
+
+_taken_out: dict[int, tuple[Any, Any]] = {}
+
+
 def forget(engine: Engine) -> None:
     """Empties the engine's own cache, so that what is not computed can only come from the connector."""
     engine.forget()
@@ -211,7 +254,8 @@ def copy_seconds(engine: Engine, total_bytes: int, piece_bytes: int) -> float:
 
 
 def _is_ours(engine: Engine) -> bool:
-    return engine.options.connector is not None and engine.options.connector_name == CONNECTOR
+    attached = engine.core().scheduler.connector is not None
+    return attached and engine.options.connector_name == CONNECTOR
 
 
 def _settle(engine: Engine) -> None:

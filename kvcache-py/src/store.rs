@@ -222,6 +222,11 @@ impl Store {
         }
     }
 
+    /// Whether `take_report` and `stats` will say nothing new before the next plan with jobs.
+    fn is_settled(&self) -> PyResult<bool> {
+        self.with(|store| store.is_settled())
+    }
+
     /// Grows whenever `stats` may have changed.
     fn activity(&self) -> PyResult<u64> {
         self.with(|store| {

@@ -424,6 +424,9 @@ class Store:
             ValueError: There is no such block, the length is wrong, or the copy failed.
         """
 
+    def is_settled(self) -> bool:
+        """Whether there will be nothing to report before the next plan with jobs."""
+
     def activity(self) -> int:
         """Grows whenever :meth:`stats` may have changed."""
 

@@ -17,7 +17,7 @@ from aibrix_connector import versions
 from aibrix_connector.metadata import StepMetadata, WorkerReports
 from aibrix_connector.metrics import CachePromMetrics, CacheStats
 from aibrix_connector.scheduler import SchedulerSide
-from aibrix_connector.shield import Shield, recoverable, returning, shielded
+from aibrix_connector.shield import Shield, nothing, recoverable, returning, shielded
 from aibrix_connector.worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def _failed_reset(connector: "AIBrixOffloadingConnectorV1Type3") -> bool:
 
 def _stop_worker(connector: "AIBrixOffloadingConnectorV1Type3", *args: Any, **kwargs: Any) -> None:
     assert connector._worker is not None
+    connector.quiet = False
     connector._worker.stop()
 
 
@@ -132,6 +133,8 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._failed_received: set[str] = set()
+        self._layers_have_work = False
+        self.quiet = False
         self.shield = Shield()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, settings, self.shield)
@@ -258,7 +261,7 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
     def _begin_step(self, connector_metadata: KVConnectorMetadata) -> None:
         assert self._worker is not None
         assert isinstance(connector_metadata, StepMetadata)
-        self._worker.begin_step(connector_metadata)
+        self.quiet = self._worker.begin_step(connector_metadata)
         self._layers_have_work = self._worker.uses_layers
 
     def has_connector_metadata(self) -> bool:
@@ -266,7 +269,7 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         # Asked by every layer of every step, so that even a second attribute would show.
         return self._layers_have_work
 
-    @shielded(_stop_worker)
+    @shielded(_stop_worker, nothing)
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         """Starts the step's loads."""
         assert self._worker is not None
@@ -298,33 +301,33 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         self.shield.caught(hook, error)
         _stop_worker(self)
 
-    @shielded(_stop_worker)
+    @shielded(_stop_worker, nothing)
     def wait_for_save(self) -> None:
         """The forward pass is over. Offloads may go on: their source blocks are held."""
         assert self._worker is not None
         self._worker.end_step()
 
-    @shielded(_received_after_stop)
+    @shielded(_received_after_stop, lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Returns the requests whose load between steps has ended."""
         assert self._worker is not None
         received, self._failed_received = self._worker.received()
         return None, received or None
 
-    @shielded(_load_errors_after_stop)
+    @shielded(_load_errors_after_stop, set)
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Returns the blocks that were promised and not loaded."""
         assert self._worker is not None
         return self._worker.load_errors()
 
-    @shielded(_reports_after_stop)
+    @shielded(_reports_after_stop, nothing)
     def build_connector_worker_meta(self) -> "KVConnectorWorkerMetadata | None":
         """Returns this rank's report."""
         return self._worker.take_reports() if self._worker is not None else None
 
     # Both sides.
 
-    @shielded(returning(None))
+    @shielded(returning(None), nothing)
     def get_kv_connector_stats(self) -> "KVConnectorStats | None":
         """Returns the counts since the last call."""
         side = self._scheduler or self._worker

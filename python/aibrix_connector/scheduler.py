@@ -263,7 +263,11 @@ class SchedulerSide:
             self._try_advance(new.req_id, new.num_computed_tokens + scheduled[new.req_id], state)
         cached = output.scheduled_cached_reqs
         for position, request_id in enumerate(cached.req_ids):
-            self._try_advance(request_id, cached.num_computed_tokens[position] + scheduled[request_id], state)
+            view = self._views.get(request_id)
+            computed = cached.num_computed_tokens[position] + scheduled[request_id]
+            # Most steps decode, and fill no block: this loop is all that they cost.
+            if view is not None and computed >= view.next_tokens:
+                self._try_advance(request_id, computed, state)
 
     def _try_advance(self, request_id: str, computed_tokens: int, state: Any) -> None:
         # One request's trouble must not cost the others' work of this step.

@@ -58,6 +58,8 @@ class Shielded(Protocol):
     """An object whose hooks are shielded."""
 
     shield: Shield
+    quiet: bool
+    """Whether this step has nothing for hooks that say what they return then."""
 
     def poison(self) -> None:
         """Native code has panicked, so that its state cannot be trusted: uses it no more."""
@@ -73,7 +75,9 @@ def recoverable(error: BaseException) -> bool:
     return isinstance(error, Exception) or is_panic(error)
 
 
-def shielded(recovery: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def shielded(
+    recovery: Callable[..., Any], when_quiet: Callable[[], Any] | None = None
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes a hook that does not raise.
 
     Without an error it costs one more function call, a fraction of a microsecond: hooks that are called for every layer
@@ -81,6 +85,8 @@ def shielded(recovery: Callable[..., Any]) -> Callable[[Callable[P, T]], Callabl
 
     Args:
         recovery: Called with the hook's own arguments when the hook has raised; what it returns is the hook's result.
+        when_quiet: Makes what a step without work gets instead of a call of the hook. Most steps are such, and each
+            function they enter has left the processor's caches since the last one.
     """
 
     def decorate(hook: Callable[P, T]) -> Callable[P, T]:
@@ -99,9 +105,20 @@ def shielded(recovery: Callable[..., Any]) -> Callable[[Callable[P, T]], Callabl
                     self.poison()
             return recovery(self, *args, **kwargs)
 
-        return guarded  # type: ignore[return-value]
+        if when_quiet is None:
+            return guarded  # type: ignore[return-value]
+
+        @functools.wraps(hook)
+        def quiet(self: Shielded, *args: Any, **kwargs: Any) -> Any:
+            return when_quiet() if self.quiet else guarded(self, *args, **kwargs)
+
+        return quiet  # type: ignore[return-value]
 
     return decorate
+
+
+def nothing() -> None:
+    """For a hook that returns nothing in a quiet step."""
 
 
 def returning(value: Any) -> Callable[..., Any]:

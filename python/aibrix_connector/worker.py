@@ -42,6 +42,7 @@ class WorkerSide:
         self._loads_layerwise = False
         self._stores_layers = False
         self._busy = False
+        self._settled = False
         self._finish_in_step = False
         self._expected: list[PromisedLoad] = []
         self._awaited: dict[str, PromisedLoad] = {}
@@ -124,12 +125,13 @@ class WorkerSide:
             text = str(error).replace("slab_path", "slab_dir").replace("capacity_bytes", "capacity")
             raise ValueError(text) from None
 
-    def begin_step(self, metadata: StepMetadata) -> None:
-        """A step begins: takes its plan."""
+    def begin_step(self, metadata: StepMetadata) -> bool:
+        """A step begins: takes its plan. Returns whether neither the step nor anything before it has work here."""
         self._end_is_due = not metadata.forward
         if metadata.plan is None and not metadata.promised and not metadata.retired:
-            return
+            return self._settled
         self._busy = True
+        self._settled = False
         self._finish_in_step = metadata.finish_in_step
         self._must_drain |= metadata.retired
         for promise in metadata.promised:
@@ -141,6 +143,7 @@ class WorkerSide:
                 self._expected.append(promise)
         if self._store is not None and metadata.plan is not None:
             self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan)
+        return False
 
     @property
     def uses_layers(self) -> bool:
@@ -223,6 +226,9 @@ class WorkerSide:
         is_drained = self._must_drain and not self._said_drained and is_idle
         broken, self._must_say_broken = self._must_say_broken, False
         if report is None and not broken and not is_drained:
+            # Until work comes, there will be nothing to say: no job is left, and all memory is there.
+            waiting = self._busy or self._awaited or self._lost_requests or self._lost_blocks
+            self._settled = self._store is not None and not waiting and self._store.is_settled()
             return None
         self._said_drained |= is_drained
         return WorkerReports([] if report is None else [report], broken, int(is_drained))

@@ -273,6 +273,29 @@ def test_block_tables_of_0_29() -> None:
     assert scheduler._block_tables(None, "a") is None
 
 
+def test_steps_without_work_do_not_reach_the_worker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request("a", 80)
+    table = engine.compute(asked)
+    engine.step()
+    engine.step()
+    assert engine.up.quiet
+
+    touched: list[str] = []
+    for name in ("start_loads", "end_step", "received", "load_errors", "take_reports", "take_stats"):
+        monkeypatch.setattr(engine.working, name, lambda name=name: touched.append(name))
+    engine.step({"a": (asked.num_tokens + 1, table)})
+    assert touched == []
+    # vLLM may add to what it is given.
+    first = engine.up.get_block_ids_with_load_errors()
+    first.add(1)
+    assert engine.up.get_block_ids_with_load_errors() == set()
+    monkeypatch.undo()
+
+    # Work ends the quiet at once.
+    engine.load(request("b", 80), 64)
+    assert not engine.up.quiet
+
+
 def test_reset_forgets(engine: Engine) -> None:
     engine.compute(request("a", 80))
     assert engine.down.reset_cache() is True

@@ -500,6 +500,13 @@ impl Store {
         self.timeline.as_ref().map_or(&[], Timeline::moments)
     }
 
+    /// Whether there will be nothing to report before the next plan with jobs: nothing runs, everything was said, and all
+    /// memory is usable.
+    pub fn is_settled(&self) -> bool {
+        let all_usable = self.reported_usable == self.memory.slot_count();
+        self.said_hello && all_usable && self.ended.is_empty() && !self.is_busy()
+    }
+
     /// Whether any job of this rank has not ended.
     pub fn is_busy(&self) -> bool {
         !(self.loads.is_empty()
