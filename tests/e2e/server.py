@@ -50,6 +50,7 @@ class Server:
         data_parallel: int = 1,
         flags: Sequence[str] = (),
         forked: bool = False,
+        line: Sequence[str] | None = None,
     ) -> None:
         """Starts the server.
 
@@ -60,10 +61,12 @@ class Server:
             flags: More flags of `vllm serve`.
             forked: Fork the server and its engine from this process, which has loaded vLLM already, instead of
                 starting them afresh: seconds instead of three times the imports.
+            line: The words after `vllm serve`, the model first, instead of what `options` say of the engine.
         """
         self.log = log
         self.port = _free_port()
-        arguments = [*_flags(options), "--host", "127.0.0.1", "--port", str(self.port), *flags]
+        arguments = ["--model", *line] if line is not None else _flags(options)
+        arguments += ["--host", "127.0.0.1", "--port", str(self.port), *flags]
         if data_parallel > 1:
             arguments += ["--data-parallel-size", str(data_parallel)]
         environment = child_environment(options)
