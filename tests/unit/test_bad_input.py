@@ -31,6 +31,12 @@ def opening(**arguments: Any) -> Callable[[], Any]:
     ("arguments", "message"),
     [
         ({"block_bytes": 0}, "block_bytes is 0: give the bytes of one block, for all layers"),
+        ({"block_bytes": -64}, "block_bytes is -64: give the bytes of one block, for all layers"),
+        (
+            {"block_bytes": 1 << 64},
+            "block_bytes is 18446744073709551616, above 64 bits: give the bytes of one block, for all layers",
+        ),
+        ({"capacity_bytes": -1}, "capacity_bytes is -1: give the bytes of all blocks"),
         (
             {"capacity_bytes": BLOCK_BYTES - 1},
             "capacity of 63 bytes is below one block of 64 bytes: raise capacity_bytes",
@@ -53,6 +59,7 @@ def opening(**arguments: Any) -> Callable[[], Any]:
             "different",
         ),
         ({"copy_threads": 0}, "copy_threads is 0: use 1 to copy on the caller's thread, or more"),
+        ({"copy_threads": -1}, "copy_threads is -1: use 1 to copy on the caller's thread, or more"),
         (
             {"capacity_bytes": 1 << 50},
             "slot_count is 17592186044416: slots are numbered with 32 bits: use larger slots",
@@ -67,6 +74,15 @@ def opening(**arguments: Any) -> Callable[[], Any]:
 def test_opening(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         opening(**arguments)()
+
+
+def test_sizes_are_whole_numbers() -> None:
+    with pytest.raises(
+        TypeError, match=r"^capacity_bytes is a float, not a whole number: give the bytes of all blocks$"
+    ):
+        opening(capacity_bytes=6400.0)()
+    with opening(capacity_bytes=np.int64(6400))() as cache:
+        assert len(cache.hash_tokens(np.arange(32), np.int32(8))) == 4
 
 
 def test_capacity_above_free_memory() -> None:
@@ -238,6 +254,18 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         lambda cache: cache.hash_tokens(np.arange(32), 0),
         ValueError,
         "block_tokens is 0: use 1 or more",
+    ),
+    (
+        "fewer than no tokens in a block",
+        lambda cache: cache.hash_tokens(np.arange(32), -16),
+        ValueError,
+        "block_tokens is -16: use 1 or more",
+    ),
+    (
+        "block tokens a text",
+        lambda cache: cache.hash_tokens(np.arange(32), "16"),
+        TypeError,
+        "block_tokens is a str, not a whole number: use 1 or more",
     ),
 ]
 
