@@ -164,6 +164,25 @@ fn options_limit_loading_and_storing() {
     assert_eq!((offloading.held, offloading.next_tokens), (vec![1, 2], usize::MAX));
 }
 
+/// The limit is a place in the prompt: what the engine holds in front of it counts.
+#[test]
+fn a_limit_of_loading_counts_from_the_first_token() {
+    for (local_tokens, limit, expected) in [
+        (0, 11, hit(8)),
+        (4, 11, hit(4)),
+        (4, 12, hit(8)),
+        (8, 11, Lookup::Miss(MissReason::TooShort)),
+        (12, 8, Lookup::Miss(MissReason::TooShort)),
+        (0, 0, Lookup::Miss(MissReason::TooShort)),
+    ] {
+        let mut planner = started(config(), 16);
+        store(&mut planner, 1, 4);
+        let options = RequestOptions { max_load_tokens: limit, ..RequestOptions::default() };
+        add_with(&mut planner, "a", 1, 6, options);
+        assert_eq!(planner.lookup("a", local_tokens, 24, ms(0)), expected, "{local_tokens} of {limit}");
+    }
+}
+
 #[test]
 fn prompt_only_leaves_the_answer_out() {
     let mut planner = started(PlannerConfig { prompt_only: true, ..config() }, 16);
