@@ -239,7 +239,8 @@ class Planner:
             keep_hashes: Keep the engine's hash of each slot, for events.
 
         Raises:
-            ValueError: A name is not known.
+            ValueError: A name is not known, there is no group, a number is 0 that must not be, or the engine's hashes
+                do not end where slots do.
         """
 
     def add_request(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aibrix_connector import BlockCache
+from aibrix_connector import BlockCache, _native
 
 BLOCK_BYTES = 64
 
@@ -83,6 +83,54 @@ def test_sizes_are_whole_numbers() -> None:
         opening(capacity_bytes=6400.0)()
     with opening(capacity_bytes=np.int64(6400))() as cache:
         assert len(cache.hash_tokens(np.arange(32), np.int32(8))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": []}, "groups is empty: give at least one KV cache group"),
+        ({"groups": [("full", 16, 0)] * 65537}, "65537 KV cache groups: groups are numbered with 16 bits"),
+        ({"groups": [("half", 16, 0)]}, 'unknown group kind "half": use "full", "sliding" or "state"'),
+        (
+            {"groups": [("full", 16, 0), ("full", 0, 0)]},
+            "group 1 has block_tokens 0: give the tokens of one engine block",
+        ),
+        (
+            {"groups": [("sliding", 16, 0)]},
+            "group 0 is sliding and has window_tokens 0: give the attention window in tokens",
+        ),
+        ({"slot_blocks": 0}, "slot_blocks is 0: use 1 or more"),
+        (
+            {"slot_blocks": 1 << 62},
+            "group 0 has 16 tokens a block, times slot_blocks 4611686018427387904: lower slot_blocks",
+        ),
+        ({"hash_tokens": 0}, "hash_tokens is 0: give the tokens that one engine hash covers"),
+        (
+            {"hash_tokens": 24},
+            "group 0 has slots of 16 tokens, which is no multiple of hash_tokens 24: raise slot_blocks, or take keys "
+            "from tokens",
+        ),
+        ({"ranks": 0}, "ranks is 0: give the number of workers that report"),
+        ({"fill_wait_s": -0.5}, "fill_wait_s is -0.5: give seconds from 0 up"),
+        ({"startup_wait_s": float("nan")}, "startup_wait_s is NaN: give seconds from 0 up"),
+    ],
+)
+def test_planners(arguments: dict[str, Any], message: str) -> None:
+    """What no engine has would give keys and slots that are not those of the tokens they stand for."""
+    usual: dict[str, Any] = {
+        "namespace": bytes(16),
+        "groups": [("full", 16, 0)],
+        "slot_blocks": 1,
+        "hash_tokens": 16,
+        "ranks": 1,
+    }
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        _native.Planner(**(usual | arguments))
+
+
+def test_hashes_that_do_not_end_with_slots_are_fine_where_keys_come_from_tokens() -> None:
+    groups = [("full", 16, 0), ("sliding", 16, 32)]
+    _native.Planner(namespace=bytes(16), groups=groups, slot_blocks=1, hash_tokens=24, ranks=1, key_source="tokens")
 
 
 def test_capacity_above_free_memory() -> None:

@@ -184,6 +184,33 @@ fn a_limit_of_loading_counts_from_the_first_token() {
 }
 
 #[test]
+fn a_configuration_that_no_engine_has_is_refused() {
+    assert_eq!(config().check(), Ok(()));
+    let two = |block_tokens| GroupConfig { kind: GroupKind::Full, block_tokens };
+    for (wrong, error) in [
+        (PlannerConfig { groups: vec![], ..config() }, PlannerConfigError::NoGroup),
+        (PlannerConfig { groups: vec![two(4); 65537], ..config() }, PlannerConfigError::Groups(65537)),
+        (PlannerConfig { groups: vec![two(4), two(0)], ..config() }, PlannerConfigError::NoBlockTokens(1)),
+        (PlannerConfig { slot_blocks: 0, ..config() }, PlannerConfigError::NoSlotBlocks),
+        (PlannerConfig { hash_tokens: 0, ..config() }, PlannerConfigError::NoHashTokens),
+        (PlannerConfig { ranks: 0, ..config() }, PlannerConfigError::NoRanks),
+        (
+            PlannerConfig { groups: vec![two(8), two(4)], hash_tokens: 8, ..config() },
+            PlannerConfigError::HashTokens { group: 1, slot_tokens: 4, hash_tokens: 8 },
+        ),
+        (
+            PlannerConfig { slot_blocks: usize::MAX, ..config() },
+            PlannerConfigError::SlotTokens { group: 0, block_tokens: 4, slot_blocks: usize::MAX },
+        ),
+    ] {
+        assert_eq!(wrong.check(), Err(error));
+    }
+    // Hashes of tokens that end elsewhere are of no use, but then keys may come from tokens.
+    let key_source = KeySource::Tokens(HashAlgorithm::Blake3);
+    assert_eq!(PlannerConfig { hash_tokens: 8, key_source, ..config() }.check(), Ok(()));
+}
+
+#[test]
 fn prompt_only_leaves_the_answer_out() {
     let mut planner = started(PlannerConfig { prompt_only: true, ..config() }, 16);
     add_with(&mut planner, "a", 1, 6, RequestOptions { prompt_tokens: 14, ..RequestOptions::default() });
