@@ -1,6 +1,7 @@
 """vLLM's OpenAI server on the loopback interface: what a user starts, spoken to over HTTP."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -205,6 +206,10 @@ class _ForkedServer:
             os.dup2(output, 2)
             sys.stdout = open(1, "w", buffering=1, closefd=False)
             sys.stderr = open(2, "w", buffering=1, closefd=False)
+            for handler in logging.getLogger("vllm").handlers:
+                # Some releases made it when they were loaded, with the output that pytest had then.
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setStream(sys.stdout)
             os.environ.update(environment)
             sys.argv = ["vllm serve", *arguments]
             fork_ranks()

@@ -110,6 +110,7 @@ def test_serve(reader: Reader) -> None:
     assert not SlabFile.all(reader.slab_folder)
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("scenarios")
 def test_a_restarted_engine_loads_what_the_document_says(reader: Reader) -> None:
     ((_, serve),) = _fenced("Keep the cache over restarts")

@@ -52,6 +52,7 @@ def test_server_answers(log: Path, data_parallel: int) -> None:
         assert server.metrics("vllm:prompt_tokens_total")["vllm:prompt_tokens_total"] == 900
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("scenarios")
 def test_an_evicted_prompt_is_loaded_and_counted(log: Path, slab_folder: Path) -> None:
     """The `scenarios` fixture has loaded vLLM, so the server is forked and there in seconds."""
@@ -87,9 +88,10 @@ def test_an_evicted_prompt_is_loaded_and_counted(log: Path, slab_folder: Path) -
     assert {(name, kind) for name, kind in served if not name.endswith("_created")} == set(documented)
 
 
-@pytest.mark.usefixtures("scenarios")
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["forked", "afresh"])
-def test_a_killed_server_is_warm(log: Path, slab_folder: Path, forked: bool) -> None:
+def test_a_killed_server_is_warm(request: pytest.FixtureRequest, log: Path, slab_folder: Path, forked: bool) -> None:
+    if forked:
+        request.getfixturevalue("scenarios")  # loads vLLM, which a server that starts afresh does by itself
     options = _options(slab_folder)
     with Server(options, log, forked=forked) as server:
         server.wait_ready()
