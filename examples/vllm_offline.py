@@ -1,8 +1,9 @@
 """vLLM with the connector, offline: the second run of a prompt loads its KV cache from host memory.
 
-Usage: python examples/vllm_offline.py MODEL
+Usage: python examples/vllm_offline.py MODEL [DIRECTORY]
 
-Needs vLLM 0.29 to 0.33 with its CPU backend. With a slab directory a second start of this program loads too.
+Needs vLLM 0.29 to 0.33 with its CPU backend. DIRECTORY is where the blocks are kept, ideally in shared memory; the
+default is /dev/shm. They stay there: in a second start of this program the first run loads too.
 """
 
 import sys
@@ -21,16 +22,22 @@ def main() -> None:
         kv_transfer_config=KVTransferConfig(
             kv_connector="AIBrixOffloadingConnectorV1Type3",
             kv_role="kv_both",
-            kv_connector_extra_config={"capacity": "1GiB", "slab_dir": "/dev/shm"},
+            kv_connector_extra_config={
+                "capacity": "256MiB",
+                "slab_dir": sys.argv[2] if len(sys.argv) > 2 else "/dev/shm",
+            },
         ),
     )
     sampling = SamplingParams(temperature=0, max_tokens=20)
+    hits_before = 0
     for run in ("first", "second"):
         (output,) = llm.generate([PROMPT], sampling, use_tqdm=False)
-        hits = {metric.name: metric.value for metric in llm.get_metrics() if "external_prefix_cache" in metric.name}
-        print(f"{run} run: {output.outputs[0].text!r}, {hits}")
+        hits = sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:external_prefix_cache_hits")
+        print(f"{run} run: {hits - hits_before} tokens loaded, {output.outputs[0].text!r}")
+        hits_before = hits
         # Forget what vLLM itself keeps on the device, so that the second run has to come from host memory.
-        llm.reset_prefix_cache()
+        if not llm.reset_prefix_cache():
+            raise RuntimeError("vLLM still uses blocks, and did not forget them")
 
 
 if __name__ == "__main__":

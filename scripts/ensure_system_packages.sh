@@ -18,6 +18,7 @@ need python3-venv "$PYTHON" -c 'import venv, ensurepip'
 need libnuma1 sh -c 'ldconfig -p | grep -q libnuma.so.1' # vLLM's CPU kernels link to it
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need util-linux command -v flock
+need curl command -v curl                                # a test runs the quick start as it stands
 
 if [ "${#missing[@]}" -gt 0 ]; then
   say "installing Debian packages: ${missing[*]}"

@@ -9,7 +9,7 @@ use kvcache_core::block_key::{HashAlgorithm, TokenHasher};
 use kvcache_core::fingerprint::Namespace;
 use parking_lot::RwLock;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyAny, PyBytes, PyDict};
@@ -36,15 +36,24 @@ impl BlockCache {
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
-        block_bytes: usize,
-        capacity_bytes: u64,
+        block_bytes: &Bound<'_, PyAny>,
+        capacity_bytes: &Bound<'_, PyAny>,
         eviction: &str,
         namespace: Option<String>,
         remote: Option<String>,
         slab_path: Option<PathBuf>,
-        copy_threads: Option<usize>,
+        copy_threads: Option<&Bound<'_, PyAny>>,
         hash: Option<&str>,
     ) -> PyResult<Self> {
+        let block_bytes =
+            count_in_memory(block_bytes, "block_bytes", "give the bytes of one block, for all layers")?;
+        let capacity_bytes = count(capacity_bytes, "capacity_bytes", "give the bytes of all blocks")?;
+        let copy_threads = match copy_threads {
+            None => 1,
+            Some(threads) => {
+                count_in_memory(threads, "copy_threads", "use 1 to copy on the caller's thread, or more")?
+            }
+        };
         if let Some(remote) = remote {
             return Err(PyValueError::new_err(format!(
                 "remote {remote:?} cannot be used: cache servers (L2) are not part of this version, leave it out"
@@ -60,7 +69,7 @@ impl BlockCache {
             eviction: eviction.to_owned(),
             namespace: namespace.clone(),
             slab_path,
-            copy_threads: copy_threads.unwrap_or(1),
+            copy_threads,
             ..BlockCacheConfig::new(block_bytes, capacity_bytes)
         };
         let core = py.detach(|| Core::open(&config)).map_err(value_error)?;
@@ -74,14 +83,19 @@ impl BlockCache {
     }
 
     /// Keys of the whole blocks of `tokens`.
-    #[pyo3(signature = (tokens, block_tokens=16, extra=b"".to_vec()))]
+    #[pyo3(signature = (tokens, block_tokens=None, extra=b"".to_vec()),
+           text_signature = "($self, tokens, block_tokens=16, extra=...)")]
     fn hash_tokens<'py>(
         &self,
         py: Python<'py>,
         tokens: &Bound<'py, PyAny>,
-        block_tokens: usize,
+        block_tokens: Option<&Bound<'py, PyAny>>,
         extra: Vec<u8>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let block_tokens = match block_tokens {
+            None => 16,
+            Some(tokens) => count_in_memory(tokens, "block_tokens", "use 1 or more")?,
+        };
         if block_tokens == 0 {
             return Err(PyValueError::new_err("block_tokens is 0: use 1 or more"));
         }
@@ -193,6 +207,29 @@ impl BlockCache {
             .clone()
             .ok_or_else(|| PyValueError::new_err("the cache is closed: open a new BlockCache"))
     }
+}
+
+/// A number from 0 up. Python's own errors for other values name neither the argument nor what to do.
+fn count(value: &Bound<'_, PyAny>, name: &str, remedy: &str) -> PyResult<u64> {
+    value.extract::<u64>().map_err(|error| {
+        if !error.is_instance_of::<PyOverflowError>(value.py()) {
+            return match value.get_type().name() {
+                Ok(kind) => PyTypeError::new_err(format!("{name} is a {kind}, not a whole number: {remedy}")),
+                Err(error) => error,
+            };
+        }
+        match value.lt(0) {
+            Ok(true) => PyValueError::new_err(format!("{name} is {value}: {remedy}")),
+            Ok(false) => PyValueError::new_err(format!("{name} is {value}, above 64 bits: {remedy}")),
+            Err(error) => error,
+        }
+    })
+}
+
+/// The same for what is counted in memory.
+fn count_in_memory(value: &Bound<'_, PyAny>, name: &str, remedy: &str) -> PyResult<usize> {
+    // No loss: the module is built for 64-bit machines only, and saturating is refused by whatever allocates.
+    Ok(usize::try_from(count(value, name, remedy)?).unwrap_or(usize::MAX))
 }
 
 fn check_tokens(mut tokens: impl Iterator<Item = i64>) -> PyResult<()> {

@@ -54,7 +54,11 @@ impl Planner {
                     "full" => GroupKind::Full,
                     "sliding" => GroupKind::Sliding { window_tokens },
                     "state" => GroupKind::State,
-                    _ => return Err(PyValueError::new_err(format!("unknown group kind {kind:?}"))),
+                    _ => {
+                        return Err(PyValueError::new_err(format!(
+                            "unknown group kind {kind:?}: use \"full\", \"sliding\" or \"state\""
+                        )));
+                    }
                 };
                 Ok(GroupConfig { kind, block_tokens })
             })
@@ -92,12 +96,13 @@ impl Planner {
             null_block,
             load_mode,
             min_load_tokens,
-            fill_wait: Duration::from_secs_f64(fill_wait_s),
-            startup_wait: Duration::from_secs_f64(startup_wait_s),
+            fill_wait: wait("fill_wait_s", fill_wait_s)?,
+            startup_wait: wait("startup_wait_s", startup_wait_s)?,
             store_on_sight,
             prompt_only,
             keep_hashes,
         };
+        config.check().map_err(value_error)?;
         let policy = Box::new(move |slots| match registry.build(&eviction, slots) {
             Ok(policy) => policy,
             Err(_) => unreachable!("the name was checked above"),
@@ -249,6 +254,11 @@ impl Planner {
         }
         Ok(out)
     }
+}
+
+fn wait(name: &str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| PyValueError::new_err(format!("{name} is {seconds}: give seconds from 0 up")))
 }
 
 fn time(seconds: f64) -> Duration {

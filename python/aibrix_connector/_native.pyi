@@ -81,9 +81,10 @@ class BlockCache:
                 faster and for private, single-tenant caches only: whoever chooses tokens can make keys collide.
 
         Raises:
-            ValueError: Names the value and the remedy: no or too little capacity, more than there is memory, an unknown
-                policy or hash, a directory that cannot be written, a ``slab_path`` without ``namespace``.
-            OverflowError: A size is negative or does not fit into 64 bits.
+            TypeError: A size is not a whole number.
+            ValueError: Names the value and the remedy: a negative size, no or too little capacity, more than there is
+                memory, an unknown policy or hash, a directory that cannot be written, a ``slab_path`` without
+                ``namespace``.
 
         Warns:
             RuntimeWarning: The cache works, but not as asked: for example too little shared memory, so that blocks are
@@ -108,8 +109,8 @@ class BlockCache:
             uint8 of shape ``[len(tokens) // block_tokens, 16]``, read-only.
 
         Raises:
-            TypeError: ``tokens`` is no buffer of int32 or int64.
-            ValueError: ``tokens`` is not contiguous or holds what is no token id, or ``block_tokens`` is 0.
+            TypeError: ``tokens`` is no buffer of int32 or int64, or ``block_tokens`` is not a whole number.
+            ValueError: ``tokens`` is not contiguous or holds what is no token id, or ``block_tokens`` is below 1.
         """
 
     def match(self, keys: _Array) -> int:
@@ -238,7 +239,8 @@ class Planner:
             keep_hashes: Keep the engine's hash of each slot, for events.
 
         Raises:
-            ValueError: A name is not known.
+            ValueError: A name is not known, there is no group, a number is 0 that must not be, or the engine's hashes
+                do not end where slots do.
         """
 
     def add_request(

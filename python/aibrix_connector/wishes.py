@@ -18,9 +18,9 @@ class Wishes:
     skip_store: bool = False
     """Store nothing of it."""
     max_load_tokens: int | None = None
-    """Load at most this many tokens."""
+    """Load nothing behind this many leading tokens of the prompt, those that the engine holds itself included."""
     max_store_tokens: int | None = None
-    """Store at most this many leading tokens."""
+    """Store nothing behind this many leading tokens."""
 
 
 _FLAGS = ("skip_load", "skip_store")

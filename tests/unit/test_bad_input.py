@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aibrix_connector import BlockCache
+from aibrix_connector import BlockCache, _native
 
 BLOCK_BYTES = 64
 
@@ -31,6 +31,12 @@ def opening(**arguments: Any) -> Callable[[], Any]:
     ("arguments", "message"),
     [
         ({"block_bytes": 0}, "block_bytes is 0: give the bytes of one block, for all layers"),
+        ({"block_bytes": -64}, "block_bytes is -64: give the bytes of one block, for all layers"),
+        (
+            {"block_bytes": 1 << 64},
+            "block_bytes is 18446744073709551616, above 64 bits: give the bytes of one block, for all layers",
+        ),
+        ({"capacity_bytes": -1}, "capacity_bytes is -1: give the bytes of all blocks"),
         (
             {"capacity_bytes": BLOCK_BYTES - 1},
             "capacity of 63 bytes is below one block of 64 bytes: raise capacity_bytes",
@@ -53,6 +59,7 @@ def opening(**arguments: Any) -> Callable[[], Any]:
             "different",
         ),
         ({"copy_threads": 0}, "copy_threads is 0: use 1 to copy on the caller's thread, or more"),
+        ({"copy_threads": -1}, "copy_threads is -1: use 1 to copy on the caller's thread, or more"),
         (
             {"capacity_bytes": 1 << 50},
             "slot_count is 17592186044416: slots are numbered with 32 bits: use larger slots",
@@ -67,6 +74,63 @@ def opening(**arguments: Any) -> Callable[[], Any]:
 def test_opening(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         opening(**arguments)()
+
+
+def test_sizes_are_whole_numbers() -> None:
+    with pytest.raises(
+        TypeError, match=r"^capacity_bytes is a float, not a whole number: give the bytes of all blocks$"
+    ):
+        opening(capacity_bytes=6400.0)()
+    with opening(capacity_bytes=np.int64(6400))() as cache:
+        assert len(cache.hash_tokens(np.arange(32), np.int32(8))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": []}, "groups is empty: give at least one KV cache group"),
+        ({"groups": [("full", 16, 0)] * 65537}, "65537 KV cache groups: groups are numbered with 16 bits"),
+        ({"groups": [("half", 16, 0)]}, 'unknown group kind "half": use "full", "sliding" or "state"'),
+        (
+            {"groups": [("full", 16, 0), ("full", 0, 0)]},
+            "group 1 has block_tokens 0: give the tokens of one engine block",
+        ),
+        (
+            {"groups": [("sliding", 16, 0)]},
+            "group 0 is sliding and has window_tokens 0: give the attention window in tokens",
+        ),
+        ({"slot_blocks": 0}, "slot_blocks is 0: use 1 or more"),
+        (
+            {"slot_blocks": 1 << 62},
+            "group 0 has 16 tokens a block, times slot_blocks 4611686018427387904: lower slot_blocks",
+        ),
+        ({"hash_tokens": 0}, "hash_tokens is 0: give the tokens that one engine hash covers"),
+        (
+            {"hash_tokens": 24},
+            "group 0 has slots of 16 tokens, which is no multiple of hash_tokens 24: raise slot_blocks, or take keys "
+            "from tokens",
+        ),
+        ({"ranks": 0}, "ranks is 0: give the number of workers that report"),
+        ({"fill_wait_s": -0.5}, "fill_wait_s is -0.5: give seconds from 0 up"),
+        ({"startup_wait_s": float("nan")}, "startup_wait_s is NaN: give seconds from 0 up"),
+    ],
+)
+def test_planners(arguments: dict[str, Any], message: str) -> None:
+    """What no engine has would give keys and slots that are not those of the tokens they stand for."""
+    usual: dict[str, Any] = {
+        "namespace": bytes(16),
+        "groups": [("full", 16, 0)],
+        "slot_blocks": 1,
+        "hash_tokens": 16,
+        "ranks": 1,
+    }
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        _native.Planner(**(usual | arguments))
+
+
+def test_hashes_that_do_not_end_with_slots_are_fine_where_keys_come_from_tokens() -> None:
+    groups = [("full", 16, 0), ("sliding", 16, 32)]
+    _native.Planner(namespace=bytes(16), groups=groups, slot_blocks=1, hash_tokens=24, ranks=1, key_source="tokens")
 
 
 def test_capacity_above_free_memory() -> None:
@@ -238,6 +302,18 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         lambda cache: cache.hash_tokens(np.arange(32), 0),
         ValueError,
         "block_tokens is 0: use 1 or more",
+    ),
+    (
+        "fewer than no tokens in a block",
+        lambda cache: cache.hash_tokens(np.arange(32), -16),
+        ValueError,
+        "block_tokens is -16: use 1 or more",
+    ),
+    (
+        "block tokens a text",
+        lambda cache: cache.hash_tokens(np.arange(32), "16"),
+        TypeError,
+        "block_tokens is a str, not a whole number: use 1 or more",
     ),
 ]
 

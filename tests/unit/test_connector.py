@@ -246,6 +246,14 @@ def test_requests_wish(engine: Engine, log: list[str], wish: Any, stored: int, l
     assert all("kv_transfer_params" in line and line.endswith("(said once)") for line in log)
 
 
+@pytest.mark.parametrize(("own", "loaded"), [(16, 16), (32, 0), (48, 0)])
+def test_a_limit_of_loading_counts_what_the_engine_holds(engine: Engine, own: int, loaded: int) -> None:
+    engine.compute(request("a", 80))
+    asked = request("b", 80, kv_transfer_params={"kvcache": {"max_load_tokens": 40}})
+    engine.down.on_new_request(asked)
+    assert engine.down.get_num_new_matched_tokens(asked, own)[0] == loaded
+
+
 @pytest.mark.parametrize("params", [5, "x", [1], {"kvcache": [1]}, {"kvcache": {"skip_load": {}}}, {1: 2}])
 def test_wrong_wishes_are_said_once_and_ignored(engine: Engine, log: list[str], params: Any) -> None:
     for number in range(3):

@@ -74,8 +74,3 @@ def test_the_example_of_block_cache_runs(tmp_path: Path) -> None:
             "62 blocks, 0 of them in the cache already\n62 leading blocks are in the cache now\n"
             "another prompt: 31 leading blocks\nafter a restart: 62 blocks, bytes equal: True\n"
         )
-
-
-def test_the_examples_compile() -> None:
-    for path in (ROOT / "examples").glob("*.py"):
-        compile(path.read_text(), str(path), "exec")

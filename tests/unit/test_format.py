@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from aibrix_connector import BlockCache, _native
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
@@ -56,7 +57,6 @@ def test_records_and_slots(slab: tuple[bytes, bytes, str]) -> None:
 
 
 def test_checksums(slab: tuple[bytes, bytes, str]) -> None:
-    xxhash = pytest.importorskip("xxhash")
     content, _, _ = slab
     assert struct.unpack_from("<Q", content, 80)[0] == xxhash.xxh3_64_intdigest(content[:80])
     for index in range(SLOTS):

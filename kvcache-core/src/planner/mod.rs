@@ -5,6 +5,7 @@
 //! I/O, and time is an argument. The [`Planner`] owns the [`Directory`], numbers the jobs, holds their slots until every
 //! rank has acknowledged them, and counts why there was no hit.
 
+mod config;
 mod cost;
 mod counters;
 mod jobs;
@@ -17,6 +18,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+pub use config::PlannerConfigError;
 pub use cost::CostModel;
 pub use counters::{MissReason, PlannerStats};
 pub use request::{KeySource, RequestOptions};
@@ -156,7 +158,7 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// A planner that waits for the ranks' first reports.
+    /// A planner that waits for the ranks' first reports. `config` must pass [`PlannerConfig::check`].
     pub fn new(config: PlannerConfig, policy: PolicyFactory) -> Self {
         let startup = Startup::new(config.ranks);
         let scratch = vec![Vec::new(); config.groups.len()];

@@ -25,9 +25,9 @@ pub struct RequestOptions {
     pub skip_load: bool,
     /// Store nothing of it.
     pub skip_store: bool,
-    /// Load at most this many tokens.
+    /// Load nothing behind this many leading tokens, those that the engine holds itself included.
     pub max_load_tokens: usize,
-    /// Store at most this many leading tokens.
+    /// Store nothing behind this many leading tokens.
     pub max_store_tokens: usize,
     /// Length of its prompt.
     pub prompt_tokens: usize,

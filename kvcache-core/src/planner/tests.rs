@@ -164,6 +164,52 @@ fn options_limit_loading_and_storing() {
     assert_eq!((offloading.held, offloading.next_tokens), (vec![1, 2], usize::MAX));
 }
 
+/// The limit is a place in the prompt: what the engine holds in front of it counts.
+#[test]
+fn a_limit_of_loading_counts_from_the_first_token() {
+    for (local_tokens, limit, expected) in [
+        (0, 11, hit(8)),
+        (4, 11, hit(4)),
+        (4, 12, hit(8)),
+        (8, 11, Lookup::Miss(MissReason::TooShort)),
+        (12, 8, Lookup::Miss(MissReason::TooShort)),
+        (0, 0, Lookup::Miss(MissReason::TooShort)),
+    ] {
+        let mut planner = started(config(), 16);
+        store(&mut planner, 1, 4);
+        let options = RequestOptions { max_load_tokens: limit, ..RequestOptions::default() };
+        add_with(&mut planner, "a", 1, 6, options);
+        assert_eq!(planner.lookup("a", local_tokens, 24, ms(0)), expected, "{local_tokens} of {limit}");
+    }
+}
+
+#[test]
+fn a_configuration_that_no_engine_has_is_refused() {
+    assert_eq!(config().check(), Ok(()));
+    let two = |block_tokens| GroupConfig { kind: GroupKind::Full, block_tokens };
+    for (wrong, error) in [
+        (PlannerConfig { groups: vec![], ..config() }, PlannerConfigError::NoGroup),
+        (PlannerConfig { groups: vec![two(4); 65537], ..config() }, PlannerConfigError::Groups(65537)),
+        (PlannerConfig { groups: vec![two(4), two(0)], ..config() }, PlannerConfigError::NoBlockTokens(1)),
+        (PlannerConfig { slot_blocks: 0, ..config() }, PlannerConfigError::NoSlotBlocks),
+        (PlannerConfig { hash_tokens: 0, ..config() }, PlannerConfigError::NoHashTokens),
+        (PlannerConfig { ranks: 0, ..config() }, PlannerConfigError::NoRanks),
+        (
+            PlannerConfig { groups: vec![two(8), two(4)], hash_tokens: 8, ..config() },
+            PlannerConfigError::HashTokens { group: 1, slot_tokens: 4, hash_tokens: 8 },
+        ),
+        (
+            PlannerConfig { slot_blocks: usize::MAX, ..config() },
+            PlannerConfigError::SlotTokens { group: 0, block_tokens: 4, slot_blocks: usize::MAX },
+        ),
+    ] {
+        assert_eq!(wrong.check(), Err(error));
+    }
+    // Hashes of tokens that end elsewhere are of no use, but then keys may come from tokens.
+    let key_source = KeySource::Tokens(HashAlgorithm::Blake3);
+    assert_eq!(PlannerConfig { hash_tokens: 8, key_source, ..config() }.check(), Ok(()));
+}
+
 #[test]
 fn prompt_only_leaves_the_answer_out() {
     let mut planner = started(PlannerConfig { prompt_only: true, ..config() }, 16);
