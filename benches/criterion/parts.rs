@@ -75,7 +75,7 @@ fn offloading(criterion: &mut Criterion) {
                     keys(next, 128)
                 },
                 |chain| {
-                    let reservation = directory.begin_offload(&chain, 0);
+                    let reservation = directory.begin_offload(&chain, 0, usize::MAX);
                     let fills: Vec<(SlotId, FillId)> =
                         reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
                     let ready = directory.complete_fills(&fills, true);
@@ -182,7 +182,8 @@ fn empty(slots: u32, policy: &str) -> Directory {
 fn full(slots: u32, policy: &str) -> Directory {
     let directory = empty(slots, policy);
     for prompt in 0..slots as usize / PROMPT_BLOCKS {
-        let reservation = directory.begin_offload(&keys((prompt * PROMPT_BLOCKS) as u64, PROMPT_BLOCKS), 0);
+        let reservation =
+            directory.begin_offload(&keys((prompt * PROMPT_BLOCKS) as u64, PROMPT_BLOCKS), 0, usize::MAX);
         let fills: Vec<(SlotId, FillId)> =
             reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
         directory.complete_fills(&fills, true);

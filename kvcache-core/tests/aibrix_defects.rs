@@ -76,7 +76,8 @@ fn aibrix_defect_02_metadata_is_bounded() {
         let directory = Directory::new(256, policy);
         let before = directory.stats().metadata_bytes;
         for put in 0..20_000u32 {
-            let reservation = directory.begin_offload(&keys_of("a", &put.to_le_bytes(), 0..16), 0);
+            let reservation =
+                directory.begin_offload(&keys_of("a", &put.to_le_bytes(), 0..16), 0, usize::MAX);
             let fills: Vec<(SlotId, FillId)> =
                 reservation.reserved.iter().map(|r| (r.slot, r.fill)).collect();
             assert_eq!(directory.complete_fills(&fills, true).len(), 1);

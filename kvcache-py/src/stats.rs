@@ -16,6 +16,7 @@ pub(crate) fn add_directory(out: &Bound<'_, PyDict>, stats: &DirectoryStats) -> 
         ("stored", stats.stored),
         ("evicted", stats.evicted),
         ("refused", stats.refused),
+        ("over_share", stats.over_share),
         ("failed_fills", stats.failed_fills),
         ("cancelled_fills", stats.cancelled_fills),
         ("adopted", stats.adopted),

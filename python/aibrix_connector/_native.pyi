@@ -174,9 +174,9 @@ class BlockCache:
 
         ``slots`` is the capacity in blocks and the sum of ``slots_ready``, ``slots_free``, ``slots_filling``,
         ``slots_draining`` and ``slots_unusable`` (memory not taken yet); ``slots_pinned`` of them are being read.
-        ``stored``, ``evicted``, ``refused``, ``failed_fills``, ``cancelled_fills``, ``adopted`` (found after a restart)
-        and ``removed`` only grow. ``metadata_bytes`` is memory beside the blocks, ``slab_bytes`` that of the blocks.
-        ``policy`` is the eviction policy's own name.
+        ``stored``, ``evicted``, ``refused``, ``over_share`` (always 0: a put has no share), ``failed_fills``,
+        ``cancelled_fills``, ``adopted`` (found after a restart) and ``removed`` only grow. ``metadata_bytes`` is memory
+        beside the blocks, ``slab_bytes`` that of the blocks. ``policy`` is the eviction policy's own name.
 
         Raises:
             ValueError: The cache is closed.

@@ -100,12 +100,14 @@ impl BlockCache {
         if self.memory.usable_slots() < self.memory.slot_count() {
             self.directory.limit_usable(self.memory.usable_slots());
         }
-        let reservation = self.directory.begin_offload(keys, 0);
+        // Nobody else waits for a share: whoever puts more than fits wants it all.
+        let reservation = self.directory.begin_offload(keys, 0, usize::MAX);
         let held = reservation.refused_from.unwrap_or(keys.len());
-        if reservation.reserved.is_empty() {
+        let hits = reservation.hits.iter().map(|index| keys[*index]).collect();
+        let mut filling = Filling { cache: self, reserved: reservation.reserved, hits, copied: false };
+        if filling.reserved.is_empty() {
             return Ok(held);
         }
-        let mut filling = Filling { cache: self, reserved: reservation.reserved, copied: false };
         let epoch = self.memory.epoch();
         for reserved in &filling.reserved {
             let parent = reserved.index.checked_sub(1).map_or(BlockKey::default(), |parent| keys[parent]);
@@ -140,6 +142,7 @@ impl BlockCache {
             let damaged = pinned.slots.split_off(held);
             self.directory.end_load(&damaged);
         }
+        self.directory.touch(&keys[..held]);
         let copied =
             slot_io::copy_out(&*self.memory, self.copies.as_ref(), &pinned.slots, out, self.block_bytes);
         Ok(if copied { pinned.slots.len() } else { 0 })
@@ -179,6 +182,8 @@ impl BlockCache {
 struct Filling<'a> {
     cache: &'a BlockCache,
     reserved: Vec<Reserved>,
+    /// Blocks of the same prefix that were there: used after the others are stored, so that heads outlive tails.
+    hits: Vec<BlockKey>,
     copied: bool,
 }
 
@@ -191,6 +196,7 @@ impl Drop for Filling<'_> {
         self.cache
             .directory
             .complete_fills_with(&fills, self.copied, |slot, fill| memory.publish(slot, fill));
+        self.cache.directory.touch(&self.hits);
     }
 }
 

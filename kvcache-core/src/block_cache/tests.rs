@@ -175,7 +175,7 @@ fn a_restart_finds_what_was_put_and_not_what_was_deleted_cleared_or_half_filled(
     }
     assert_eq!(cache.delete(&deleted[1..]), 2);
     // A process that dies while it fills.
-    let reservation = cache.directory.begin_offload(&chain(2, 2), 0);
+    let reservation = cache.directory.begin_offload(&chain(2, 2), 0, usize::MAX);
     for reserved in &reservation.reserved {
         let label = SlotLabel {
             key: chain(2, 2)[reserved.index],
@@ -218,7 +218,7 @@ fn a_block_deleted_while_it_is_put_is_not_found_after_a_restart() {
         let slab = Slab::new(2, BLOCK_BYTES);
         let cache = cache_over(&slab, BLOCK_BYTES);
         let keys = chain(0, 1);
-        let reservation = cache.directory.begin_offload(&keys, 0);
+        let reservation = cache.directory.begin_offload(&keys, 0, usize::MAX);
         if clear {
             cache.clear();
         } else {
@@ -233,7 +233,7 @@ fn a_block_deleted_while_it_is_put_is_not_found_after_a_restart() {
             epoch: cache.memory.epoch(),
         };
         cache.memory.begin_fill(reserved.slot, &label);
-        drop(Filling { cache: &cache, reserved: reservation.reserved, copied: true });
+        drop(Filling { cache: &cache, reserved: reservation.reserved, hits: Vec::new(), copied: true });
         assert_eq!(cache_over(&slab, BLOCK_BYTES).match_prefix(&keys), 0);
         assert_eq!(cache.stats().directory.free, 2);
     }

@@ -48,6 +48,7 @@ pub(super) struct Counters {
     pub(super) stored: u64,
     pub(super) evicted: u64,
     pub(super) refused: u64,
+    pub(super) over_share: u64,
     pub(super) failed_fills: u64,
     pub(super) cancelled_fills: u64,
     pub(super) adopted: u64,
@@ -134,6 +135,14 @@ impl Slots {
             }
         }
         self.operation
+    }
+
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(super) fn count_absent(&self, keys: &[BlockKey]) -> u64 {
+        keys.iter().filter(|key| self.find(key).is_none()).count() as u64
     }
 
     /// A slot for a new block: a free one, else a victim's.
@@ -310,6 +319,7 @@ impl Slots {
             stored: self.counters.stored,
             evicted: self.counters.evicted,
             refused: self.counters.refused,
+            over_share: self.counters.over_share,
             failed_fills: self.counters.failed_fills,
             cancelled_fills: self.counters.cancelled_fills,
             adopted: self.counters.adopted,

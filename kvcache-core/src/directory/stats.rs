@@ -24,6 +24,8 @@ pub struct DirectoryStats {
     pub evicted: u64,
     /// Blocks not stored because nothing could be evicted.
     pub refused: u64,
+    /// Blocks not stored because their request had evicted its share of the slots.
+    pub over_share: u64,
     /// Fills that failed.
     pub failed_fills: u64,
     /// Fills whose block was deleted before they ended.

@@ -27,7 +27,7 @@ fn fills(reservation: &Reservation) -> Vec<(SlotId, FillId)> {
 
 /// Stores what is absent of a chain and says that all of it arrived.
 fn store(directory: &Directory, chain: &[BlockKey]) -> Reservation {
-    let reservation = directory.begin_offload(chain, 0);
+    let reservation = directory.begin_offload(chain, 0, usize::MAX);
     directory.complete_fills(&fills(&reservation), true);
     reservation
 }
@@ -124,7 +124,16 @@ fn model(seed: u64) {
             4..=6 => {
                 let from = r.below(keys.len() + 1);
                 let busy = oracle.in_use();
-                let reservation = directory.begin_offload(&keys, from);
+                let evictions_max = if r.chance(500) { usize::MAX } else { r.below(4) };
+                let free = directory.stats().free;
+                let reservation = directory.begin_offload(&keys, from, evictions_max);
+                assert!(reservation.evicted.len() <= evictions_max);
+                let hits: Vec<usize> = (from..reservation.refused_from.unwrap_or(keys.len()))
+                    .filter(|index| oracle.resident.get(&keys[*index]).is_some_and(|(_, _, ready)| *ready))
+                    .collect();
+                assert_eq!(reservation.hits, hits);
+                let share_is_used = reservation.reserved.len() == free + evictions_max.min(slots as usize);
+                assert!(!reservation.over_share || reservation.refused_from.is_some() && share_is_used);
                 for (slot, evicted) in &reservation.evicted {
                     assert!(!keys.contains(evicted), "a chain's own block is evicted for its tail");
                     assert!(!busy.contains(slot), "a slot in use is evicted");
@@ -232,14 +241,48 @@ fn an_offload_is_refused_when_everything_is_pinned_or_filling() {
     let directory = lru(4);
     store(&directory, &chain(0, 2));
     let pinned = directory.begin_load(&chain(0, 2));
-    let filling = directory.begin_offload(&chain(1, 2), 0);
-    let refused = directory.begin_offload(&chain(2, 3), 0);
+    let filling = directory.begin_offload(&chain(1, 2), 0, usize::MAX);
+    let refused = directory.begin_offload(&chain(2, 3), 0, usize::MAX);
     assert_eq!((refused.refused_from, refused.reserved.len(), refused.evicted.len()), (Some(0), 0, 0));
     assert_eq!(directory.stats().refused, 3);
     directory.end_load(&pinned);
-    let room = directory.begin_offload(&chain(2, 3), 0);
+    let room = directory.begin_offload(&chain(2, 3), 0, usize::MAX);
     assert_eq!((room.refused_from, room.reserved.len(), room.evicted.len()), (Some(2), 2, 2));
     assert_eq!(directory.complete_fills(&fills(&filling), true).len(), 2);
+}
+
+#[test]
+fn a_request_evicts_its_share_at_most() {
+    let directory = lru(8);
+    store(&directory, &chain(0, 6));
+    let shared = directory.begin_offload(&chain(1, 5), 0, 2);
+    assert_eq!((shared.reserved.len(), shared.evicted.len()), (4, 2), "free slots do not count");
+    assert_eq!((shared.refused_from, shared.over_share), (Some(4), true));
+    directory.leave_out(&chain(1, 7)[5..]);
+    let stats = directory.stats();
+    assert_eq!((stats.refused, stats.over_share), (0, 3), "a reason of its own, each block once");
+    let pinned = directory.begin_load(&chain(0, 4));
+    let in_use = directory.begin_offload(&chain(2, 1), 0, 2);
+    assert_eq!((in_use.refused_from, in_use.over_share), (Some(0), false));
+    assert_eq!(directory.stats().refused, 1);
+    directory.end_load(&pinned);
+    assert_eq!([1, 7, 8, 400].map(evictions_per_request_max), [1, 1, 2, 100]);
+}
+
+/// What a request stores behind its hits leaves before them, though both were used by the same request.
+#[test]
+fn hits_that_are_touched_after_the_stored_blocks_outlive_them() {
+    let directory = lru(4);
+    store(&directory, &chain(0, 2));
+    let pinned = directory.begin_load(&chain(0, 2));
+    directory.end_load(&pinned);
+    let tail = directory.begin_offload(&chain(0, 4), 0, usize::MAX);
+    assert_eq!(tail.hits, [0, 1]);
+    directory.complete_fills(&fills(&tail), true);
+    directory.touch(&tail.hits.iter().map(|index| key(0, *index)).collect::<Vec<_>>());
+    let evicted: Vec<BlockKey> =
+        (1..5).flat_map(|other| store(&directory, &chain(other, 1)).evicted).map(|(_, key)| key).collect();
+    assert_eq!(evicted, [3, 2, 1, 0].map(|index| key(0, index)));
 }
 
 #[test]
@@ -296,16 +339,16 @@ fn a_head_that_was_stored_again_keeps_its_tail() {
 #[test]
 fn a_late_completion_of_a_cancelled_fill_frees_its_slot_only() {
     let directory = lru(1);
-    let first = directory.begin_offload(&chain(0, 1), 0);
+    let first = directory.begin_offload(&chain(0, 1), 0, usize::MAX);
     assert_eq!(directory.delete(&chain(0, 1)).len(), 1);
     assert_eq!(
-        directory.begin_offload(&chain(1, 1), 0).refused_from,
+        directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from,
         Some(0),
         "the slot is still being written"
     );
     assert_eq!(directory.stats().draining, 1);
     assert_eq!(directory.complete_fills(&fills(&first), true), [], "the block was deleted");
-    let second = directory.begin_offload(&chain(1, 1), 0);
+    let second = directory.begin_offload(&chain(1, 1), 0, usize::MAX);
     assert_eq!(second.reserved.len(), 1);
     assert_eq!(
         directory.complete_fills(&fills(&first), true),
@@ -324,15 +367,15 @@ fn a_pinned_block_that_is_deleted_keeps_its_slot_until_the_last_load_ends() {
     directory.clear();
     assert_eq!(directory.match_prefix(&chain(0, 1)).ready, 0);
     directory.end_load(&first);
-    assert_eq!(directory.begin_offload(&chain(1, 1), 0).refused_from, Some(0));
+    assert_eq!(directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from, Some(0));
     directory.end_load(&second);
-    assert_eq!(directory.begin_offload(&chain(1, 1), 0).reserved.len(), 1);
+    assert_eq!(directory.begin_offload(&chain(1, 1), 0, usize::MAX).reserved.len(), 1);
 }
 
 #[test]
 fn a_failed_fill_leaves_its_block_absent() {
     let directory = lru(2);
-    let reservation = directory.begin_offload(&chain(0, 2), 0);
+    let reservation = directory.begin_offload(&chain(0, 2), 0, usize::MAX);
     assert_eq!(directory.complete_fills(&fills(&reservation), false), []);
     assert_eq!(directory.match_prefix(&chain(0, 2)), PrefixMatch::default());
     assert_eq!((directory.stats().failed_fills, directory.stats().free), (2, 2));
@@ -347,10 +390,10 @@ fn adopted_blocks_know_their_parents_in_any_order_and_new_fills_are_newer() {
     assert_eq!(directory.adopt(&warm).len(), 2);
     directory.check().unwrap();
     directory.start_fills_above(FillId(40));
-    let reserved = directory.begin_offload(&chain(1, 2), 0).reserved;
+    let reserved = directory.begin_offload(&chain(1, 2), 0, usize::MAX).reserved;
     assert!(reserved.iter().all(|reserved| reserved.fill > FillId(40)));
     directory.touch(&[key(0, 1)]);
-    let evicted = directory.begin_offload(&chain(2, 1), 0).evicted;
+    let evicted = directory.begin_offload(&chain(2, 1), 0, usize::MAX).evicted;
     assert_eq!(evicted[0].1, key(0, 1), "the tail is the leaf");
     let unusable = [block(9, key(5, 0), BlockKey::default(), u64::MAX)];
     assert_eq!(directory.adopt(&unusable).len(), 0, "no such slot, and its fill does not overflow");
@@ -359,7 +402,7 @@ fn adopted_blocks_know_their_parents_in_any_order_and_new_fills_are_newer() {
 #[test]
 fn labels_are_written_before_anybody_can_find_or_reuse_the_slot() {
     let directory = lru(2);
-    let reservation = directory.begin_offload(&chain(0, 2), 0);
+    let reservation = directory.begin_offload(&chain(0, 2), 0, usize::MAX);
     directory.delete_with(&chain(0, 1), |slot| assert_eq!(slot, reservation.reserved[0].slot));
     let mut labelled = Vec::new();
     directory.complete_fills_with(&fills(&reservation), true, |slot, fill| labelled.push((slot, fill)));
@@ -370,10 +413,10 @@ fn labels_are_written_before_anybody_can_find_or_reuse_the_slot() {
 fn slots_become_usable_later_and_never_unusable_again() {
     let directory = lru(8);
     directory.limit_usable(2);
-    assert_eq!(directory.begin_offload(&chain(0, 4), 0).refused_from, Some(2));
+    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from, Some(2));
     directory.limit_usable(3);
     directory.limit_usable(1);
-    assert_eq!(directory.begin_offload(&chain(0, 4), 0).refused_from, Some(3));
+    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from, Some(3));
     let stats = directory.stats();
     assert_eq!((stats.unusable, stats.filling, stats.free), (5, 3, 0));
 }

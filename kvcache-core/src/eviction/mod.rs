@@ -16,8 +16,10 @@
 //!
 //! A request's blocks are not independent keys: a block is of use only while all blocks before it are there. The
 //! Directory therefore works through a request from its tail to its head, so that heads outlive tails. It first
-//! evicts for all missing blocks, then inserts them, tail first, then touches the ones that were hit, tail first.
-//! Against touching the hits before the inserts this is worth up to one point of hit ratio in tiny caches.
+//! evicts for the missing blocks, at most [a quarter of the slots](crate::directory::evictions_per_request_max), then
+//! inserts them, tail first, as they are stored. The ones that were hit are touched, tail first, when the last block of
+//! the prompt is stored, or when the request ends before. Against touching the hits before the inserts this is worth up
+//! to one point of hit ratio in tiny caches.
 
 mod age_ratio;
 mod ghost;

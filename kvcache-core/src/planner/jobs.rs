@@ -15,6 +15,8 @@ pub(super) struct Pending {
     pub(super) pinned: Vec<SlotId>,
     /// Keys being read (load); empty if the job cannot succeed for another reason than what they hold.
     pub(super) keys: Vec<BlockKey>,
+    /// Blocks that the request hit, to be touched after what this job stores (offload).
+    pub(super) hits: Vec<BlockKey>,
     /// Engine hashes of the blocks being stored, if they are kept (offload).
     pub(super) hashes: Vec<EngineHash>,
     /// The request it serves.
@@ -34,6 +36,7 @@ impl Pending {
             fills: Vec::new(),
             pinned: Vec::new(),
             keys: Vec::new(),
+            hits: Vec::new(),
             hashes: Vec::new(),
             request: request.to_owned(),
             held: Vec::new(),

@@ -24,7 +24,9 @@ pub use counters::{MissReason, PlannerStats};
 pub use request::{KeySource, RequestOptions};
 
 use crate::BlockKey;
-use crate::directory::{Directory, FillId, GroupKind, GroupMatch, GroupPrefix, Residency, match_groups};
+use crate::directory::{
+    Directory, FillId, GroupKind, GroupMatch, GroupPrefix, Residency, evictions_per_request_max, match_groups,
+};
 use crate::eviction::{EvictionPolicy, SlotId};
 use crate::fingerprint::Namespace;
 use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
@@ -320,6 +322,7 @@ impl Planner {
             let slots =
                 self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
             pinned.extend_from_slice(&slots);
+            request.hits[group].extend(first..first + slots.len());
             for (position, slot_index) in (first..boundary.div_ceil(slot_tokens)).enumerate() {
                 let range = slot_index * self.config.slot_blocks..(slot_index + 1) * self.config.slot_blocks;
                 let ids = range.map(|block| {
@@ -362,6 +365,7 @@ impl Planner {
             return out;
         };
         if request.options.skip_store {
+            directory.touch(&request.take_hits());
             return out;
         }
         if request.stale {
@@ -374,6 +378,7 @@ impl Planner {
             usize::MAX
         });
         let limit = computed_tokens.min(cap);
+        let share = evictions_per_request_max(self.startup.slot_count());
         let mut job = Job {
             id: self.jobs.peek_id(self.epoch),
             kind: JobKind::Offload,
@@ -409,7 +414,15 @@ impl Planner {
             if from == until {
                 continue;
             }
-            let reservation = directory.begin_offload(&keys[..until], from);
+            if request.over_share {
+                directory.leave_out(&keys[from..until]);
+                continue;
+            }
+            let left = share.saturating_sub(request.evicted);
+            let reservation = directory.begin_offload(&keys[..until], from, left);
+            request.evicted += reservation.evicted.len();
+            request.over_share = reservation.over_share;
+            request.hits[group].extend(&reservation.hits);
             self.counters.already_stored += reservation.present as u64;
             for (slot, _) in &reservation.evicted {
                 note_removed(&mut self.hashes, &mut self.removed, *slot);
@@ -430,31 +443,41 @@ impl Planner {
                 });
             }
             // A refused block is tried again once the request has grown by another slot.
-            if let Some(refused) = reservation.refused_from {
+            if let Some(refused) = reservation.refused_from
+                && !reservation.over_share
+            {
                 request.offloaded[group] = refused;
             }
         }
         if out.next_tokens > cap {
             out.next_tokens = usize::MAX;
         }
+        // With the last slot of what it asked for: chunks that come later would outlive the heads again.
+        let hits = if out.next_tokens > request.total_tokens { request.take_hits() } else { Vec::new() };
         if !job.transfers.is_empty() {
             self.activity += 1;
             job.id = self.jobs.next_id(self.epoch);
             out.job = Some(job.id);
             let fills = job.transfers.iter().map(|transfer| (transfer.slot, transfer.fill)).collect();
-            let mut pending = Pending { fills, held: out.held.clone(), ..Pending::new(JobKind::Offload, id) };
+            let mut pending =
+                Pending { fills, hits, held: out.held.clone(), ..Pending::new(JobKind::Offload, id) };
             if self.config.keep_hashes {
                 pending.hashes = job.transfers.iter().map(|transfer| transfer.engine_hash).collect();
             }
             self.jobs.begin(job.id, pending);
             self.plan.jobs.push(job);
+        } else {
+            directory.touch(&hits);
         }
         out
     }
 
     /// The request will not be asked about again. Its jobs go on until every rank has acknowledged them.
     pub fn finish(&mut self, id: &str) {
-        self.requests.remove(id);
+        let request = self.requests.remove(id);
+        if let (Some(mut request), Some(directory)) = (request, &self.directory) {
+            directory.touch(&request.take_hits());
+        }
     }
 
     /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
@@ -494,6 +517,7 @@ impl Planner {
         if let Some(directory) = &self.directory {
             directory.end_load(&pending.pinned);
             let ready = directory.complete_fills(&pending.fills, !pending.failed);
+            directory.touch(&pending.hits);
             if pending.kind == JobKind::Offload {
                 let mut ready = ready.iter().peekable();
                 for (position, (slot, _)) in pending.fills.iter().enumerate() {
@@ -520,6 +544,8 @@ impl Planner {
                 // What the request computes instead is stored again.
                 if let Some(request) = self.requests.get_mut(&pending.request) {
                     request.offloaded.fill(0);
+                    // In the slots that the failed blocks have left.
+                    request.over_share = false;
                 }
             }
         }
@@ -580,6 +606,8 @@ impl Planner {
         }
         for request in self.requests.values_mut() {
             request.offloaded.fill(0);
+            request.hits.iter_mut().for_each(Vec::clear);
+            request.over_share = false;
             request.stale = true;
         }
         self.slot_epoch

@@ -60,6 +60,12 @@ pub(super) struct Request {
     units: usize,
     /// Slots considered for offload, per group.
     pub(super) offloaded: Vec<usize>,
+    /// Slots that were hits and are not touched yet, per group: see [`take_hits`](Self::take_hits).
+    pub(super) hits: Vec<Vec<usize>>,
+    /// Blocks evicted for it so far, of its share.
+    pub(super) evicted: usize,
+    /// Whether a block of it was not stored since its share was used up: later ones would lie behind a hole.
+    pub(super) over_share: bool,
     /// For each slot that the reuse gate has counted, whether it passed: a request is one sight. Per group.
     pub(super) sighted: Vec<Vec<bool>>,
     /// Whether its KV was computed before a reset, so that none of it may be stored.
@@ -94,6 +100,9 @@ impl Request {
             hashers,
             units: 0,
             offloaded: vec![0; groups],
+            hits: vec![Vec::new(); groups],
+            evicted: 0,
+            over_share: false,
             sighted: vec![Vec::new(); groups],
             stale: false,
             first_asked: None,
@@ -150,6 +159,22 @@ impl Request {
 
     pub(super) fn engine_hash(&self, group: usize, slot: usize) -> EngineHash {
         self.hashes[group].get(slot).copied().unwrap_or_default()
+    }
+
+    /// The blocks that it hit since the last call, each once, heads before tails.
+    ///
+    /// They are touched after the blocks stored behind them: the other way round the new tails would outlive the heads
+    /// without which they are unreachable.
+    pub(super) fn take_hits(&mut self) -> Vec<BlockKey> {
+        let mut taken = Vec::new();
+        for (hits, keys) in self.hits.iter_mut().zip(&self.keys) {
+            let mut hits = std::mem::take(hits);
+            // A block that was loaded is found present again by the offload.
+            hits.sort_unstable();
+            hits.dedup();
+            taken.extend(hits.into_iter().filter_map(|index| keys.get(index)).copied());
+        }
+        taken
     }
 
     /// Why nothing beyond `local_tokens` is there.

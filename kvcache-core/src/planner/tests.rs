@@ -1,9 +1,12 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::block_key::HashAlgorithm;
 use crate::directory::Resident;
-use crate::eviction::Lru;
+use crate::eviction::{Candidate, Lru};
 use crate::report::{Hello, JobEnd};
 
 /// Tokens of a block; slots hold one block unless a test says otherwise.
@@ -490,11 +493,11 @@ fn a_reset_before_the_first_reports_is_not_lost() {
 
 #[test]
 fn a_refused_offload_is_tried_again_when_the_request_has_grown() {
-    let mut planner = started(config(), 4);
-    store(&mut planner, 1, 4);
-    add(&mut planner, "pin", 1, 5);
-    planner.lookup("pin", 0, 20, ms(0));
-    planner.commit_load("pin", 16, &table(1..6));
+    let mut planner = started(config(), 12);
+    store(&mut planner, 1, 12);
+    add(&mut planner, "pin", 1, 13);
+    planner.lookup("pin", 0, 52, ms(0));
+    planner.commit_load("pin", 48, &table(1..14));
     let load = planner.take_plan(1, ms(0)).unwrap().jobs[0].id;
     add(&mut planner, "a", 2, 3);
     let refused = planner.offload("a", 8, &table(11..14));
@@ -502,6 +505,171 @@ fn a_refused_offload_is_tried_again_when_the_request_has_grown() {
     end(&mut planner, load, true);
     let offloading = planner.offload("a", 12, &table(11..14));
     assert_eq!(offloading.held, [11, 12, 13]);
+}
+
+/// A quarter of the slots, however many chunks it comes in; and a share of its own for everybody else.
+#[test]
+fn a_request_evicts_its_share_over_its_life_and_the_rest_is_counted() {
+    let mut planner = started(config(), 8);
+    store(&mut planner, 1, 8);
+    add(&mut planner, "a", 2, 5);
+    for (computed, held) in [(4, vec![11]), (8, vec![12]), (16, vec![]), (20, vec![])] {
+        let offloading = planner.offload("a", computed, &table(11..16));
+        assert_eq!(offloading.held, held, "after {computed} tokens");
+        assert_eq!(offloading.next_tokens, computed + BLOCK, "the connector goes on as ever");
+        offloading.job.map(|job| end(&mut planner, job, true));
+    }
+    let stats = planner.directory().unwrap().stats();
+    assert_eq!((stats.evicted, stats.over_share, stats.refused), (2, 3, 0));
+    assert_eq!(store(&mut planner, 3, 2)[0].stored, [0, 1]);
+}
+
+/// The blocks of a load that failed leave free slots, which cost nobody anything.
+#[test]
+fn after_a_failed_load_a_request_stores_again_though_its_share_is_used() {
+    let mut planner = started(config(), 4);
+    store(&mut planner, 1, 3);
+    store(&mut planner, 9, 1);
+    add(&mut planner, "a", 1, 6);
+    planner.lookup("a", 0, 25, ms(0));
+    planner.commit_load("a", 12, &table(1..7));
+    let load = planner.take_plan(1, ms(0)).unwrap().jobs[0].id;
+    let offloading = planner.offload("a", 24, &table(1..7));
+    assert_eq!((offloading.held, planner.directory().unwrap().stats().over_share), (vec![4], 2));
+    end(&mut planner, load, false);
+    assert_eq!(planner.offload("a", 24, &table(1..7)).held, [1, 2, 3]);
+}
+
+/// A policy that writes down what it is told, as `+document.block` and `touch document.block`.
+struct Witness {
+    lru: Lru,
+    names: HashMap<SlotId, String>,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl EvictionPolicy for Witness {
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+
+    fn insert(&mut self, slot: SlotId, key: BlockKey) {
+        let namespace = Namespace::of_text("test");
+        let (document, block) = (0..10)
+            .flat_map(|document| (0..10).map(move |block| (document, block)))
+            .find(|(document, block)| {
+                BlockKey::from_engine_hash(&namespace, 0, &hash(*document, *block), &[]) == key
+            })
+            .unwrap();
+        self.told.lock().push(format!("+{document}.{block}"));
+        self.names.insert(slot, format!("{document}.{block}"));
+        self.lru.insert(slot, key);
+    }
+
+    fn touch(&mut self, slot: SlotId) {
+        self.told.lock().push(format!("touch {}", self.names[&slot]));
+        self.lru.touch(slot);
+    }
+
+    fn remove(&mut self, slot: SlotId) {
+        self.lru.remove(slot);
+    }
+
+    fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId> {
+        self.lru.evict(candidate)
+    }
+
+    fn clear(&mut self) {
+        self.lru.clear();
+    }
+
+    fn len(&self) -> usize {
+        self.lru.len()
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        self.lru.metadata_bytes()
+    }
+}
+
+/// A planner that holds the first two blocks of document 1, and takes what the policy was told since the last call.
+fn witnessed() -> (Planner, impl Fn() -> Vec<String>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let witness = Arc::clone(&told);
+    let mut planner = Planner::new(
+        config(),
+        Box::new(move |slots| {
+            Box::new(Witness { lru: Lru::new(slots), names: HashMap::new(), told: Arc::clone(&witness) })
+        }),
+    );
+    planner.absorb(&hello(0, 16));
+    store(&mut planner, 1, 2);
+    told.lock().clear();
+    (planner, move || std::mem::take(&mut *told.lock()))
+}
+
+/// Loads the two blocks for a prompt of 17 tokens and returns the job.
+fn load_two(planner: &mut Planner, options: RequestOptions) -> JobId {
+    add_with(planner, "a", 1, 4, options);
+    assert_eq!(planner.lookup("a", 0, 17, ms(0)), hit(8));
+    planner.commit_load("a", 8, &table(1..6));
+    planner.take_plan(1, ms(0)).unwrap().jobs[0].id
+}
+
+const TOUCHES: [&str; 2] = ["touch 1.1", "touch 1.0"];
+
+#[test]
+fn hits_are_touched_once_after_the_last_chunk_of_the_prompt_is_stored() {
+    for (ok, finished_early) in [(true, false), (true, true), (false, false)] {
+        let (mut planner, told) = witnessed();
+        let load = load_two(&mut planner, RequestOptions::default());
+        end(&mut planner, load, true);
+        let first = planner.offload("a", 12, &table(1..6)).job.unwrap();
+        end(&mut planner, first, ok);
+        let last = planner.offload("a", 17, &table(1..6)).job.unwrap();
+        if finished_early {
+            planner.finish("a");
+        }
+        assert_eq!(told(), if ok { vec!["+1.2"] } else { vec![] }, "not before the last chunk");
+        end(&mut planner, last, ok);
+        let stored = if ok { vec!["+1.3"] } else { vec![] };
+        assert_eq!(told(), [stored, TOUCHES.to_vec()].concat());
+        planner.finish("a");
+        assert_eq!(told(), Vec::<String>::new(), "one use, one touch");
+    }
+}
+
+#[test]
+fn hits_of_the_engines_own_cache_are_touched_after_the_stored_blocks_too() {
+    let (mut planner, told) = witnessed();
+    add(&mut planner, "a", 1, 4);
+    assert_eq!(planner.lookup("a", 8, 17, ms(0)), Lookup::Miss(MissReason::Absent));
+    planner.commit_load("a", 0, &table(1..6));
+    let job = planner.offload("a", 17, &table(1..6)).job.unwrap();
+    end(&mut planner, job, true);
+    assert_eq!(told(), ["+1.3", "+1.2", "touch 1.1", "touch 1.0"]);
+}
+
+/// Aborted before anything was stored, with nothing to store, and where storing is not wanted.
+#[test]
+fn hits_are_touched_once_though_nothing_is_stored() {
+    let (mut planner, told) = witnessed();
+    let load = load_two(&mut planner, RequestOptions::default());
+    assert_eq!(told(), Vec::<String>::new());
+    planner.finish("a");
+    assert_eq!(told(), TOUCHES);
+    end(&mut planner, load, true);
+    assert_eq!(told(), Vec::<String>::new());
+    add(&mut planner, "present", 1, 2);
+    planner.lookup("present", 0, 9, ms(0));
+    assert_eq!(planner.offload("present", 9, &table(1..4)).job, None);
+    assert_eq!(told(), TOUCHES);
+    let skip = RequestOptions { skip_store: true, ..RequestOptions::default() };
+    let load = load_two(&mut planner, skip);
+    end(&mut planner, load, true);
+    planner.offload("a", 17, &table(1..6));
+    assert_eq!(told(), TOUCHES);
+    planner.finish("a");
+    assert_eq!(told(), Vec::<String>::new());
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl World {
             }
             self.counts.evicted += stats.evicted;
             self.counts.refused += stats.refused;
+            self.counts.over_share += stats.over_share;
             self.counts.stored += stats.stored;
         }
         self.counts.adopted += self.planner.stats().adopted_blocks;

@@ -214,6 +214,7 @@ counts!(
     stored,
     evicted,
     refused,
+    over_share,
     adopted,
     waits,
     declined,
