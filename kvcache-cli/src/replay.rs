@@ -172,5 +172,5 @@ fn table(trace: &Trace, outcomes: &[Outcome<'_>]) -> String {
 
 const BASELINE: &str = "lru";
 
-/// Policies number their ghosts in 32 bits, and a replay holds about 90 bytes a slot.
+/// Policies number their ghosts in 32 bits, and a replay holds about 130 bytes a slot.
 const CAPACITY_MAX: u32 = 1 << 30;

@@ -1,15 +1,15 @@
-//! Replays a trace of requests against an eviction policy and counts hits.
+//! Replays a trace of requests against the [`Directory`] and counts hits.
 //!
 //! The question is how much of the traffic of yesterday a cache of a given capacity would have answered. A [`Trace`]
-//! holds the block ids of each request in arrival order; [`Replay`] runs it through a policy by the rules of the
-//! Directory, one request after the other and without the bytes:
+//! holds the block ids of each request in arrival order; [`Replay`] asks the Directory about them as the
+//! [planner](crate::planner) does, one request after the other and without the bytes:
 //!
 //! 1. A hit is the leading run of resident blocks; after the first hole nothing can be loaded.
-//! 2. All blocks of the request are pinned while it is served.
-//! 3. Missing blocks are stored, head first, each in a free slot or that of a victim. One request evicts at most a
-//!    quarter of the slots ([`evictions_per_request_max`]); where that is used up or everything is pinned, the rest
-//!    of the request is not stored.
-//! 4. The policy hears of the stored blocks, then of the used ones, tail first.
+//! 2. The request's missing blocks are offloaded. It evicts none of its own blocks, and at most a quarter of the slots
+//!    ([`evictions_per_request_max`]); where that is used up, the rest of the request is not stored.
+//! 3. When they are stored, its resident blocks are touched.
+//!
+//! What a replay leaves out is time: copies end at once, and no request is served beside another.
 //!
 //! ```
 //! use kvcache_core::eviction::Lru;
@@ -26,7 +26,8 @@
 use std::collections::HashMap;
 
 use crate::BlockKey;
-use crate::eviction::{Candidate, EvictionPolicy, SlotId};
+use crate::directory::{Directory, FillId, evictions_per_request_max};
+use crate::eviction::{EvictionPolicy, SlotId};
 
 /// Requests in arrival order. Equal block ids mean equal tokens and an equal prefix.
 #[derive(Clone, Debug)]
@@ -35,8 +36,7 @@ pub struct Trace {
     requests: Vec<Request>,
     /// The blocks of all requests, one after the other, numbered by first appearance.
     accesses: Vec<u32>,
-    /// Per block: the block before it, or [`NOTHING`].
-    parents: Vec<u32>,
+    /// Numbers of the block ids.
     blocks: HashMap<u64, u32>,
 }
 
@@ -49,31 +49,21 @@ struct Request {
 impl Trace {
     /// A trace without requests, of blocks of `block_tokens` tokens.
     pub fn new(block_tokens: u64) -> Self {
-        Self {
-            block_tokens,
-            requests: Vec::new(),
-            accesses: Vec::new(),
-            parents: Vec::new(),
-            blocks: HashMap::new(),
-        }
+        Self { block_tokens, requests: Vec::new(), accesses: Vec::new(), blocks: HashMap::new() }
     }
 
     /// Adds a request of `input_tokens` tokens in the blocks `block_ids`, from first to last. The last block may be
-    /// partly filled. An id that comes again keeps the predecessor that it had first.
+    /// partly filled.
     ///
     /// # Panics
     ///
-    /// Above 2^32 - 2 distinct blocks.
+    /// Above 2^32 - 1 distinct blocks.
     pub fn push(&mut self, input_tokens: u64, block_ids: &[u64]) {
-        let mut parent = NOTHING;
         for &id in block_ids {
-            let next = u32::try_from(self.parents.len()).ok().filter(|&next| next != NOTHING);
-            let block = *self.blocks.entry(id).or_insert_with(|| {
-                self.parents.push(parent);
-                next.expect("blocks are numbered in 32 bits")
-            });
-            self.accesses.push(block);
-            parent = block;
+            let next = u32::try_from(self.blocks.len());
+            let block =
+                self.blocks.entry(id).or_insert_with(|| next.expect("blocks are numbered in 32 bits"));
+            self.accesses.push(*block);
         }
         self.requests.push(Request { input_tokens, accesses_end: self.accesses.len() });
     }
@@ -90,7 +80,7 @@ impl Trace {
 
     /// Number of distinct blocks: a cache of so many slots never evicts.
     pub fn block_count(&self) -> usize {
-        self.parents.len()
+        self.blocks.len()
     }
 
     fn requests(&self) -> impl Iterator<Item = (&Request, &[u32])> {
@@ -133,13 +123,11 @@ impl ReplayCounts {
     }
 }
 
-/// A cache of slots without bytes, over one trace and one policy.
+/// A [`Directory`] without a slab, over one trace and one policy.
 pub struct Replay<'a> {
     trace: &'a Trace,
-    policy: Box<dyn EvictionPolicy>,
-    residency: Residency,
-    /// Slots that the running request has filled, head first.
-    stored: Vec<(SlotId, u32)>,
+    directory: Directory,
+    evictions_per_request_max: usize,
     counts: ReplayCounts,
 }
 
@@ -148,155 +136,42 @@ impl<'a> Replay<'a> {
     pub fn new(trace: &'a Trace, slot_count: u32, policy: Box<dyn EvictionPolicy>) -> Self {
         Self {
             trace,
-            policy,
-            residency: Residency::new(trace.block_count(), slot_count),
-            stored: Vec::new(),
+            directory: Directory::new(slot_count, policy),
+            evictions_per_request_max: evictions_per_request_max(slot_count),
             counts: ReplayCounts::default(),
         }
     }
 
-    /// Serves the whole trace: about ten million blocks a second.
+    /// Serves the whole trace: a few million blocks a second.
     pub fn run(mut self) -> ReplayCounts {
         let trace = self.trace;
+        let mut keys = Vec::new();
         for (request, blocks) in trace.requests() {
-            let hit_blocks = self.serve(blocks);
+            keys.clear();
+            keys.extend(blocks.iter().map(|block| key(*block)));
+            let hit_blocks = self.serve(&keys);
             self.counts.requests += 1;
             self.counts.accesses += blocks.len() as u64;
             self.counts.hit_blocks += hit_blocks as u64;
             self.counts.input_tokens += request.input_tokens;
             self.counts.hit_tokens += (hit_blocks as u64 * trace.block_tokens).min(request.input_tokens);
         }
+        let stats = self.directory.stats();
+        self.counts.evictions = stats.evicted;
+        self.counts.refused = stats.refused + stats.over_share;
         self.counts
     }
 
     /// Serves one request; returns the length of its leading run of resident blocks.
-    fn serve(&mut self, blocks: &[u32]) -> usize {
-        let hit_blocks = blocks.iter().take_while(|&&block| self.residency.slot(block).is_some()).count();
-        self.residency.unpin_all();
-        blocks.iter().for_each(|&block| self.residency.pin(block));
-        self.stored.clear();
-        let mut evictions_left = evictions_per_request_max(self.residency.slots.len() as u32);
-        for &block in blocks {
-            if self.residency.slot(block).is_some() {
-                continue;
-            }
-            let Some(slot) = self.room(&mut evictions_left) else {
-                self.counts.refused += 1;
-                continue;
-            };
-            self.residency.store(self.trace, block, slot);
-            self.stored.push((slot, block));
-        }
-        for &(slot, block) in self.stored.iter().rev() {
-            self.policy.insert(slot, key(block));
-        }
-        for &block in blocks.iter().rev() {
-            if let Some(slot) = self.residency.slot(block)
-                && !self.residency.is_new(slot)
-            {
-                self.policy.touch(slot);
-            }
-        }
+    fn serve(&self, keys: &[BlockKey]) -> usize {
+        let hit_blocks = self.directory.match_prefix(keys).ready;
+        let reservation = self.directory.begin_offload(keys, 0, self.evictions_per_request_max);
+        let fills: Vec<(SlotId, FillId)> =
+            reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
+        self.directory.complete_fills(&fills, true);
+        let hits: Vec<BlockKey> = reservation.hits.iter().map(|index| keys[*index]).collect();
+        self.directory.touch(&hits);
         hit_blocks
-    }
-
-    fn room(&mut self, evictions_left: &mut u32) -> Option<SlotId> {
-        if let Some(free) = self.residency.free.pop() {
-            return Some(free);
-        }
-        *evictions_left = evictions_left.checked_sub(1)?;
-        let residency = &self.residency;
-        let victim = self.policy.evict(&mut |slot| residency.candidate(slot))?;
-        self.residency.vacate(self.trace, victim);
-        self.counts.evictions += 1;
-        Some(victim)
-    }
-}
-
-/// Blocks that one request may evict: a quarter of the slots, at least one.
-///
-/// In a cache of a few requests' length a single long request would otherwise empty the cache, and its tail is of use
-/// only while its head is there. On an agentic-coding trace with a cache of 0.5 % of the distinct blocks (1.7
-/// requests) the limit lifts the block hit ratio from 12.5 % to 18 %; where a cache holds tens of requests it never
-/// acts.
-pub fn evictions_per_request_max(slot_count: u32) -> u32 {
-    (slot_count / 4).max(1)
-}
-
-/// Which block is where.
-struct Residency {
-    /// Per block: its slot, or [`NOTHING`].
-    slot_of: Vec<u32>,
-    /// Per block: resident blocks that come directly after it.
-    children: Vec<u32>,
-    /// Per slot: its block, and the request that pinned and stored it last.
-    slots: Vec<Slot>,
-    free: Vec<SlotId>,
-    request: u64,
-}
-
-#[derive(Clone)]
-struct Slot {
-    block: u32,
-    pinned_by: u64,
-    stored_by: u64,
-}
-
-impl Residency {
-    fn new(block_count: usize, slot_count: u32) -> Self {
-        Self {
-            slot_of: vec![NOTHING; block_count],
-            children: vec![0; block_count],
-            slots: vec![Slot { block: NOTHING, pinned_by: 0, stored_by: 0 }; slot_count as usize],
-            free: (0..slot_count).rev().map(SlotId).collect(),
-            request: 0,
-        }
-    }
-
-    fn slot(&self, block: u32) -> Option<SlotId> {
-        Some(self.slot_of[block as usize]).filter(|&slot| slot != NOTHING).map(SlotId)
-    }
-
-    fn unpin_all(&mut self) {
-        self.request += 1;
-    }
-
-    fn pin(&mut self, block: u32) {
-        if let Some(slot) = self.slot(block) {
-            self.slots[slot.index()].pinned_by = self.request;
-        }
-    }
-
-    /// Whether the running request stored what is in `slot`.
-    fn is_new(&self, slot: SlotId) -> bool {
-        self.slots[slot.index()].stored_by == self.request
-    }
-
-    fn candidate(&self, slot: SlotId) -> Candidate {
-        let held = &self.slots[slot.index()];
-        if held.pinned_by == self.request {
-            Candidate::Pinned
-        } else if self.children[held.block as usize] > 0 {
-            Candidate::HasChildren
-        } else {
-            Candidate::Leaf
-        }
-    }
-
-    fn store(&mut self, trace: &Trace, block: u32, slot: SlotId) {
-        self.slot_of[block as usize] = slot.0;
-        self.slots[slot.index()] = Slot { block, pinned_by: self.request, stored_by: self.request };
-        if let Some(children) = self.children.get_mut(trace.parents[block as usize] as usize) {
-            *children += 1;
-        }
-    }
-
-    fn vacate(&mut self, trace: &Trace, slot: SlotId) {
-        let block = self.slots[slot.index()].block;
-        self.slot_of[block as usize] = NOTHING;
-        if let Some(children) = self.children.get_mut(trace.parents[block as usize] as usize) {
-            *children -= 1;
-        }
     }
 }
 
@@ -308,8 +183,6 @@ fn key(block: u32) -> BlockKey {
     key[8..12].copy_from_slice(&block.to_le_bytes());
     BlockKey(key)
 }
-
-const NOTHING: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -345,19 +218,13 @@ mod tests {
 
     #[test]
     fn nothing_hits_behind_a_hole() {
-        // Two requests of other blocks leave of the first one its head at most.
-        let mut trace = Trace::new(16);
-        trace.push(48, &[1, 2, 3]);
-        trace.push(16, &[4]);
-        trace.push(48, &[1, 2, 3]);
-        let mut replay = Replay::new(&trace, 8, Box::new(Lru::new(8)));
-        replay.serve(&[0, 1, 2]);
-        let hole = replay.residency.slot(1).expect("stored");
-        replay.policy.remove(hole);
-        replay.residency.vacate(&trace, hole);
-        replay.residency.free.push(hole);
-        assert_eq!(replay.serve(&[0, 1, 2]), 1, "block 2 is resident, but behind the hole");
-        assert_eq!(replay.serve(&[0, 1, 2]), 3, "the hole was filled again");
+        let trace = Trace::new(16);
+        let replay = Replay::new(&trace, 8, Box::new(Lru::new(8)));
+        let keys = [0, 1, 2].map(key);
+        assert_eq!(replay.serve(&keys), 0);
+        replay.directory.delete(&keys[1..2]);
+        assert_eq!(replay.serve(&keys), 1, "block 2 is resident, but behind the hole");
+        assert_eq!(replay.serve(&keys), 3, "the hole was filled again");
     }
 
     #[test]
