@@ -49,7 +49,7 @@ pub struct Reserved {
     pub index: usize,
     /// Where its bytes go.
     pub slot: SlotId,
-    /// Names this fill; [`Directory::complete_fill`] wants it back.
+    /// Names this fill; [`Directory::complete_fills`] wants it back.
     pub fill: FillId,
 }
 
