@@ -214,6 +214,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "copies": copies,
     "python": python_part("benches.python.block_cache"),
     "engine": python_part("benches.engine.measures"),
+    "overlap": python_part("benches.engine.overlap"),
     "parts": criterion,
 }
 
@@ -221,6 +222,7 @@ COMMANDS = {
     "copies": "kvcache bench --json --seconds 20",
     "python": "python -m benches.python.block_cache",
     "engine": "python -m benches.engine.measures",
+    "overlap": "python -m benches.engine.overlap",
     "parts": "cargo bench -p kvcache-benches --bench parts",
 }
 

@@ -46,6 +46,34 @@ def first_token(engine: Engine, seed: int, tokens: int, answer: int, head: int =
     return {"first_s": first_s, "busy_s": busy_s, "whole_s": whole_s, "cached": cached, "settled_s": settled_s}
 
 
+def tail_step(engine: Engine, head_seed: int, head: int, seed: int, tail: int) -> Measured:
+    """Computes the tail of a prompt whose head is there, and stores nothing of it.
+
+    Args:
+        engine: The engine.
+        head_seed: Of the leading tokens.
+        head: Number of leading tokens.
+        seed: Of the others.
+        tail: Number of the others.
+
+    Returns:
+        Seconds to the first token, steps until it came, and the prompt tokens that were not computed.
+    """
+    ids = prompt(head_seed, head) + prompt(seed, tail)
+    wish = {"kvcache": {"skip_store": True}} if _is_ours(engine) else None
+    llm = engine.llm.llm_engine
+    began = time.perf_counter()
+    add(engine, f"request-{time.monotonic_ns()}", ids, answer=1, kv_transfer_params=wish)
+    first_s, steps, cached = 0.0, 0, 0
+    while llm.has_unfinished_requests():
+        steps += 1
+        for output in llm.step():
+            first_s = time.perf_counter() - began
+            cached = output.num_cached_tokens or 0
+    _settle(engine)
+    return {"first_s": first_s, "steps": steps, "cached": cached}
+
+
 def throughput(engine: Engine, seed: int, requests: int, tokens: int, answer: int) -> Measured:
     """Answers distinct prompts, all at once. The time ends when everything is computed *and* stored.
 

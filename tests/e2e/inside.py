@@ -29,11 +29,19 @@ def store_stats(engine: Engine) -> dict[str, Any]:
     return dict(worker_side(engine)._store.stats())
 
 
-def add(engine: Engine, request_id: str, tokens: Sequence[int], *, answer: int = 40) -> None:
+def add(
+    engine: Engine,
+    request_id: str,
+    tokens: Sequence[int],
+    *,
+    answer: int = 40,
+    kv_transfer_params: dict[str, Any] | None = None,
+) -> None:
     """Gives the engine a request without running it."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(temperature=0, max_tokens=answer, detokenize=False, ignore_eos=True)
+    extra = {"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None
+    sampling = SamplingParams(temperature=0, max_tokens=answer, detokenize=False, ignore_eos=True, extra_args=extra)
     engine.llm.llm_engine.add_request(request_id, {"prompt_token_ids": list(tokens)}, sampling)
 
 
