@@ -279,6 +279,8 @@ impl Shared {
         if let Some(index) = queues.runnable.iter().position(|queued| queued.ticket() == job.ticket()) {
             queues.runnable.remove(index);
         }
+        // Not before: whoever is told of the end may ask what is in flight, or submit in its place.
+        job.end();
         if queues.waiters > 0 {
             self.ended.notify_all();
         }

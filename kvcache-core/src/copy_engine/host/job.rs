@@ -1,6 +1,6 @@
 //! One accepted batch: which chunks are claimed, and how many bytes are still to arrive.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -14,9 +14,10 @@ pub(super) struct Job {
     variant: Variant,
     pieces: Vec<Piece>,
     claimed: Mutex<Cursor>,
-    /// Bytes that have not arrived. Reaching zero is the batch's end: the subtraction releases the copied bytes, the
-    /// load in `is_done` acquires them.
+    /// Bytes that have not arrived. Each subtraction releases the bytes that it counts, and the last one acquires them all.
     missing_bytes: AtomicUsize,
+    /// Set by whoever saw the last bytes arrive, once the engine counts the batch as ended: who sees it sees both.
+    ended: AtomicBool,
 }
 
 /// The first byte that nobody has claimed. `index == pieces.len()` when all are.
@@ -45,6 +46,7 @@ impl Job {
             pieces: batch.pieces,
             claimed: Mutex::new(Cursor::default()),
             missing_bytes: AtomicUsize::new(bytes),
+            ended: AtomicBool::new(bytes == 0),
         }
     }
 
@@ -66,7 +68,12 @@ impl Job {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.missing_bytes.load(Ordering::Acquire) == 0
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// All bytes have arrived, and nothing counts the batch any more.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Claims about `chunk_bytes` and copies them. Returns the bytes copied; zero when nothing was left to claim.
