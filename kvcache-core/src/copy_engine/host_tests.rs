@@ -144,7 +144,7 @@ fn a_wait_ends_at_its_timeout_while_another_thread_holds_the_last_chunk() {
     let job = engine.shared.queues.lock().by_ticket[&ticket.0].clone();
     assert_eq!(job.copy_chunk(64), 64);
     assert_eq!(engine.wait(ticket, Duration::from_millis(20)), CopyState::Pending);
-    assert!(job.account(64));
+    engine.shared.arrived(&job, 64);
     assert_eq!(engine.poll(ticket), CopyState::Done);
 }
 
