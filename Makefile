@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 export VLLM_VERSION ?= 0.32.0
+# Processes that run end-to-end scenarios at the same time. Each loads vLLM once (1.5 GB); a scenario computes on one thread.
+E2E_PROCESSES ?= 2
 # Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
 PYTEST_ARGS ?=
 # Extra arguments for the benchmarks, as in: make bench BENCH_ARGS="--quick --only engine"
@@ -51,7 +53,7 @@ test-python: $(wheel_env) ## tests of the Python package: its API and vLLM's con
 	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/unit) $(PYTEST_ARGS)
 
 test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
-	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" $(PYTEST_ARGS)
+	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" -n $(E2E_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in processes of their own, several ranks
 	$(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)

