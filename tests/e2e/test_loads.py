@@ -37,6 +37,10 @@ MODES = {
 }
 
 
+SLOW_MODES = ("no-copy-threads-async", "no-prefix-caching-async", "no-layers-ahead", "lru", "hybrid-one-block-slots")
+"""Modes that differ little from others, and are left to the slow part."""
+
+
 def _run_twice(options: EngineOptions) -> dict[str, Any]:
     from tests.e2e.engine import Engine
     from tests.e2e.inside import planner_stats, store_stats
@@ -55,7 +59,13 @@ def _run_twice(options: EngineOptions) -> dict[str, Any]:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.slow] if name in SLOW_MODES else [])
+        for name, options in MODES.items()
+    ],
+)
 def test_second_run_loads(scenarios: Scenarios, reference: Reference, options: EngineOptions) -> None:
     if options.kv_dtype == "fp8" and not cpu_has("avx512f"):
         pytest.skip("vLLM's fp8 KV cache on the CPU needs AVX-512")

@@ -174,11 +174,14 @@ def _mixed(options: EngineOptions, prompts: list[list[int]], order: list[int]) -
         return {"done": list(done.items()), "planner": planner_stats(engine), "hits": engine.external_hit_tokens()}
 
 
-def test_mixed_requests_with_less_memory_than_they_need(scenarios: Scenarios, reference: Reference) -> None:
-    """200 requests over 40 prompts of different lengths, with room for a third of their blocks."""
+@pytest.mark.parametrize("requests", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_mixed_requests_with_less_memory_than_they_need(
+    scenarios: Scenarios, reference: Reference, requests: int
+) -> None:
+    """Requests over 40 prompts of different lengths in random order, with room for a third of their blocks."""
     rng = random.Random(5)
     prompts = [prompt(seed % 25, 100 + 16 * (seed % 13)) for seed in range(40)]
-    order = [rng.randrange(len(prompts)) for _ in range(200)]
+    order = [rng.randrange(len(prompts)) for _ in range(requests)]
     connector = {"capacity": "4MiB", "slot_blocks": 1, "load_mode": "auto"}
     options = EngineOptions(connector=connector, prefix_caching=False, step_tokens_max=256)
     run = scenarios.run(_mixed, options, prompts, order, timeout_s=150)
@@ -188,7 +191,7 @@ def test_mixed_requests_with_less_memory_than_they_need(scenarios: Scenarios, re
     assert planner["slots_pinned"] == planner["slots_filling"] == planner["jobs_in_flight"] == 0
     assert planner["slots_ready"] + planner["slots_free"] == planner["slots"]
     expected = reference(options, prompts, tokens=8)
-    assert len(run["done"]) == 200
+    assert len(run["done"]) == requests
     for request, answer in run["done"]:
         assert answer["tokens"] == expected[order[int(request.split("-")[0])]], f"request {request}"
 
