@@ -9,14 +9,16 @@ use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
 use kvcache_core::copy_engine::{CopyEngine, Direction, HostCopyConfig, HostCopyEngine, Ticket};
 use kvcache_core::plan::StepPlan;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
-use kvcache_core::store::{EngineLayout, LayerBinding, Moment, PageLayout, Store as Core, StoreConfig};
+use kvcache_core::store::{
+    EngineLayout, LayerBinding, Moment, PageLayout, RankSlots, Store as Core, StoreConfig,
+};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::planner::value_error;
-use crate::slots::{Slots, our_words};
+use crate::slots::{describe, our_words};
 
 /// `(name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes)`.
 type Layer = (String, u16, usize, usize, usize, usize, usize, usize);
@@ -28,7 +30,7 @@ const SHARED_MEMORY: &str = "/dev/shm";
 #[pyclass(frozen, module = "aibrix_connector._native")]
 pub(crate) struct Store {
     core: Mutex<Option<Core>>,
-    slots: Slots,
+    slots: RankSlots,
     copy_threads: usize,
     drilled: Option<Arc<DrillEngine>>,
     opened: Instant,
@@ -108,7 +110,7 @@ impl Store {
             }
         };
         let slots = py
-            .detach(|| Slots::open(&config, rank != leader, verify_l1))
+            .detach(|| RankSlots::open(&config, rank != leader, verify_l1))
             .map_err(|error| PyValueError::new_err(our_words(&error)))?;
         let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,
@@ -141,12 +143,12 @@ impl Store {
 
     /// What was opened, for the log.
     fn describe(&self) -> String {
-        format!("{}, {} copy threads", self.slots.describe(), self.copy_threads)
+        format!("{}, {} copy threads", describe(&self.slots), self.copy_threads)
     }
 
     /// What the user should know, one line each.
     fn warnings(&self) -> Vec<String> {
-        self.slots.warnings()
+        self.slots.warnings().iter().map(our_words).collect()
     }
 
     /// A step begins. Whether it loads layer by layer, and whether it offloads.
@@ -274,6 +276,12 @@ impl Store {
             };
             store.moments().iter().filter_map(row).collect()
         })
+    }
+
+    /// This rank gives up in the middle of a step: before others go on, what they compute is made worthless to a later
+    /// engine. Close it next.
+    fn give_up(&self) {
+        self.slots.give_up();
     }
 
     /// Ends what is in flight and gives the memory back. Closing twice is fine.

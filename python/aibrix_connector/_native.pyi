@@ -441,6 +441,9 @@ class Store:
         ``what`` is ``wait``, ``computed``, ``load`` or ``offload``; times are nanoseconds since the store was opened.
         """
 
+    def give_up(self) -> None:
+        """This rank gives up in the middle of a step; :meth:`close` comes next."""
+
     def close(self) -> None:
         """Ends what is in flight and gives the memory back. May be repeated.
 

@@ -371,7 +371,8 @@ else:
     ) -> KVConnectorTransferResults:
         """Returns what has ended, with failures by request: block ids cannot say them with several groups."""
         _, received = self.get_finished(finished_req_ids)
-        failed = self._failed_received if self._worker is not None and not self._worker.single_group else set()
+        fresh = self._worker is not None and not self._worker.single_group and not self.quiet
+        failed = self._failed_received if fresh else set()
         return KVConnectorTransferResults(
             finished_sending=set(), finished_recving=received or set(), failed_recving=failed
         )

@@ -35,7 +35,10 @@ def capacity_bytes(wanted: int | None) -> int:
         return wanted
     memory = memory_bytes()
     auto = min(AUTO_MOST_BYTES, memory["MemTotal"] // AUTO_SHARE)
-    return auto if auto <= memory["MemAvailable"] // 2 else memory["MemAvailable"] // 4
+    if auto <= memory["MemAvailable"] // 2:
+        return auto
+    # In coarse steps, so that ranks and restarts mostly come to the same.
+    return 1 << (memory["MemAvailable"] // 4).bit_length() - 1
 
 
 def memory_bytes() -> dict[str, int]:
@@ -65,8 +68,11 @@ def replicas(config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> int:
     that is counted only where the model's configuration leaves no doubt that it is so in every layer.
     """
     said = max(1, int(getattr(kv_cache_config, "kv_tp_replicas", 1) or 1))
-    tensor = config.parallel_config.tensor_parallel_size
-    if said > 1 or tensor == 1 or config.speculative_config is not None:
+    parallel = config.parallel_config
+    tensor = parallel.tensor_parallel_size
+    # With context parallelism, ranks that have the same head hold different tokens of it.
+    context = [getattr(parallel, f"{kind}_context_parallel_size", 1) for kind in ("decode", "prefill")]
+    if said > 1 or tensor == 1 or max(context) > 1 or config.speculative_config is not None:
         return said
     found = list(_fields(config.model_config.hf_config.to_dict(), _KV_HEADS))
     name, total = found[0] if len(found) == 1 else ("", 0)
@@ -110,20 +116,19 @@ def sharing(config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> tuple[int
     return parallel.rank - parallel.rank % parallel.tensor_parallel_size % copies, copies
 
 
-def fits_shared_memory(capacity: int) -> bool:
-    """Whether a slab of this size can lie in ``/dev/shm``, often small in containers. Equal on all ranks."""
+def fits(capacity: int, directory: str) -> bool:
+    """Whether a slab of this size can ever lie in a directory: ``/dev/shm`` is often small in containers.
+
+    What is free at the moment does not count, so that all ranks get the same answer.
+    """
     try:
-        whole = os.statvfs("/dev/shm")
+        whole = os.statvfs(directory)
     except OSError:
-        return False
-    # Without a limit it has no blocks.
-    return whole.f_blocks == 0 or whole.f_blocks * whole.f_frsize > capacity
-
-
-def owner_pid() -> int:
-    """Returns the process whose end means that this engine has ended: the one that started this rank, or this one."""
-    parent = multiprocessing.parent_process()
-    return os.getpid() if parent is None or parent.pid is None else parent.pid
+        # It is made when the slab is opened, on the file system of a folder above it.
+        parent = os.path.dirname(directory.rstrip("/"))
+        return bool(parent) and parent != directory and fits(capacity, parent)
+    # Without a limit it has no blocks. The table and its rounding take a little more than the slots.
+    return whole.f_blocks == 0 or whole.f_blocks * whole.f_frsize > capacity * 1.02 + (4 << 20)
 
 
 def shard_fields(

@@ -102,7 +102,8 @@ class Settings:
         _auto_or(parse_bytes),
         'a size such as "8GiB", or "auto"',
         "Host memory for L1, over all ranks of the engine on this machine. `auto` takes an eighth of the machine's "
-        "memory, at most 10 GiB; if that is more than half of what is available, a quarter of what is available.",
+        "memory, at most 10 GiB; if that is more than half of what is available, a quarter of what is available, "
+        "down to a power of two.",
     )
     slab_dir: str | None = _setting(
         None,

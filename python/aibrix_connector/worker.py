@@ -13,7 +13,7 @@ from aibrix_connector.metrics import CacheStats
 from aibrix_connector.placement import (
     capacity_bytes,
     copy_placement,
-    fits_shared_memory,
+    fits,
     owner_pid,
     shard_fields,
     sharing,
@@ -80,11 +80,12 @@ class WorkerSide:
         rank, world = config.parallel_config.rank, config.parallel_config.world_size
         capacity = capacity_bytes(settings.capacity)
         leader, copies = sharing(config, self._kv_cache_config)
-        if copies > 1 and slab_dir is None and not fits_shared_memory(capacity):
+        if copies > 1 and not fits(capacity, shared := slab_dir or "/dev/shm"):
             logger.warning(
-                "%d ranks hold the same bytes and store them once each: /dev/shm is too small for the capacity of %d "
-                "bytes (docker run --shm-size)",
+                "%d ranks hold the same bytes and store them once each: %s is too small for the capacity of %d bytes "
+                "(docker run --shm-size)",
                 copies,
+                shared,
                 capacity,
             )
             leader, copies = rank, 1
@@ -207,6 +208,8 @@ class WorkerSide:
         if store is not None:
             self._must_say_broken = True
             logger.error("this rank's part of the KV cache is closed; requests are computed instead")
+            # Before this rank takes part in another layer: what the others compute stands on what it has not loaded.
+            store.give_up()
             # Returns when no copy touches the engine's memory any more: only then may failures be reported.
             store.close()
         for promise in (*self._expected, *self._awaited.values()):

@@ -6,7 +6,7 @@ Bash reads the lines as they stand in the document, after these substitutions an
 - `vllm serve` hands its words to `tests.e2e.server`, which starts the server in a fork, on a free port and eagerly;
 - MODEL is the folder of a tiny model, `localhost:8000` the server's address;
 - `/dev/shm` is a fresh folder in it, and 8GiB are 64MiB; where the line names no capacity, the environment does, so
-  that a test does not take a quarter of the machine's memory.
+  that a test does not take an eighth of the machine's memory.
 """
 
 import json

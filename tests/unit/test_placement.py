@@ -29,7 +29,7 @@ def fields(
 
 
 @pytest.mark.parametrize(
-    ("total_gib", "free_gib", "expected_gib"), [(16, 8, 2), (80, 70, 10), (400, 390, 10), (64, 12, 3)]
+    ("total_gib", "free_gib", "expected_gib"), [(16, 8, 2), (80, 70, 10), (400, 390, 10), (64, 12, 2), (64, 16, 8)]
 )
 def test_auto_capacity(monkeypatch: pytest.MonkeyPatch, total_gib: int, free_gib: int, expected_gib: int) -> None:
     found = {"MemTotal": total_gib << 30, "MemAvailable": free_gib << 30}
@@ -96,6 +96,10 @@ def test_copied_heads_are_counted_where_there_is_no_doubt(heads: dict[str, Any],
         model_config__hf_config=SimpleNamespace(to_dict=lambda: {"num_attention_heads": 8} | heads),
     )
     assert placement.replicas(config, kv_cache_config) == expected
+    for context in ("decode", "prefill"):
+        setattr(config.parallel_config, f"{context}_context_parallel_size", 2)
+        assert placement.replicas(config, kv_cache_config) == 1
+        setattr(config.parallel_config, f"{context}_context_parallel_size", 1)
     config.speculative_config = SimpleNamespace(method="draft_model")
     assert placement.replicas(config, kv_cache_config) == 1
 
@@ -108,8 +112,10 @@ def test_ranks_that_may_be_on_other_machines_store_for_themselves(change: dict[s
 
 
 def test_a_small_dev_shm_is_noticed() -> None:
-    assert placement.fits_shared_memory(1 << 20)
-    assert not placement.fits_shared_memory(1 << 60)
+    assert placement.fits(1 << 20, "/dev/shm")
+    assert placement.fits(1 << 20, "/dev/shm/not/there/yet/")
+    assert not placement.fits(1 << 60, "/dev/shm")
+    assert not placement.fits(1 << 60, "/dev/shm/not/there/yet")
 
 
 def test_owner_is_this_process_when_nobody_started_it() -> None:

@@ -42,8 +42,8 @@ pub struct SharedBacking {
     pub rank: u32,
     /// Ranks that map the slab besides that one, because their bytes are the same ([`SlabReplica`](super::SlabReplica)).
     pub replicas: u32,
-    /// Whether a later engine may find the file. If not, it is removed as soon as all replicas have it, at the latest when
-    /// the slab is dropped.
+    /// Whether a later engine may find the file. If not, it loses its name as soon as all replicas have it
+    /// ([`Slab::all_ranks_are_in`](super::Slab::all_ranks_are_in)); what a kill before that leaves counts as abandoned.
     pub lasting: bool,
     /// Names the engine; equal for all its ranks, different from other engines of the host, the same after a restart.
     pub engine_id: String,

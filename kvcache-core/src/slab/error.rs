@@ -3,6 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
+impl SlabError {
+    /// Whether anonymous memory would cure it.
+    pub fn is_cured_by_anonymous_memory(&self) -> bool {
+        use SlabError::{InUse, NoLane, NoLeader, Room};
+        matches!(self, Room { .. } | InUse { .. } | NoLane { .. } | NoLeader { .. })
+    }
+}
+
 /// An operation that failed while a slab was opened. A slab that is open does not fail: it has fewer usable slots.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,8 +65,8 @@ pub enum SlabError {
         /// How long its end was waited for.
         waited_ms: u128,
     },
-    /// The rank whose slab was to be mapped has none in a file.
-    #[error("rank {rank} has opened no {path} within {waited_ms} ms: look for its reason in its log", path = .path.display())]
+    /// The rank whose slab was to be mapped has none in a file, or has closed it again.
+    #[error("rank {rank} has not opened {path} after {waited_ms} ms: look for its reason in its log", path = .path.display())]
     NoLeader {
         /// The rank.
         rank: u32,

@@ -1,5 +1,6 @@
 //! Where a slab's file lies, and the engine and the lane that it belongs to.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -20,8 +21,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The same for all ranks of an engine. Waits until `deadline` for the lane of an engine that has ended.
+    /// The same for all ranks of an engine, whichever comes first. Waits until `deadline` for the lane of an engine that has
+    /// ended.
     pub(super) fn take(backing: &SharedBacking, deadline: Instant) -> Result<Place, SlabError> {
+        fs::create_dir_all(&backing.directory)
+            .map_err(|source| SlabError::Directory { path: backing.directory.clone(), source })?;
         let owner = Owner::of(&backing.engine_id, backing.owner_pid);
         let (lane, namespace) = if backing.lasting {
             let lane = Lane::acquire(&backing.directory, &backing.namespace, &owner, deadline)?;

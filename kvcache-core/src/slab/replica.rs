@@ -47,9 +47,10 @@ impl SlabReplica {
         config.check()?;
         Shape::of(config)?;
         let Backing::Shared(backing) = &config.backing else { panic!("anonymous memory has no replicas") };
+        let place = Place::take(backing, Instant::now() + backing.orphan_wait)?;
+        // The lane was there for the owner at the same moment: it has as long again to open its file.
         let started = Instant::now();
         let deadline = started + backing.orphan_wait;
-        let place = Place::take(backing, deadline)?;
         let (file, shape) = loop {
             if let Some(found) = look(&place, config)? {
                 break found;
@@ -139,6 +140,16 @@ impl SlabReplica {
         // SAFETY: a usable slot is `slot_bytes` of mapped memory, which the caller keeps unchanged.
         let found = self.slot_ptr(slot).map(|start| unsafe { hash_slot(start, self.slot_bytes) });
         known.is_some() && known == found
+    }
+
+    /// Whether the owner may still be making slots usable.
+    pub fn is_growing(&self) -> bool {
+        self.usable_slots() < self.slot_count()
+    }
+
+    /// This rank gives up, and with it goes what all ranks compute: no later engine finds anything of this slab.
+    pub fn disown(&self) {
+        self.table.disown();
     }
 
     /// The lane that the slab belongs to, when a later engine may find its file.

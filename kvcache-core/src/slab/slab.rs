@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::SlabError;
@@ -47,8 +48,10 @@ struct Shared {
     file: File,
     /// `None` for a file that no later engine may find.
     lane: Option<Lane>,
-    /// Where the file is removed when the slab goes, if it is not to last.
-    remove: Option<PathBuf>,
+    /// The file's name, if it has one and is not to last.
+    remove: Mutex<Option<PathBuf>>,
+    /// Whether other ranks map it.
+    has_replicas: bool,
 }
 
 /// What happened while a slab was opened, for logs and counters.
@@ -94,7 +97,7 @@ impl Slab {
         };
         let mut report = OpenReport::default();
         match Slab::open_shared(config, backing, &shape, room, &mut report) {
-            Err(error) if backing.fall_back && may_fall_back(&error) => {
+            Err(error) if backing.fall_back && error.is_cured_by_anonymous_memory() => {
                 report.warnings.push(format!("{error}; using anonymous memory, which a restart loses"));
                 Slab::open_anonymous(config, &shape, room, report)
             }
@@ -173,7 +176,8 @@ impl Slab {
         Some(unsafe { hash_slot(start, self.slot_bytes) })
     }
 
-    /// Compares a slot's bytes with its checksum. A match confirms a slot that needed it; a mismatch clears its record.
+    /// Compares a slot's bytes with its checksum. A match confirms a slot that needed it, unless replicas read the table; a
+    /// mismatch clears its record.
     ///
     /// # Safety
     ///
@@ -185,7 +189,10 @@ impl Slab {
         match known.zip(found) {
             None => Verification::Unknown,
             Some((known, found)) if known == found => {
-                self.table.confirm(slot);
+                // A replica that looks meanwhile would take the slot for one that is being filled.
+                if !self.shared.as_ref().is_some_and(|shared| shared.has_replicas) {
+                    self.table.confirm(slot);
+                }
                 Verification::Match
             }
             Some(_) => {
@@ -203,6 +210,14 @@ impl Slab {
     /// The lane that the slab belongs to, when a later engine may find its file.
     pub fn lane(&self) -> Option<u32> {
         self.shared.as_ref().and_then(|shared| shared.lane.as_ref()).map(Lane::index)
+    }
+
+    /// Every rank that maps this slab has done so: a file that is not to last loses its name, so that its memory goes
+    /// with the last of them, however they end. Cheap when there is nothing to do.
+    pub fn all_ranks_are_in(&self) {
+        if let Some(shared) = &self.shared {
+            shared.remove_name();
+        }
     }
 
     /// Whether memory is still being taken in the background.
@@ -248,8 +263,6 @@ impl Slab {
         report: &mut OpenReport,
     ) -> Result<Slab, SlabError> {
         let directory = &*backing.directory;
-        fs::create_dir_all(directory)
-            .map_err(|source| SlabError::Directory { path: directory.to_owned(), source })?;
         let deadline = Instant::now() + backing.orphan_wait;
         let Place { owner, name, path, lane } = Place::take(backing, deadline)?;
         if backing.remove_abandoned {
@@ -263,7 +276,8 @@ impl Slab {
             Ok((mapping, table, reservation)) => {
                 // From here on replicas may map it.
                 table.set_opened_by(owner.mark());
-                let shared = Some(Shared { file, lane, remove: (!backing.lasting).then_some(path) });
+                let remove = Mutex::new((!backing.lasting).then_some(path));
+                let shared = Some(Shared { file, lane, remove, has_replicas: backing.replicas > 0 });
                 Ok(shape.slab(mapping, table, reservation, shared, std::mem::take(report)))
             }
             Err(error) => {
@@ -341,6 +355,15 @@ impl Slab {
     }
 }
 
+impl Shared {
+    fn remove_name(&self) {
+        if let Some(path) = self.remove.lock().take() {
+            // A replica may have been faster.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 impl Drop for Slab {
     /// Runs before anything else of the slab goes.
     fn drop(&mut self) {
@@ -351,9 +374,7 @@ impl Drop for Slab {
 impl Drop for Shared {
     /// Runs after the slab's thread and mapping have gone.
     fn drop(&mut self) {
-        if let Some(path) = &self.remove {
-            let _ = fs::remove_file(path);
-        }
+        self.remove_name();
         // From now on the file counts as unused.
         let _ = self.file.set_modified(SystemTime::now());
         // Closing is not enough: a process that was forked meanwhile has the lock open as well.
@@ -443,11 +464,6 @@ const FILE_ROOM_REMEDY: &str = "lower the capacity, enlarge the file system (doc
 
 /// Files younger than this may be about to be opened by an engine that starts now.
 const YOUNG: Duration = Duration::from_secs(60);
-
-/// Whether anonymous memory would cure it.
-fn may_fall_back(error: &SlabError) -> bool {
-    matches!(error, SlabError::Room { .. } | SlabError::InUse { .. } | SlabError::NoLane { .. })
-}
 
 fn check_memory(wanted_bytes: u64, room: &dyn Room) -> Result<(), SlabError> {
     match room.memory_bytes() {

@@ -80,7 +80,8 @@ impl Description {
     }
 }
 
-/// The table of one slab. Each slot's record is changed only by the slot's owner; different slots at the same time.
+/// The table of one slab. Each slot's record is changed only by the slot's owner; different slots at the same time. The
+/// exception is [`void`](Self::void), by which another rank takes part in a fill.
 pub struct SlotTable {
     mapping: Arc<Mapping>,
     slot_count: usize,
@@ -207,15 +208,17 @@ impl SlotTable {
     /// Fill `fill_id` is worth nothing, complete or not: it will not be published, and if it was, it is no more. For
     /// whoever knows that the slot is not given to another fill meanwhile.
     pub fn void(&self, slot: SlotId, fill_id: u64) {
-        if self.record(slot).fill_id() == fill_id {
-            self.clear(slot);
+        let record = self.record(slot);
+        // Acquire: the state is not written before the fill is known to be the one that is meant.
+        if record.identity[FILL_ID_WORD].load(Ordering::Acquire) == fill_id {
+            record.state.store(ABSENT, Ordering::Release);
         }
     }
 
     /// The slot holds nothing. Before its memory is given to anybody who will not call [`begin_fill`](Self::begin_fill).
     pub fn clear(&self, slot: SlotId) {
         self.record(slot).state.store(ABSENT, Ordering::Relaxed);
-        // Pairs with nothing at run time: keeps the compiler from moving the owner's later stores before it.
+        // Keeps the compiler from moving the owner's later stores before it.
         fence(Ordering::Release);
     }
 
@@ -320,6 +323,11 @@ impl SlotTable {
         let description = Description::of_words(&words);
         let sealed = description.words() == words && word(offset_of!(Header, checksum)) == hash_words(&words);
         sealed.then(|| (description, word(offset_of!(Header, opened_by))))
+    }
+
+    /// The file describes nothing any more, whatever is still written into it: the next owner starts it afresh.
+    pub(super) fn disown(&self) {
+        self.header().checksum.store(0, Ordering::Release);
     }
 
     /// Counts one more rank that has mapped the slab; their number.

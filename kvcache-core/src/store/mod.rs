@@ -12,6 +12,7 @@
 
 mod layout;
 mod probe;
+mod rank_slots;
 mod replica_slots;
 mod running;
 mod slab_slots;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
+pub use rank_slots::RankSlots;
 pub use replica_slots::ReplicaSlots;
 pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};
@@ -500,11 +502,12 @@ impl Store {
         self.timeline.as_ref().map_or(&[], Timeline::moments)
     }
 
-    /// Whether there will be nothing to report before the next plan with jobs: nothing runs, everything was said, and all
-    /// memory is usable.
+    /// Whether there will be nothing to report before the next plan with jobs: nothing runs, everything was said, and no
+    /// more memory becomes usable.
     pub fn is_settled(&self) -> bool {
-        let all_usable = self.reported_usable == self.memory.slot_count();
-        self.said_hello && all_usable && self.ended.is_empty() && !self.is_busy()
+        // Looked at in this order: a memory that has just stopped growing has its last slots by then.
+        let grown = !self.memory.is_growing() && self.reported_usable == self.memory.usable_slots();
+        self.said_hello && grown && self.ended.is_empty() && !self.is_busy()
     }
 
     /// Whether any job of this rank has not ended.

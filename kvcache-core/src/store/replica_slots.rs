@@ -36,6 +36,10 @@ impl SlotMemory for ReplicaSlots {
         self.replica.usable_slots() as u32
     }
 
+    fn is_growing(&self) -> bool {
+        self.replica.is_growing()
+    }
+
     fn slot_bytes(&self) -> usize {
         self.replica.slot_bytes()
     }

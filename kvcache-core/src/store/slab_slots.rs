@@ -1,5 +1,7 @@
 //! A [`Slab`] as the Store sees it: labels are its slot table, and what a restart left is verified where it can be.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::unproven::Unproven;
 use super::{SlotLabel, SlotMemory};
 use crate::BlockKey;
@@ -12,13 +14,15 @@ pub struct SlabSlots {
     slab: Slab,
     checksums: bool,
     unproven: Unproven,
+    /// Whether any slot has been filled.
+    filled: AtomicBool,
 }
 
 impl SlabSlots {
     /// Wraps a slab. With `checksums`, every stored slot gets one and every load verifies it: about 50 µs a MiB each.
     pub fn new(slab: Slab, checksums: bool) -> Self {
         let unproven = Unproven::new(slab.slot_count(), &slab.warm_slots());
-        Self { slab, checksums, unproven }
+        Self { slab, checksums, unproven, filled: AtomicBool::new(false) }
     }
 
     /// The slab.
@@ -36,6 +40,10 @@ impl SlotMemory for SlabSlots {
         self.slab.usable_slots() as u32
     }
 
+    fn is_growing(&self) -> bool {
+        self.slab.is_reserving()
+    }
+
     fn slot_bytes(&self) -> usize {
         self.slab.slot_bytes()
     }
@@ -45,6 +53,10 @@ impl SlotMemory for SlabSlots {
     }
 
     fn begin_fill(&self, slot: SlotId, label: &SlotLabel) {
+        // The scheduler side plans nothing before every rank has reported its slots.
+        if !self.filled.swap(true, Ordering::Relaxed) {
+            self.slab.all_ranks_are_in();
+        }
         let mut engine_hash = [0; 32];
         let hash = label.engine_hash.as_bytes();
         engine_hash[..hash.len()].copy_from_slice(hash);

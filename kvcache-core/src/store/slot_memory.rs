@@ -31,6 +31,11 @@ pub trait SlotMemory: Send + Sync {
     /// Slots with memory behind them: those below this index. Grows, never shrinks.
     fn usable_slots(&self) -> u32;
 
+    /// Whether more slots may become usable.
+    fn is_growing(&self) -> bool {
+        self.usable_slots() < self.slot_count()
+    }
+
     /// Bytes of a slot.
     fn slot_bytes(&self) -> usize;
 
