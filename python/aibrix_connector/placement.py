@@ -131,6 +131,12 @@ def fits(capacity: int, directory: str) -> bool:
     return whole.f_blocks == 0 or whole.f_blocks * whole.f_frsize > capacity * 1.02 + (4 << 20)
 
 
+def owner_pid() -> int:
+    """Returns the process whose end means that this engine has ended: the one that started this rank, or this one."""
+    parent = multiprocessing.parent_process()
+    return os.getpid() if parent is None or parent.pid is None else parent.pid
+
+
 def shard_fields(
     config: "VllmConfig",
     kv_cache_config: "KVCacheConfig",
