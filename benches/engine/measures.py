@@ -114,7 +114,7 @@ def idle_step(logs: Path, quick: bool) -> list[Row]:
 
 def throughput(logs: Path, quick: bool) -> list[Row]:
     """Batches of distinct prompts: nothing is ever found."""
-    rounds = 4 if quick else 24
+    rounds = 4 if quick else 60
     options = EngineOptions(
         dtype=DTYPE, kv_bytes=256 << 20, tokens_max=2048, step_tokens_max=2048, requests_max=16, connector=L1
     )
