@@ -65,6 +65,8 @@ def main() -> int:
         control = run_engine(
             "3. Control: claims hits, loads nothing", control_options, prompts[:1], logs / "3-control.log"
         )
+        differ = all(claimed.tokens != first.tokens for claimed, first in zip(control, cold, strict=False))
+        print(f"   tokens differ from the first engine's: {'yes, as they must' if differ else 'NO'}\n")
     except EngineDied as error:
         print(f"\nFAILED: {error}")
         return 1

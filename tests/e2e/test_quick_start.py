@@ -2,11 +2,10 @@
 
 Bash reads the lines as they stand in the document, after these substitutions and no others:
 
-- the wheel is installed already: `pip` does nothing;
 - `vllm serve` hands its words to `tests.e2e.server`, which starts the server in a fork, on a free port and eagerly;
 - MODEL is the folder of a tiny model, `localhost:8000` the server's address;
 - `/dev/shm` is a fresh folder in it, and 8GiB are 64MiB; where the line names no capacity, the environment does, so
-  that a test does not take an eighth of the machine's memory.
+  that a test does not take an eighth of the machine's memory, and the engine takes 1 GiB where the lines say 4.
 """
 
 import json
@@ -26,8 +25,7 @@ from tests.models import MODELS
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
 
 STAND_INS = """
-pip() { [ "$*" = "install aibrix-connector" ]; }
-vllm() { [ "$1" = serve ] && shift && printf '%s\\0' "$@"; }
+vllm() { [ "$1" = serve ] && [ "$VLLM_CPU_KVCACHE_SPACE" = 4 ] && shift && printf '%s\\0' "$@"; }
 """
 
 ENGINE = EngineOptions(environment={"VLLM_CPU_KVCACHE_SPACE": "1", "AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB": "0.0625"})

@@ -66,8 +66,7 @@ def opening(**arguments: Any) -> Callable[[], Any]:
         ),
         (
             {"slab_path": "/dev/null", "namespace": "n"},
-            "cannot use /dev/null for slab files: File exists (os error 17); give this user write permission there or "
-            "set slab_path to another directory",
+            "cannot use /dev/null for slab files: File exists (os error 17); it is no directory: set slab_path to one",
         ),
     ],
 )

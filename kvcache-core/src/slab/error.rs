@@ -3,6 +3,17 @@
 use std::io;
 use std::path::PathBuf;
 
+fn directory_remedy(source: &io::Error) -> &'static str {
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    match source.kind() {
+        AlreadyExists | NotADirectory => "it is no directory: set slab_path to one",
+        PermissionDenied | ReadOnlyFilesystem => {
+            "give this user write permission there or set slab_path to another directory"
+        }
+        _ => "set slab_path to another directory",
+    }
+}
+
 impl SlabError {
     /// Whether anonymous memory would cure it.
     pub fn is_cured_by_anonymous_memory(&self) -> bool {
@@ -40,7 +51,7 @@ pub enum SlabError {
         remedy: &'static str,
     },
     /// The directory for slab files cannot be used.
-    #[error("cannot use {path} for slab files: {source}; give this user write permission there or set slab_path to another directory", path = .path.display())]
+    #[error("cannot use {path} for slab files: {source}; {remedy}", path = .path.display(), remedy = directory_remedy(.source))]
     Directory {
         /// The directory.
         path: PathBuf,
