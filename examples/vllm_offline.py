@@ -2,9 +2,9 @@
 
 Usage: VLLM_CPU_KVCACHE_SPACE=4 python examples/vllm_offline.py MODEL [DIRECTORY]
 
-Needs vLLM 0.29 to 0.33 with its CPU backend. The variable is the size of the engine's own KV cache in GiB: without it vLLM takes
-nearly all of the memory. DIRECTORY is where the blocks are kept, ideally in shared memory; the
-default is /dev/shm. They stay there: in a second start of this program the first run loads too.
+Needs vLLM 0.29 to 0.33 with its CPU backend. The variable is the size of the engine's own KV cache in GiB: without it
+vLLM takes nearly all of the memory. DIRECTORY is where the blocks are kept, ideally in shared memory; the default is
+/dev/shm. They stay there: in a second start of this program the first run loads too.
 """
 
 import sys
