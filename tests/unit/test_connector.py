@@ -495,7 +495,7 @@ def test_errors_of_configuration_stay_errors(monkeypatch: pytest.MonkeyPatch, tm
         Engine(monkeypatch, capacity=1)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ValueError, match=r"File exists .* or set slab_dir to another directory"):
+    with pytest.raises(ValueError, match=r"File exists .* it is no directory: set slab_dir to one"):
         Engine(monkeypatch, slab_dir=str(file))
 
 
