@@ -284,8 +284,11 @@ def test_block_tables_of_0_29() -> None:
 def test_steps_without_work_do_not_reach_the_worker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request("a", 80)
     table = engine.compute(asked)
-    engine.step()
-    engine.step()
+    # Not before the slab's memory has been taken, in the background.
+    until = time.monotonic() + 60
+    while not engine.up.quiet and time.monotonic() < until:
+        engine.step()
+        time.sleep(0.001)
     assert engine.up.quiet
 
     touched: list[str] = []
