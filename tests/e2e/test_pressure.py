@@ -221,6 +221,7 @@ def _sliding(options: EngineOptions, prompts: list[list[int]]) -> dict[str, Any]
         return {"rounds": rounds, "slid in flight": slid_in_flight, "planner": planner_stats(engine)}
 
 
+@pytest.mark.skipif(os.environ.get("VLLM_VERSION", "").startswith("0.29"), reason="0.29 is refused several groups")
 @pytest.mark.matrix
 def test_a_window_slides_with_stores_in_flight(scenarios: Scenarios, reference: Reference) -> None:
     """The engine frees blocks that have left the window while slow copies still read them."""
