@@ -1,0 +1,3 @@
+//! L2: block bytes on a ring of cache servers that speak InfiniStore's wire.
+
+pub mod members;
