@@ -11,6 +11,7 @@ pub mod eviction;
 pub mod fingerprint;
 pub mod plan;
 pub mod planner;
+pub mod remote;
 pub mod replay;
 pub mod report;
 pub mod slab;
