@@ -1,3 +1,4 @@
 //! L2: block bytes on a ring of cache servers that speak InfiniStore's wire.
 
 pub mod members;
+pub mod verbs;
