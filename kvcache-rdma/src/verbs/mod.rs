@@ -18,6 +18,8 @@
 //! Code above this module runs on a [fake](FakeNetwork) as well, which keeps the rules of reliable connections: order,
 //! flushing, keys and ranges, messages that wait for a receive.
 
+pub mod conformance;
+
 mod error;
 mod fake;
 mod hardware;
