@@ -130,6 +130,7 @@ fn planning(criterion: &mut Criterion) {
         warm: Vec::new(),
         highest_fill: FillId(0),
         epoch: 0,
+        remote: None,
     };
     planner.absorb(&Report { usable_slots: 4096, hello: Some(hello), ..Report::default() });
     let mut now = Duration::ZERO;

@@ -26,6 +26,22 @@ pub enum JobKind {
     LoadAsync,
     /// Device to L1, behind the forward pass.
     Offload,
+    /// L2 to L1, behind whatever the engine does. Touches no block of the engine.
+    Fetch,
+    /// L1 to L2, likewise.
+    Demote,
+}
+
+impl JobKind {
+    /// Whether it copies into the engine's memory.
+    pub fn is_load(self) -> bool {
+        matches!(self, Self::LoadLayerwise | Self::LoadAsync)
+    }
+
+    /// Whether it moves values between L1 and L2.
+    pub fn is_remote(self) -> bool {
+        matches!(self, Self::Fetch | Self::Demote)
+    }
 }
 
 /// The engine's own hash of the last block in a slot, up to 32 bytes; kept for events and restarts.
@@ -55,7 +71,7 @@ impl EngineHash {
 pub struct Transfer {
     /// Where the block lives in every rank's slab.
     pub slot: SlotId,
-    /// The fill that writes it (offload) or wrote it (load).
+    /// The fill that writes it (offload, fetch); zero where it is only read.
     pub fill: FillId,
     /// The KV cache group.
     pub group: u16,
@@ -66,6 +82,7 @@ pub struct Transfer {
     /// The engine's hash of its last engine block.
     pub engine_hash: EngineHash,
     /// The engine's block ids, one for each engine block in the slot; [`Transfer::SKIP`] where nothing is to be copied.
+    /// Empty in jobs between L1 and L2.
     pub blocks: Vec<u32>,
 }
 
@@ -100,14 +117,18 @@ pub struct StepPlan {
     pub jobs: Vec<Job>,
     /// Slots whose block was dropped without being replaced: a restart must not find it.
     pub forgotten: Vec<SlotId>,
+    /// Jobs between L1 and L2 that nobody has an interest in any more. They end nevertheless, sooner.
+    pub cancelled: Vec<JobId>,
+    /// The generation of values in L2 that this plan's jobs fetch and demote: see [`RemoteSpace`](crate::remote::RemoteSpace).
+    pub generation: u64,
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl StepPlan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.jobs.is_empty() && self.forgotten.is_empty()
+        self.jobs.is_empty() && self.forgotten.is_empty() && self.cancelled.is_empty()
     }
 
     /// The plan as bytes. Cost: linear, about 100 bytes a slot.
@@ -116,7 +137,12 @@ impl StepPlan {
         w.u8(VERSION);
         w.u64(self.epoch);
         w.u64(self.settled);
+        w.u64(self.generation);
         w.list(&self.forgotten, |w, slot| w.u32(slot.0));
+        w.list(&self.cancelled, |w, id| {
+            w.u32(id.epoch);
+            w.u64(id.number);
+        });
         w.list(&self.jobs, |w, job| {
             w.u32(job.id.epoch);
             w.u64(job.id.number);
@@ -147,13 +173,17 @@ impl StepPlan {
         }
         let epoch = r.u64()?;
         let settled = r.u64()?;
+        let generation = r.u64()?;
         let forgotten = r.list(4, |r| Ok(SlotId(r.u32()?)))?;
+        let cancelled = r.list(12, |r| Ok(JobId { epoch: r.u32()?, number: r.u64()? }))?;
         let jobs = r.list(25, |r| {
             let id = JobId { epoch: r.u32()?, number: r.u64()? };
             let kind = match r.u8()? {
                 0 => JobKind::LoadLayerwise,
                 1 => JobKind::LoadAsync,
                 2 => JobKind::Offload,
+                3 => JobKind::Fetch,
+                4 => JobKind::Demote,
                 _ => return Err(r.malformed()),
             };
             let request = std::str::from_utf8(r.slice()?).map_err(|_| r.malformed())?.to_owned();
@@ -172,6 +202,6 @@ impl StepPlan {
             Ok(Job { id, kind, request, transfers, lost_blocks })
         })?;
         r.end()?;
-        Ok(Self { epoch, settled, jobs, forgotten })
+        Ok(Self { epoch, settled, jobs, forgotten, cancelled, generation })
     }
 }

@@ -3,6 +3,7 @@
 use crate::BlockKey;
 use crate::directory::{FillId, Resident};
 use crate::eviction::SlotId;
+use crate::fingerprint::ShardFingerprint;
 use crate::plan::JobId;
 use crate::wire::{Malformed, Reader, Writer};
 
@@ -21,15 +22,35 @@ pub struct Hello {
     pub highest_fill: FillId,
     /// The epoch that the slab was last used in.
     pub epoch: u64,
+    /// What this rank's values are in L2, if it has one.
+    pub remote: Option<RemoteShard>,
+}
+
+/// What separates one rank's values in L2 from those of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemoteShard {
+    /// What its bytes depend on. Ranks that hold the same have the same.
+    pub shard: ShardFingerprint,
+    /// Bytes of a value.
+    pub value_bytes: u64,
 }
 
 /// How a job ended on this rank.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JobEnd {
     /// The job.
     pub id: JobId,
     /// Whether every byte was copied.
     pub ok: bool,
+    /// Of a job between L1 and L2: positions of the transfers that did not happen, in order. The others did.
+    pub failed: Vec<u32>,
+}
+
+impl JobEnd {
+    /// The end of a job that did all or nothing.
+    pub fn whole(id: JobId, ok: bool) -> Self {
+        Self { id, ok, failed: Vec::new() }
+    }
 }
 
 /// One rank's report of one step.
@@ -47,9 +68,13 @@ pub struct Report {
     pub loaded_bytes: u64,
     /// Nanoseconds from the submission of those loads to their end.
     pub load_ns: u64,
+    /// Bytes that came from L2 since the last report, and the time during which any were on their way.
+    pub fetched_bytes: u64,
+    /// Nanoseconds of that time.
+    pub fetch_ns: u64,
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Report {
     /// The report as bytes.
@@ -60,10 +85,13 @@ impl Report {
         w.u32(self.usable_slots);
         w.u64(self.loaded_bytes);
         w.u64(self.load_ns);
+        w.u64(self.fetched_bytes);
+        w.u64(self.fetch_ns);
         w.list(&self.ended, |w, end| {
             w.u32(end.id.epoch);
             w.u64(end.id.number);
             w.u8(u8::from(end.ok));
+            w.list(&end.failed, |w, position| w.u32(*position));
         });
         w.list(self.hello.as_slice(), |w, hello| {
             w.u32(hello.slot_count);
@@ -71,6 +99,11 @@ impl Report {
             w.u32(hello.copy_threads);
             w.u64(hello.highest_fill.0);
             w.u64(hello.epoch);
+            w.u8(u8::from(hello.remote.is_some()));
+            if let Some(remote) = &hello.remote {
+                w.array(&remote.shard.0);
+                w.u64(remote.value_bytes);
+            }
             w.list(&hello.warm, |w, block| {
                 w.u32(block.slot.0);
                 w.u64(block.fill.0);
@@ -94,17 +127,24 @@ impl Report {
         let usable_slots = r.u32()?;
         let loaded_bytes = r.u64()?;
         let load_ns = r.u64()?;
-        let ended = r.list(13, |r| {
+        let fetched_bytes = r.u64()?;
+        let fetch_ns = r.u64()?;
+        let ended = r.list(17, |r| {
             let id = JobId { epoch: r.u32()?, number: r.u64()? };
-            Ok(JobEnd { id, ok: r.bool()? })
+            Ok(JobEnd { id, ok: r.bool()?, failed: r.list(4, Reader::u32)? })
         })?;
-        let mut hello = r.list(36, |r| {
+        let mut hello = r.list(37, |r| {
             Ok(Hello {
                 slot_count: r.u32()?,
                 slot_bytes: r.u64()?,
                 copy_threads: r.u32()?,
                 highest_fill: FillId(r.u64()?),
                 epoch: r.u64()?,
+                remote: if r.bool()? {
+                    Some(RemoteShard { shard: ShardFingerprint(r.array()?), value_bytes: r.u64()? })
+                } else {
+                    None
+                },
                 warm: r.list(44, |r| {
                     Ok(Resident {
                         slot: SlotId(r.u32()?),
@@ -119,6 +159,7 @@ impl Report {
             return Err(r.malformed());
         }
         r.end()?;
-        Ok(Self { rank, usable_slots, hello: hello.pop(), ended, loaded_bytes, load_ns })
+        let hello = hello.pop();
+        Ok(Self { rank, usable_slots, hello, ended, loaded_bytes, load_ns, fetched_bytes, fetch_ns })
     }
 }

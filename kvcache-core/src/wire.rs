@@ -137,8 +137,9 @@ mod tests {
     use crate::BlockKey;
     use crate::directory::{FillId, Resident};
     use crate::eviction::SlotId;
+    use crate::fingerprint::ShardFingerprint;
     use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
-    use crate::report::{Hello, JobEnd, Report};
+    use crate::report::{Hello, JobEnd, RemoteShard, Report};
 
     fn key() -> impl Strategy<Value = BlockKey> {
         any::<[u8; 16]>().prop_map(BlockKey)
@@ -157,7 +158,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn job()(id in job_id(), kind in prop::sample::select(vec![JobKind::LoadLayerwise, JobKind::LoadAsync, JobKind::Offload]),
+        fn job()(id in job_id(), kind in prop::sample::select(vec![JobKind::LoadLayerwise, JobKind::LoadAsync, JobKind::Offload, JobKind::Fetch, JobKind::Demote]),
                  request in ".{0,9}", transfers in prop::collection::vec(transfer(), 0..4),
                  lost_blocks in prop::collection::vec(any::<u32>(), 0..4)) -> Job {
             Job { id, kind, request, transfers, lost_blocks }
@@ -166,8 +167,10 @@ mod tests {
 
     prop_compose! {
         fn plan()(epoch in any::<u64>(), settled in any::<u64>(), jobs in prop::collection::vec(job(), 0..4),
-                  forgotten in prop::collection::vec(any::<u32>(), 0..4)) -> StepPlan {
-            StepPlan { epoch, settled, jobs, forgotten: forgotten.into_iter().map(SlotId).collect() }
+                  forgotten in prop::collection::vec(any::<u32>(), 0..4), cancelled in prop::collection::vec(job_id(), 0..3),
+                  generation in any::<u64>()) -> StepPlan {
+            let forgotten = forgotten.into_iter().map(SlotId).collect();
+            StepPlan { epoch, settled, jobs, forgotten, cancelled, generation }
         }
     }
 
@@ -179,16 +182,19 @@ mod tests {
 
     prop_compose! {
         fn hello()(slot_count in any::<u32>(), slot_bytes in any::<u64>(), copy_threads in any::<u32>(), fill in any::<u64>(),
-                   epoch in any::<u64>(), warm in prop::collection::vec(resident(), 0..4)) -> Hello {
-            Hello { slot_count, slot_bytes, copy_threads, warm, highest_fill: FillId(fill), epoch }
+                   epoch in any::<u64>(), remote in prop::option::of(any::<([u8; 16], u64)>()), warm in prop::collection::vec(resident(), 0..4)) -> Hello {
+            let remote = remote.map(|(shard, value_bytes)| RemoteShard { shard: ShardFingerprint(shard), value_bytes });
+            Hello { slot_count, slot_bytes, copy_threads, warm, highest_fill: FillId(fill), epoch, remote }
         }
     }
 
     prop_compose! {
         fn report()(rank in any::<u32>(), usable_slots in any::<u32>(), hello in prop::option::of(hello()),
-                    ended in prop::collection::vec((job_id(), any::<bool>()), 0..5), load in any::<(u64, u64)>()) -> Report {
-            let ended = ended.into_iter().map(|(id, ok)| JobEnd { id, ok }).collect();
-            Report { rank, usable_slots, hello, ended, loaded_bytes: load.0, load_ns: load.1 }
+                    ended in prop::collection::vec((job_id(), any::<bool>(), prop::collection::vec(any::<u32>(), 0..3)), 0..5),
+                    load in any::<[u64; 4]>()) -> Report {
+            let ended = ended.into_iter().map(|(id, ok, failed)| JobEnd { id, ok, failed }).collect();
+            let [loaded_bytes, load_ns, fetched_bytes, fetch_ns] = load;
+            Report { rank, usable_slots, hello, ended, loaded_bytes, load_ns, fetched_bytes, fetch_ns }
         }
     }
 
@@ -228,7 +234,7 @@ mod tests {
             let mut bytes = bytes;
             let _ = (StepPlan::decode(&bytes), Report::decode(&bytes));
             if let Some(version) = bytes.first_mut() {
-                *version = 1;
+                *version = 2;
             }
             let _ = (StepPlan::decode(&bytes), Report::decode(&bytes));
         }
@@ -258,7 +264,7 @@ mod tests {
     #[test]
     fn other_versions_and_two_hellos_are_refused() {
         let mut plan = StepPlan::default().encode();
-        plan[0] = 2;
+        plan[0] = 1;
         assert!(StepPlan::decode(&plan).is_err() && StepPlan::decode(&[]).is_err());
         let hello = Hello {
             slot_count: 1,
@@ -267,6 +273,7 @@ mod tests {
             warm: Vec::new(),
             highest_fill: FillId(0),
             epoch: 0,
+            remote: None,
         };
         let one = Report { hello: Some(hello), ..Report::default() }.encode();
         let none = Report::default().encode();

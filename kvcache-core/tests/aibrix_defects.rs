@@ -178,6 +178,7 @@ fn planner(ranks: u32) -> Planner {
             warm: Vec::new(),
             highest_fill: FillId(0),
             epoch: 0,
+            remote: None,
         };
         planner.absorb(&Report { rank, usable_slots: 8, hello: Some(hello), ..Report::default() });
     }
@@ -190,7 +191,12 @@ fn request(planner: &mut Planner, id: &str) {
 }
 
 fn end(planner: &mut Planner, rank: u32, id: JobId, ok: bool) {
-    planner.absorb(&Report { rank, usable_slots: 8, ended: vec![JobEnd { id, ok }], ..Report::default() });
+    planner.absorb(&Report {
+        rank,
+        usable_slots: 8,
+        ended: vec![JobEnd::whole(id, ok)],
+        ..Report::default()
+    });
 }
 
 /// Nothing has been copied when the offload returns; it is a value in the plan, and hits go on beside it.

@@ -115,6 +115,9 @@ fn planted_bugs_are_found() {
         EndlessGhosts,
         EmptyPlans,
         KeepVoid,
+        TrustRemoteBytes,
+        ShareAfterReset,
+        LoseRemoteEnds,
     ] {
         is_found(bug);
     }

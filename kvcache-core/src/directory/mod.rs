@@ -272,6 +272,25 @@ impl Directory {
         state.find(key).filter(|slot| state.record(*slot).state == State::Ready)
     }
 
+    /// The key of a ready block.
+    pub fn key_of(&self, slot: SlotId) -> Option<BlockKey> {
+        let state = self.state.lock();
+        let record = state.get(slot)?;
+        (record.state == State::Ready).then_some(record.key)
+    }
+
+    /// Slots that a new block gets without an eviction.
+    pub fn free_slots(&self) -> usize {
+        self.state.lock().free_slots()
+    }
+
+    /// Evicts up to `count` blocks before their slots are needed, so that they can be copied elsewhere first. They are
+    /// unreachable at once; each slot is free when [`end_load`](Self::end_load) is called with it.
+    pub fn evict_ahead(&self, count: usize) -> Vec<(SlotId, BlockKey)> {
+        let mut state = self.state.lock();
+        std::iter::from_fn(|| state.evict_to_drain()).take(count).collect()
+    }
+
     /// Counts of everything, under one lock. `free + filling + ready + draining + unusable == slot_count`, always.
     pub fn stats(&self) -> DirectoryStats {
         self.state.lock().stats()

@@ -141,6 +141,14 @@ impl Slots {
         !self.free.is_empty()
     }
 
+    pub(super) fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    pub(super) fn get(&self, slot: SlotId) -> Option<&Record> {
+        self.records.get(slot.index())
+    }
+
     pub(super) fn count_absent(&self, keys: &[BlockKey]) -> u64 {
         keys.iter().filter(|key| self.find(key).is_none()).count() as u64
     }
@@ -150,26 +158,42 @@ impl Slots {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        if self.policy.len() <= self.pinned_ready {
-            return None;
-        }
-        let records = &self.records;
-        let slot = self.policy.evict(&mut |slot| {
-            let record = &records[slot.index()];
-            if record.pins > 0 || record.seen_by == own {
-                Candidate::Pinned
-            } else if record.children > 0 {
-                Candidate::HasChildren
-            } else {
-                Candidate::Leaf
-            }
-        })?;
+        let slot = self.evict(Some(own))?;
         let key = self.records[slot.index()].key;
         self.unlink(slot);
         self.records[slot.index()].state = State::Free;
         self.counters.evicted += 1;
         evicted.push((slot, key));
         Some(slot)
+    }
+
+    /// A victim, drained by a reader: see [`Directory::evict_ahead`](super::Directory::evict_ahead).
+    pub(super) fn evict_to_drain(&mut self) -> Option<(SlotId, BlockKey)> {
+        let slot = self.evict(None)?;
+        let key = self.records[slot.index()].key;
+        self.unlink(slot);
+        self.records[slot.index()].pins = 1;
+        self.drain(slot);
+        self.counters.evicted += 1;
+        Some((slot, key))
+    }
+
+    /// Takes a victim out of the policy: no pinned block, and none that `own` has seen.
+    fn evict(&mut self, own: Option<u32>) -> Option<SlotId> {
+        if self.policy.len() <= self.pinned_ready {
+            return None;
+        }
+        let records = &self.records;
+        self.policy.evict(&mut |slot| {
+            let record = &records[slot.index()];
+            if record.pins > 0 || Some(record.seen_by) == own {
+                Candidate::Pinned
+            } else if record.children > 0 {
+                Candidate::HasChildren
+            } else {
+                Candidate::Leaf
+            }
+        })
     }
 
     pub(super) fn start_fill(

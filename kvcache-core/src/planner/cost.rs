@@ -8,6 +8,7 @@ pub struct CostModel {
     step_ns: Average,
     token_ns: Average,
     byte_ns: Average,
+    fetch_byte_ns: Average,
     last_step: Option<(Duration, usize)>,
     running_tokens: usize,
 }
@@ -58,6 +59,26 @@ impl CostModel {
     pub fn observe_load(&mut self, bytes: u64, elapsed: Duration) {
         if bytes > 0 && !elapsed.is_zero() {
             self.byte_ns.observe(elapsed.as_nanos() as f64 / bytes as f64);
+        }
+    }
+
+    /// `bytes` came from L2 in `elapsed`.
+    pub fn observe_fetch(&mut self, bytes: u64, elapsed: Duration) {
+        if bytes > 0 && !elapsed.is_zero() {
+            self.fetch_byte_ns.observe(elapsed.as_nanos() as f64 / bytes as f64);
+        }
+    }
+
+    /// How long fetching `bytes` from L2 takes, if known.
+    pub fn fetch_time(&self, bytes: u64) -> Option<Duration> {
+        self.fetch_byte_ns.known().map(|ns| Duration::from_nanos((ns * bytes as f64) as u64))
+    }
+
+    /// Whether fetching is known to take longer than computing. Twice as long, as for loads.
+    pub fn fetching_is_slower(&self, bytes: u64, tokens: usize) -> bool {
+        match (self.fetch_time(bytes), self.compute_time(tokens)) {
+            (Some(fetch), Some(compute)) => fetch > compute * 2,
+            _ => false,
         }
     }
 

@@ -81,6 +81,7 @@ impl Counters {
         directory: Option<DirectoryStats>,
         jobs_in_flight: usize,
         requests: usize,
+        remote: Option<RemoteTierStats>,
     ) -> PlannerStats {
         PlannerStats {
             hits: self.hits,
@@ -96,6 +97,7 @@ impl Counters {
             jobs_in_flight,
             requests,
             directory,
+            remote,
         }
     }
 }
@@ -129,4 +131,37 @@ pub struct PlannerStats {
     pub requests: usize,
     /// The directory's own counts, once there is one.
     pub directory: Option<DirectoryStats>,
+    /// What was done with L2, if there is one.
+    pub remote: Option<RemoteTierStats>,
+}
+
+/// Counts of the scheduler side about L2.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct RemoteTierStats {
+    /// Blocks that L2 was asked about.
+    pub asked_blocks: u64,
+    /// Of those asked about for a request: blocks that L2 had.
+    pub present_blocks: u64,
+    /// Jobs that bring blocks from L2.
+    pub fetch_jobs: u64,
+    /// Blocks that came from L2.
+    pub fetched_blocks: u64,
+    /// Blocks that were sent for and did not come, or not intact.
+    pub failed_fetches: u64,
+    /// Jobs whose requests had all gone.
+    pub cancelled_fetches: u64,
+    /// Requests for which nothing was sent for because there was no room in L1.
+    pub refused_fetches: u64,
+    /// Requests for which nothing was sent for because computing is measured to be faster.
+    pub break_even: u64,
+    /// Tokens loaded from blocks that had come from L2 and were used for the first time.
+    pub hit_tokens: u64,
+    /// Blocks that every rank has brought to L2.
+    pub demoted_blocks: u64,
+    /// Blocks that L2 had already when they were to go there.
+    pub already_demoted: u64,
+    /// Blocks that some rank could not bring there.
+    pub failed_demotions: u64,
+    /// Blocks that were to go there and of which there were too many at once.
+    pub dropped_demotions: u64,
 }

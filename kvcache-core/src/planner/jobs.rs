@@ -1,19 +1,21 @@
 //! The jobs that are not acknowledged by every rank yet, and what they keep from being reused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::BlockKey;
 use crate::directory::FillId;
 use crate::eviction::SlotId;
 use crate::plan::{EngineHash, JobId, JobKind};
+use crate::report::JobEnd;
 
 pub(super) struct Pending {
     pub(super) kind: JobKind,
-    /// Slots being filled (offload).
+    /// Slots being filled (offload, fetch).
     pub(super) fills: Vec<(SlotId, FillId)>,
-    /// Slots being read (load).
+    /// Slots being read (load, demote).
     pub(super) pinned: Vec<SlotId>,
-    /// Keys being read (load); empty if the job cannot succeed for another reason than what they hold.
+    /// Keys being read (load); empty if the job cannot succeed for another reason than what they hold. Keys of the fills
+    /// (fetch).
     pub(super) keys: Vec<BlockKey>,
     /// Blocks that the request hit, to be touched after what this job stores (offload).
     pub(super) hits: Vec<BlockKey>,
@@ -27,6 +29,8 @@ pub(super) struct Pending {
     /// A bit for each rank, 64 to a word: a rank that says it twice is counted once.
     pub(super) ranks_seen: Vec<u64>,
     pub(super) failed: bool,
+    /// Positions of transfers that some rank could not do, where the others count nevertheless.
+    pub(super) failed_transfers: BTreeSet<u32>,
 }
 
 impl Pending {
@@ -43,7 +47,13 @@ impl Pending {
             reported: 0,
             ranks_seen: Vec::new(),
             failed: false,
+            failed_transfers: BTreeSet::new(),
         }
+    }
+
+    /// Whether every rank has done the transfer at this position.
+    pub(super) fn has_done(&self, position: usize) -> bool {
+        !self.failed && !self.failed_transfers.contains(&(position as u32))
     }
 }
 
@@ -70,7 +80,8 @@ impl JobTable {
     }
 
     /// Counts one rank's report; the job if it was the last. Unknown jobs and repeated reports are ignored.
-    pub(super) fn report(&mut self, id: JobId, rank: u32, ok: bool, ranks: u32) -> Option<Pending> {
+    pub(super) fn report(&mut self, end: &JobEnd, rank: u32, ranks: u32) -> Option<Pending> {
+        let id = end.id;
         let (known, pending) = self.pending.get_mut(&id.number)?;
         if *known != id || rank >= ranks {
             return None;
@@ -82,7 +93,8 @@ impl JobTable {
         }
         *word |= bit;
         pending.reported += 1;
-        pending.failed |= !ok;
+        pending.failed |= !end.ok;
+        pending.failed_transfers.extend(&end.failed);
         if pending.reported < ranks {
             return None;
         }

@@ -8,9 +8,12 @@
 mod config;
 mod cost;
 mod counters;
+mod demotion;
 mod jobs;
+mod prefetch;
 mod request;
 mod startup;
+mod tier;
 
 #[cfg(test)]
 mod tests;
@@ -20,8 +23,9 @@ use std::time::Duration;
 
 pub use config::PlannerConfigError;
 pub use cost::CostModel;
-pub use counters::{MissReason, PlannerStats};
+pub use counters::{MissReason, PlannerStats, RemoteTierStats};
 pub use request::{KeySource, RequestOptions};
+pub use tier::{Ingestion, RemoteTierConfig};
 
 use crate::BlockKey;
 use crate::directory::{
@@ -30,11 +34,13 @@ use crate::directory::{
 use crate::eviction::{EvictionPolicy, SlotId};
 use crate::fingerprint::Namespace;
 use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
+use crate::remote::Presence;
 use crate::report::Report;
 use counters::Counters;
 use jobs::{JobTable, Pending};
 use request::Request;
 use startup::Startup;
+use tier::{RemoteState, Tier};
 
 /// One KV cache group of the engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,6 +163,9 @@ pub struct Planner {
     sight: request::SightGate,
     scratch: Vec<Vec<Residency>>,
     activity: u64,
+    remote: Option<Tier>,
+    /// When a question last made it look at what L2 has answered.
+    polled_at: Option<Duration>,
 }
 
 impl Planner {
@@ -182,7 +191,16 @@ impl Planner {
             sight: request::SightGate::default(),
             scratch,
             activity: 0,
+            remote: None,
+            polled_at: None,
         }
+    }
+
+    /// The same planner with an L2. It is used if every rank reports that it has a way to it.
+    #[must_use]
+    pub fn with_remote(mut self, config: RemoteTierConfig, presence: Box<dyn Presence>) -> Self {
+        self.remote = Some(Tier::new(config, presence));
+        self
     }
 
     /// Tokens in a slot of `group`.
@@ -220,8 +238,24 @@ impl Planner {
     /// How many tokens beyond `local_tokens` can be restored for a request of `total_tokens`, at least one of which is
     /// left to compute. May be asked any number of times: it changes nothing but the request's waiting clock.
     pub fn lookup(&mut self, id: &str, local_tokens: usize, total_tokens: usize, now: Duration) -> Lookup {
-        let answer = self.decide(id, local_tokens, total_tokens, now);
+        // Once at a time, so that two questions at once have one answer.
+        if self.polled_at != Some(now) {
+            self.polled_at = Some(now);
+            self.poll_remote();
+        }
+        self.ask_remote(id, total_tokens, now);
+        let answer = if self.waits_for_presence(id, now) {
+            Lookup::Wait
+        } else {
+            self.decide(id, local_tokens, total_tokens, now)
+        };
+        if answer == Lookup::Wait {
+            self.join_fetches(id);
+        }
         if let Some(request) = self.requests.get_mut(id) {
+            if answer == Lookup::Wait {
+                request.first_asked.get_or_insert(now);
+            }
             request.answer = Some(answer);
             request.local_tokens = local_tokens;
             request.total_tokens = total_tokens;
@@ -250,7 +284,11 @@ impl Planner {
         if found.pending_tokens > found.ready_tokens.max(local_tokens) {
             let waited = now.saturating_sub(*request.first_asked.get_or_insert(now));
             let worth = self.cost.compute_time(found.pending_tokens - found.ready_tokens.max(local_tokens));
-            if waited < worth.unwrap_or(self.config.fill_wait).min(self.config.fill_wait) {
+            let most = match &self.remote {
+                Some(tier) if tier.fetching() > 0 => tier.config.fetch_wait.max(self.config.fill_wait),
+                _ => self.config.fill_wait,
+            };
+            if waited < worth.unwrap_or(most).min(most) {
                 return Lookup::Wait;
             }
             if tokens == 0 {
@@ -312,6 +350,7 @@ impl Planner {
             lost_blocks: Vec::new(),
         };
         let mut pinned = Vec::new();
+        let mut from_l2 = 0;
         for (group, blocks) in blocks.iter().enumerate().take(self.config.groups.len()) {
             let spec = self.config.groups[group];
             let slot_tokens = spec.block_tokens * self.config.slot_blocks;
@@ -323,6 +362,15 @@ impl Planner {
                 self.directory.as_ref().map(|directory| directory.begin_load(wanted)).unwrap_or_default();
             pinned.extend_from_slice(&slots);
             request.hits[group].extend(first..first + slots.len());
+            for (index, slot) in (first..).zip(&slots) {
+                if let Some(tier) = &mut self.remote
+                    && tier.use_from_l2(*slot)
+                    && group == 0
+                {
+                    let tokens = (index * slot_tokens).max(local)..((index + 1) * slot_tokens).min(boundary);
+                    from_l2 += tokens.len();
+                }
+            }
             for (position, slot_index) in (first..boundary.div_ceil(slot_tokens)).enumerate() {
                 let range = slot_index * self.config.slot_blocks..(slot_index + 1) * self.config.slot_blocks;
                 let ids = range.map(|block| {
@@ -343,6 +391,9 @@ impl Planner {
                     None => job.lost_blocks.extend(ids.into_iter().filter(|id| *id != Transfer::SKIP)),
                 }
             }
+        }
+        if let Some(tier) = &mut self.remote {
+            tier.counters.hit_tokens += from_l2 as u64;
         }
         // A job with lost blocks fails without having looked at the others, which are as good as they were.
         let keys = if job.lost_blocks.is_empty() {
@@ -365,7 +416,8 @@ impl Planner {
             return out;
         };
         if request.options.skip_store {
-            directory.touch(&request.take_hits());
+            let hits = request.take_hits();
+            self.touch(&hits);
             return out;
         }
         if request.stale {
@@ -428,6 +480,9 @@ impl Planner {
                 note_removed(&mut self.hashes, &mut self.removed, *slot);
             }
             for reserved in &reservation.reserved {
+                if let Some(tier) = &mut self.remote {
+                    tier.forget_slot(reserved.slot);
+                }
                 let ids = table[reserved.index * slot_blocks..(reserved.index + 1) * slot_blocks].to_vec();
                 out.held.extend_from_slice(&ids);
                 out.slots.push((group as u16, reserved.index));
@@ -467,22 +522,24 @@ impl Planner {
             self.jobs.begin(job.id, pending);
             self.plan.jobs.push(job);
         } else {
-            directory.touch(&hits);
+            self.touch(&hits);
         }
         out
     }
 
     /// The request will not be asked about again. Its jobs go on until every rank has acknowledged them.
     pub fn finish(&mut self, id: &str) {
-        let request = self.requests.remove(id);
-        if let (Some(mut request), Some(directory)) = (request, &self.directory) {
-            directory.touch(&request.take_hits());
+        if let Some(mut request) = self.requests.remove(id) {
+            self.touch(&request.take_hits());
+            self.leave_fetches(id);
         }
     }
 
     /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
+        self.poll_remote();
+        self.plan_demotions();
         if self.plan.is_empty() && !self.must_send_epoch() {
             return None;
         }
@@ -490,6 +547,7 @@ impl Planner {
         self.plan.epoch = self.slot_epoch;
         // The jobs of this very plan count as begun.
         self.plan.settled = self.jobs.settled();
+        self.plan.generation = self.remote.as_ref().map_or(0, |tier| tier.generation);
         Some(std::mem::take(&mut self.plan))
     }
 
@@ -502,9 +560,10 @@ impl Planner {
             directory.limit_usable(self.startup.usable_slots());
         }
         self.cost.observe_load(report.loaded_bytes, Duration::from_nanos(report.load_ns));
+        self.cost.observe_fetch(report.fetched_bytes, Duration::from_nanos(report.fetch_ns));
         let mut ended = Vec::new();
         for end in &report.ended {
-            if let Some(pending) = self.jobs.report(end.id, report.rank, end.ok, self.config.ranks) {
+            if let Some(pending) = self.jobs.report(end, report.rank, self.config.ranks) {
                 ended.push(self.end(end.id, pending));
             }
         }
@@ -516,40 +575,59 @@ impl Planner {
         let mut stored = Vec::new();
         if let Some(directory) = &self.directory {
             directory.end_load(&pending.pinned);
-            let ready = directory.complete_fills(&pending.fills, !pending.failed);
-            directory.touch(&pending.hits);
-            if pending.kind == JobKind::Offload {
-                let mut ready = ready.iter().peekable();
-                for (position, (slot, _)) in pending.fills.iter().enumerate() {
-                    if ready.next_if_eq(&slot).is_some() {
-                        stored.push(position);
-                        if let (Some(kept), Some(hash)) =
-                            (self.hashes.get_mut(slot.index()), pending.hashes.get(position))
-                        {
-                            *kept = *hash;
-                        }
-                    }
-                }
-                self.counters.stored_blocks += stored.len() as u64;
-                self.counters.failed_stores += (pending.fills.len() - stored.len()) as u64;
-            } else if pending.failed {
-                // What could not be loaded once is not offered again.
-                self.counters.failed_loads += 1;
-                if id.epoch == self.epoch {
-                    for (slot, _) in directory.delete(&pending.keys) {
-                        self.plan.forgotten.push(slot);
-                        note_removed(&mut self.hashes, &mut self.removed, slot);
-                    }
-                }
-                // What the request computes instead is stored again.
-                if let Some(request) = self.requests.get_mut(&pending.request) {
-                    request.offloaded.fill(0);
-                    // In the slots that the failed blocks have left.
-                    request.over_share = false;
+        }
+        match pending.kind {
+            JobKind::Fetch => self.end_fetch(id.number, &pending),
+            JobKind::Demote => self.end_demotion(id.epoch, &pending),
+            JobKind::Offload => stored = self.end_offload(&pending),
+            JobKind::LoadLayerwise | JobKind::LoadAsync if pending.failed => {
+                self.end_failed_load(id, &pending);
+            }
+            JobKind::LoadLayerwise | JobKind::LoadAsync => {}
+        }
+        Ended { id, released: pending.held, stored }
+    }
+
+    /// Positions of the fills that are hits now.
+    fn end_offload(&mut self, pending: &Pending) -> Vec<usize> {
+        let Some(directory) = &self.directory else { return Vec::new() };
+        let ready = directory.complete_fills(&pending.fills, !pending.failed);
+        let mut stored = Vec::new();
+        let mut left = ready.iter().peekable();
+        for (position, (slot, _)) in pending.fills.iter().enumerate() {
+            if left.next_if_eq(&slot).is_some() {
+                stored.push(position);
+                if let (Some(kept), Some(hash)) =
+                    (self.hashes.get_mut(slot.index()), pending.hashes.get(position))
+                {
+                    *kept = *hash;
                 }
             }
         }
-        Ended { id, released: pending.held, stored }
+        self.counters.stored_blocks += stored.len() as u64;
+        self.counters.failed_stores += (pending.fills.len() - stored.len()) as u64;
+        self.touch(&pending.hits);
+        self.suggest_stored(&ready);
+        stored
+    }
+
+    fn end_failed_load(&mut self, id: JobId, pending: &Pending) {
+        self.counters.failed_loads += 1;
+        // What could not be loaded once is not offered again.
+        if let Some(directory) = &self.directory
+            && id.epoch == self.epoch
+        {
+            for (slot, _) in directory.delete(&pending.keys) {
+                self.plan.forgotten.push(slot);
+                note_removed(&mut self.hashes, &mut self.removed, slot);
+            }
+        }
+        // What the request computes instead is stored again.
+        if let Some(request) = self.requests.get_mut(&pending.request) {
+            request.offloaded.fill(0);
+            // In the slots that the failed blocks have left.
+            request.over_share = false;
+        }
     }
 
     fn start(&mut self) {
@@ -578,6 +656,9 @@ impl Planner {
             .forgotten
             .extend(agreed.iter().map(|block| block.slot).filter(|slot| !adopted.contains(slot)));
         self.directory = Some(directory);
+        if let Some(tier) = &mut self.remote {
+            tier.start(&self.config, self.startup.remote_shards(), slot_count, self.slot_epoch);
+        }
     }
 
     /// Forgets every block, here and for restarts: what was computed before is not served after. Work under way ends in
@@ -591,7 +672,7 @@ impl Planner {
         for job in &mut self.plan.jobs {
             // Not sent yet: it would be executed under the new epoch, and its bytes are of the old one.
             let transfers = std::mem::take(&mut job.transfers);
-            if job.kind != JobKind::Offload {
+            if job.kind.is_load() {
                 let blocks = transfers.into_iter().flat_map(|transfer| transfer.blocks);
                 job.lost_blocks.extend(blocks.filter(|block| *block != Transfer::SKIP));
             }
@@ -609,6 +690,15 @@ impl Planner {
             request.hits.iter_mut().for_each(Vec::clear);
             request.over_share = false;
             request.stale = true;
+            request.remote = RemoteState::Fresh;
+            request.joined = false;
+        }
+        if let Some(tier) = &mut self.remote {
+            let old = self.epoch - 1;
+            let fetches = tier.waiters.drain().map(|(number, _)| JobId { epoch: old, number });
+            self.plan.cancelled.extend(fetches);
+            self.plan.cancelled.sort_unstable();
+            tier.reset(&self.config, self.slot_epoch);
         }
         self.slot_epoch
     }
@@ -620,7 +710,9 @@ impl Planner {
 
     /// Whether the engine has to keep stepping for jobs to end.
     pub fn has_pending_work(&self) -> bool {
-        !self.jobs.is_empty() || !self.plan.is_empty() || self.must_send_epoch()
+        let remote =
+            self.remote.as_ref().is_some_and(|tier| tier.is_asked_anything() || tier.has_candidates());
+        !self.jobs.is_empty() || !self.plan.is_empty() || self.must_send_epoch() || remote
     }
 
     /// Jobs that are not acknowledged by every rank.
@@ -649,6 +741,7 @@ impl Planner {
             self.directory.as_ref().map(Directory::stats),
             self.jobs.len(),
             self.requests.len(),
+            self.remote.as_ref().map(|tier| tier.counters),
         )
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::tier::RemoteState;
 use super::{Lookup, MissReason, PlannerConfig};
 use crate::BlockKey;
 use crate::block_key::{HashAlgorithm, TokenHasher};
@@ -76,6 +77,10 @@ pub(super) struct Request {
     pub(super) answer: Option<Lookup>,
     pub(super) local_tokens: usize,
     pub(super) total_tokens: usize,
+    /// How far it has come with L2.
+    pub(super) remote: RemoteState,
+    /// Whether the jobs that bring its blocks know that it waits for them.
+    pub(super) joined: bool,
 }
 
 impl Request {
@@ -109,6 +114,8 @@ impl Request {
             answer: None,
             local_tokens: 0,
             total_tokens: 0,
+            remote: RemoteState::Fresh,
+            joined: false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::directory::{FillId, Resident};
 use crate::eviction::SlotId;
-use crate::report::{Hello, Report};
+use crate::report::{Hello, RemoteShard, Report};
 
 pub(super) struct Startup {
     hellos: Vec<Option<Hello>>,
@@ -51,6 +51,18 @@ impl Startup {
 
     pub(super) fn copy_threads(&self) -> u32 {
         self.known().map(|hello| hello.copy_threads).min().unwrap_or(0)
+    }
+
+    /// The distinct shards of the ranks in L2; `None` unless every rank has one.
+    pub(super) fn remote_shards(&self) -> Option<Vec<RemoteShard>> {
+        let mut shards: Vec<RemoteShard> = Vec::new();
+        for hello in self.known() {
+            let shard = hello.remote?;
+            if !shards.contains(&shard) {
+                shards.push(shard);
+            }
+        }
+        Some(shards)
     }
 
     /// The highest fill that any rank has seen, agreed on or not.

@@ -47,6 +47,7 @@ fn hello(rank: u32, slots: u32) -> Report {
         warm: Vec::new(),
         highest_fill: FillId(0),
         epoch: 1,
+        remote: None,
     };
     Report { rank, usable_slots: slots, hello: Some(hello), ..Report::default() }
 }
@@ -86,7 +87,7 @@ fn table(blocks: std::ops::Range<u32>) -> Vec<Vec<u32>> {
 }
 
 fn report(rank: u32, job: JobId, ok: bool) -> Report {
-    Report { rank, usable_slots: 1000, ended: vec![JobEnd { id: job, ok }], ..Report::default() }
+    Report { rank, usable_slots: 1000, ended: vec![JobEnd::whole(job, ok)], ..Report::default() }
 }
 
 fn end(planner: &mut Planner, job: JobId, ok: bool) -> Vec<Ended> {

@@ -13,6 +13,7 @@
 mod layout;
 mod probe;
 mod rank_slots;
+mod remote_jobs;
 mod replica_slots;
 mod running;
 mod slab_slots;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
 pub use rank_slots::RankSlots;
+pub use remote_jobs::{RemoteLink, RemoteLinkStats};
 pub use replica_slots::ReplicaSlots;
 pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};
@@ -37,6 +39,7 @@ pub use timeline::Moment;
 use crate::copy_engine::CopyEngine;
 use crate::plan::{Job, JobKind, StepPlan};
 use crate::report::{Hello, JobEnd, Report};
+use remote_jobs::RemoteJobs;
 use running::Running;
 use timeline::Timeline;
 
@@ -128,6 +131,7 @@ pub struct Store {
     failed_received: Vec<String>,
     stats: StoreStats,
     timeline: Option<Timeline>,
+    remote: Option<RemoteJobs>,
 }
 
 impl Store {
@@ -163,7 +167,15 @@ impl Store {
             failed_received: Vec::new(),
             stats: StoreStats::default(),
             timeline: config.timeline.then(Timeline::default),
+            remote: None,
         }
+    }
+
+    /// The same store with a way to L2. Its values are [`EngineLayout::slot_bytes`] long.
+    #[must_use]
+    pub fn with_remote(mut self, link: RemoteLink) -> Self {
+        self.remote = Some(RemoteJobs::new(link, self.layout.slot_bytes()));
+        self
     }
 
     /// The engine's layout.
@@ -184,6 +196,10 @@ impl Store {
         }
         for job in plan.jobs {
             let epoch = plan.epoch;
+            if job.kind.is_remote() {
+                self.begin_remote(job, epoch, plan.generation);
+                continue;
+            }
             let blocks = self.layout.slot_blocks();
             let mut running = match job.kind {
                 // Both sides derive the slot's size from the engine's configuration; if they disagree, nothing is copied.
@@ -196,13 +212,38 @@ impl Store {
                     Running::without_copies(job)
                 }
                 JobKind::Offload => self.prepare_offload(job, epoch),
-                JobKind::LoadLayerwise | JobKind::LoadAsync => self.prepare_load(job),
+                _ => self.prepare_load(job),
             };
             running.traced = self.timeline.is_some();
             match running.job.kind {
                 JobKind::Offload => self.fresh_offloads.push(running),
                 JobKind::LoadLayerwise => self.loads.push(running),
-                JobKind::LoadAsync => self.async_loads.push(running),
+                _ => self.async_loads.push(running),
+            }
+        }
+        if let Some(remote) = &mut self.remote {
+            remote.cancel(&plan.cancelled);
+            remote.submit(&*self.memory);
+        }
+    }
+
+    fn begin_remote(&mut self, job: Job, epoch: u64, generation: u64) {
+        // The rank whose slab this is moves the bytes for all that share it.
+        if job.kind == JobKind::Fetch {
+            self.begin_fills(&job, epoch);
+        }
+        if self.memory.is_replica() {
+            self.ended.push(JobEnd::whole(job.id, true));
+            return;
+        }
+        match &mut self.remote {
+            Some(remote) => remote.begin(job, generation),
+            // Both sides are told of L2 by the same configuration; if they disagree, nothing is moved.
+            None => {
+                for transfer in job.transfers.iter().filter(|_| job.kind == JobKind::Fetch) {
+                    self.memory.void(transfer.slot, transfer.fill);
+                }
+                self.ended.push(JobEnd::whole(job.id, false));
             }
         }
     }
@@ -432,6 +473,22 @@ impl Store {
         for offload in &mut self.offloads {
             offload.submit_through(last, &self.layout, &*self.copies, None);
         }
+        if let Some(remote) = &mut self.remote {
+            self.ended.extend(remote.collect(&*self.memory));
+        }
+    }
+
+    /// Waits until something has come from or got to L2, for `timeout` at most, if nothing else is under way: for a step
+    /// without a forward pass, which an engine would otherwise repeat as fast as it can.
+    pub fn rest(&mut self, timeout: Duration) {
+        if let Some(remote) = &self.remote
+            && self.ended.is_empty()
+            && self.async_loads.is_empty()
+            && self.offloads.is_empty()
+        {
+            remote.wait(timeout);
+            self.collect();
+        }
     }
 
     fn end(&mut self, running: Running) {
@@ -463,7 +520,7 @@ impl Store {
             self.unreported_load.0 += running.bytes;
             self.unreported_load.1 += elapsed;
         }
-        self.ended.push(JobEnd { id: running.job.id, ok });
+        self.ended.push(JobEnd::whole(running.job.id, ok));
     }
 
     /// Requests whose asynchronous load has ended since the last call: all of them, and those that failed.
@@ -486,6 +543,7 @@ impl Store {
             warm: self.memory.warm_slots(),
             highest_fill: self.memory.highest_fill(),
             epoch: self.memory.epoch(),
+            remote: self.remote.as_ref().map(RemoteJobs::shard),
         });
         if hello.is_none() && self.ended.is_empty() && usable == self.reported_usable {
             return None;
@@ -493,8 +551,18 @@ impl Store {
         self.said_hello = true;
         self.reported_usable = usable;
         let (loaded_bytes, load_ns) = std::mem::take(&mut self.unreported_load);
-        let ended = std::mem::take(&mut self.ended);
-        Some(Report { rank: self.config.rank, usable_slots: usable, hello, ended, loaded_bytes, load_ns })
+        let (fetched_bytes, fetch_ns) =
+            self.remote.as_mut().map(RemoteJobs::take_fetched).unwrap_or_default();
+        Some(Report {
+            rank: self.config.rank,
+            usable_slots: usable,
+            hello,
+            ended: std::mem::take(&mut self.ended),
+            loaded_bytes,
+            load_ns,
+            fetched_bytes,
+            fetch_ns,
+        })
     }
 
     /// What happened to layers so far, if the drill asked for it.
@@ -515,14 +583,21 @@ impl Store {
         !(self.loads.is_empty()
             && self.async_loads.is_empty()
             && self.fresh_offloads.is_empty()
-            && self.offloads.is_empty())
+            && self.offloads.is_empty()
+            && !self.remote.as_ref().is_some_and(RemoteJobs::is_busy))
+    }
+
+    /// What this rank has done with L2 so far, if it has a way to it.
+    pub fn remote_stats(&self) -> Option<RemoteLinkStats> {
+        self.remote.as_ref().map(|remote| remote.stats)
     }
 
     /// What this rank has done so far.
     pub fn stats(&self) -> StoreStats {
         let jobs =
             self.loads.len() + self.async_loads.len() + self.fresh_offloads.len() + self.offloads.len();
-        StoreStats { jobs_in_flight: jobs as u64, ..self.stats }
+        let remote = self.remote.as_ref().map_or(0, RemoteJobs::in_flight);
+        StoreStats { jobs_in_flight: (jobs + remote) as u64, ..self.stats }
     }
 
     /// Ends everything in flight, for shutdown: returns when no copy touches the engine's memory any more.
@@ -537,6 +612,13 @@ impl Store {
             self.collect();
             if !(self.offloads.is_empty() && self.async_loads.is_empty()) {
                 self.make_room(&mut []);
+            }
+        }
+        if let Some(remote) = &mut self.remote {
+            remote.cancel_all();
+            while remote.is_busy() {
+                remote.wait(Duration::from_millis(50));
+                self.ended.extend(remote.collect(&*self.memory));
             }
         }
     }

@@ -97,6 +97,12 @@ impl SlotMemory for SlabSlots {
         !(due || self.checksums) || unsafe { self.slab.verify(slot) } != Verification::Mismatch
     }
 
+    fn may_demote(&self, slot: SlotId, key: &BlockKey) -> bool {
+        // With checksums on, the user pays for every byte to be right.
+        let is_due = slot.index() < self.slab.slot_count() && self.unproven.is_due(slot);
+        !is_due && self.holds(slot, key)
+    }
+
     fn warm_slots(&self) -> Vec<Resident> {
         self.slab.warm_slots().into_iter().map(Resident::from).collect()
     }

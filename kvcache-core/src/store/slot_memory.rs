@@ -66,6 +66,12 @@ pub trait SlotMemory: Send + Sync {
     /// Whether the slot is ready with this key, and its bytes verified where that is due.
     fn holds(&self, slot: SlotId, key: &BlockKey) -> bool;
 
+    /// Whether the slot is ready with this key and known to hold what was stored. What was found after a restart is only
+    /// known to once it was [loaded](Self::holds); this does not verify, which would take the engine's time.
+    fn may_demote(&self, slot: SlotId, key: &BlockKey) -> bool {
+        self.holds(slot, key)
+    }
+
     /// Complete blocks of this namespace and epoch that an earlier process left.
     fn warm_slots(&self) -> Vec<Resident>;
 

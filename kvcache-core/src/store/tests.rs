@@ -84,7 +84,7 @@ impl Rank {
     }
 
     fn begin_settled(&mut self, jobs: Vec<Job>, settled: u64) {
-        self.store.begin_step(StepPlan { epoch: 1, settled, jobs, forgotten: Vec::new() });
+        self.store.begin_step(StepPlan { epoch: 1, settled, jobs, ..StepPlan::default() });
     }
 
     fn set(&self, block: u32, value: u64) {
@@ -162,7 +162,7 @@ fn a_layer_is_there_when_its_wait_returns_and_later_ones_run_ahead_within_the_bo
         }
     }
     rank.store.end_step(None);
-    assert_eq!(rank.ended(), [JobEnd { id: JobId { epoch: 0, number: 2 }, ok: true }]);
+    assert_eq!(rank.ended(), [JobEnd::whole(JobId { epoch: 0, number: 2 }, true)]);
     assert_eq!(rank.store.take_load_errors(), []);
     assert_eq!(rank.store.stats().loaded_bytes, (LAYERS * PAGE) as u64);
 }

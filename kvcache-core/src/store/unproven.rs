@@ -16,6 +16,11 @@ impl Unproven {
         Self(slots)
     }
 
+    /// Whether the slot is unproven.
+    pub(super) fn is_due(&self, slot: SlotId) -> bool {
+        self.0[slot.index()].load(Ordering::Relaxed)
+    }
+
     /// The slot is about to be proven, or overwritten; whether it was unproven.
     pub(super) fn settle(&self, slot: SlotId) -> bool {
         self.0[slot.index()].swap(false, Ordering::Relaxed)

@@ -78,7 +78,7 @@ pub(crate) struct Slab {
 impl Slab {
     pub(crate) fn new(slot_count: u32, slot_bytes: usize) -> Arc<Self> {
         let slot_bytes = slot_bytes.next_multiple_of(8);
-        let table = Table { records: vec![None; slot_count as usize], epoch: 1, highest: FillId(0) };
+        let table = Table { records: vec![None; slot_count as usize], epoch: 0, highest: FillId(0) };
         let bytes = Bytes::new(slot_bytes * slot_count as usize);
         Arc::new(Self { bytes, slot_bytes, table: Mutex::new(table) })
     }

@@ -27,6 +27,23 @@ impl World {
         Ok(())
     }
 
+    /// Adds what a planner and its ranks have done with L2, before they go.
+    pub(super) fn count_remote(&mut self) {
+        let Some(stats) = self.planner.stats().remote else { return };
+        self.counts.remote_asked += stats.asked_blocks;
+        self.counts.remote_fetched += stats.fetched_blocks;
+        self.counts.remote_failed_fetches += stats.failed_fetches;
+        self.counts.remote_cancelled += stats.cancelled_fetches;
+        self.counts.remote_refused += stats.refused_fetches;
+        self.counts.remote_hit_tokens += stats.hit_tokens;
+        self.counts.remote_demoted += stats.demoted_blocks;
+        self.counts.remote_already_there += stats.already_demoted;
+        self.counts.remote_failed_demotions += stats.failed_demotions;
+        for rank in &self.ranks {
+            self.counts.remote_unfit += rank.store.remote_stats().map_or(0, |stats| stats.unfit);
+        }
+    }
+
     pub(super) fn check_drained(&mut self) -> Result<(), Violation> {
         if let Some(directory) = self.planner.directory() {
             directory.check()?;
@@ -42,6 +59,13 @@ impl World {
             self.counts.stored += stats.stored;
         }
         self.counts.adopted += self.planner.stats().adopted_blocks;
+        self.count_remote();
+        let servers = self.servers.counts();
+        self.counts.remote_gets += servers.gets;
+        self.counts.remote_puts += servers.puts;
+        self.counts.remote_missing += servers.missing;
+        self.counts.remote_corrupt += servers.corrupt;
+        self.counts.remote_timed_out += servers.failed;
         let used = self.pool.iter().filter(|block| block.users > 0).count();
         if used > 0 || !self.held.is_empty() {
             return Err(format!("{used} engine blocks are still held by {} jobs", self.held.len()));

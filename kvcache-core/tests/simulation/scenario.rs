@@ -1,8 +1,9 @@
 //! What a run is like: sizes, settings and how often which fault happens, all from the seed.
 
-use kvcache_core::planner::LoadMode;
+use kvcache_core::planner::{Ingestion, LoadMode};
 
 use super::fakes::fake_copies::CopyBehaviour;
+use super::fakes::fake_remote::RemoteBehaviour;
 use super::fakes::random::{Random, mix};
 
 #[derive(Clone, Debug)]
@@ -52,6 +53,16 @@ pub(crate) struct Scenario {
     pub(crate) bad_blocks: u32,
     pub(crate) lost_hooks: u32,
     pub(crate) report_delay: u32,
+    /// There is an L2, and how it is used.
+    pub(crate) remote: Option<Ingestion>,
+    pub(crate) servers: RemoteBehaviour,
+    pub(crate) fetch_wait_ms: u64,
+    pub(crate) fetch_job_slots: usize,
+    pub(crate) demoting_max: usize,
+    pub(crate) remote_in_flight_max: usize,
+    // Per thousand operations.
+    pub(crate) servers_die: u32,
+    pub(crate) servers_lose: u32,
 }
 
 impl Scenario {
@@ -115,6 +126,20 @@ impl Scenario {
             lost_hooks: often(r, 40),
             report_delay: often(r, 500),
             windows,
+            remote: [None, Some(Ingestion::All), Some(Ingestion::Hot), Some(Ingestion::Evicted)][r.below(4)],
+            servers: RemoteBehaviour {
+                steps_max: r.below(6),
+                fail: often(r, 200),
+                corrupt: often(r, 200),
+                lose: often(r, 200),
+                ..RemoteBehaviour::default()
+            },
+            fetch_wait_ms: r.below(40) as u64,
+            fetch_job_slots: r.between(1, 4),
+            demoting_max: r.between(1, 16),
+            remote_in_flight_max: r.between(1, 8),
+            servers_die: often(r, 30),
+            servers_lose: often(r, 30),
         }
     }
 
@@ -132,6 +157,28 @@ impl Scenario {
                 copies: CopyBehaviour { fail: 100, ..usual.copies },
                 ..usual
             },
+            Some(Bug::TrustRemoteBytes) => Self {
+                remote: Some(Ingestion::All),
+                servers: RemoteBehaviour { corrupt: 200, ..usual.servers },
+                fetch_wait_ms: 40,
+                ..usual
+            },
+            Some(Bug::ShareAfterReset) => {
+                // One shard, so that names differ by nothing but what a reset changes.
+                let (slots, pieces_a_step) = (vec![usual.slots[0]], vec![64]);
+                let (remote, fetch_wait_ms) = (Some(Ingestion::All), 40);
+                Self {
+                    ranks: 1,
+                    replicas: false,
+                    slots,
+                    pieces_a_step,
+                    remote,
+                    reset: 20,
+                    fetch_wait_ms,
+                    ..usual
+                }
+            }
+            Some(Bug::LoseRemoteEnds) => Self { remote: Some(Ingestion::All), fetch_wait_ms: 40, ..usual },
             _ => usual,
         }
     }
@@ -181,6 +228,12 @@ pub(crate) enum Bug {
     EmptyPlans,
     /// A replica leaves alone what it knows to be worthless, and its owner publishes it.
     KeepVoid,
+    /// What comes from L2 damaged is not noticed.
+    TrustRemoteBytes,
+    /// Values stored before a reset keep their names.
+    ShareAfterReset,
+    /// Some transfers to and from L2 never end.
+    LoseRemoteEnds,
 }
 
 macro_rules! counts {
@@ -240,4 +293,20 @@ counts!(
     repeated_reports,
     replica_loads,
     spoiled_by_another,
+    remote_asked,
+    remote_fetched,
+    remote_failed_fetches,
+    remote_cancelled,
+    remote_refused,
+    remote_hit_tokens,
+    remote_demoted,
+    remote_already_there,
+    remote_failed_demotions,
+    remote_gets,
+    remote_puts,
+    remote_missing,
+    remote_corrupt,
+    remote_timed_out,
+    remote_unfit,
+    servers_died,
 );

@@ -123,9 +123,11 @@ impl World {
             rank.copies.kill();
             let slab = Arc::clone(&rank.slab);
             drop(rank);
-            self.ranks.push(Rank::new(index, &self.scenario, bug, &mut self.random, Some(slab)));
+            let rank = Rank::new(index, &self.scenario, bug, &mut self.random, Some(slab), &self.servers);
+            self.ranks.push(rank);
         }
-        self.planner = planner(&self.scenario, bug);
+        self.count_remote();
+        self.planner = planner(&self.scenario, bug, &self.servers, self.random.next());
         self.expects_plan = true;
         self.unprocessed = None;
         self.held.clear();

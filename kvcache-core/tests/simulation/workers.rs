@@ -26,6 +26,7 @@ impl World {
             }
             rank.store.start_loads(None);
             rank.copies.work(pieces);
+            rank.remote.work();
         }
         if !scheduled.is_empty() {
             self.forward(&scheduled, hooks_fire, &mut output)?;
@@ -69,7 +70,7 @@ impl World {
             _ => false,
         };
         let jobs = plan.iter().flat_map(|plan| &plan.jobs).filter(|job| lies(job.kind));
-        let ended: Vec<JobEnd> = jobs.map(|job| JobEnd { id: job.id, ok: true }).collect();
+        let ended: Vec<JobEnd> = jobs.map(|job| JobEnd::whole(job.id, true)).collect();
         if !ended.is_empty() {
             self.lied_about.extend(ended.iter().map(|end| end.id));
             let usable_slots = self.ranks[rank].memory.usable_slots();

@@ -14,14 +14,19 @@ use kvcache_core::block_key::HashAlgorithm;
 use kvcache_core::copy_engine::CopyEngine;
 use kvcache_core::directory::GroupKind;
 use kvcache_core::eviction::{Candidate, EvictionPolicy, Lru, S3Fifo, SlotId};
-use kvcache_core::fingerprint::Namespace;
+use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 use kvcache_core::plan::{JobId, JobKind, StepPlan};
-use kvcache_core::planner::{GroupConfig, KeySource, Lookup, Planner, PlannerConfig, RequestOptions};
+use kvcache_core::planner::{
+    GroupConfig, KeySource, Lookup, Planner, PlannerConfig, RemoteTierConfig, RequestOptions,
+};
 use kvcache_core::report::{JobEnd, Report};
-use kvcache_core::store::{EngineLayout, LayerBinding, PageLayout, SlotMemory, Store, StoreConfig};
+use kvcache_core::store::{
+    EngineLayout, LayerBinding, PageLayout, RemoteLink, SlotMemory, Store, StoreConfig,
+};
 
 use super::fakes::fake_copies::{CopyBehaviour, LazyCopies};
 use super::fakes::fake_memory::{Bytes, FakeMemory, MemoryBugs, Slab};
+use super::fakes::fake_remote::{FakePresence, FakeRemote, FakeServers};
 use super::fakes::random::{Random, mix};
 use super::scenario::{Bug, Counts, Scenario};
 
@@ -61,6 +66,7 @@ pub(crate) struct World {
     next_request: u64,
     planner: Planner,
     ranks: Vec<Rank>,
+    servers: Arc<FakeServers>,
     reports: Vec<VecDeque<(u64, Report)>>,
     held: HashMap<JobId, Vec<u32>>,
     unprocessed: Option<Output>,
@@ -114,6 +120,7 @@ struct Rank {
     slab: Arc<Slab>,
     memory: Arc<FakeMemory>,
     copies: Arc<LazyCopies>,
+    remote: Arc<FakeRemote>,
     store: Store,
     /// One tensor a layer.
     layers: Vec<Bytes>,
@@ -196,7 +203,7 @@ impl EvictionPolicy for IgnoresPins {
     }
 }
 
-fn planner(scenario: &Scenario, bug: Option<Bug>) -> Planner {
+fn planner(scenario: &Scenario, bug: Option<Bug>, servers: &Arc<FakeServers>, nonce: u64) -> Planner {
     let config = PlannerConfig {
         namespace: Namespace::of_text("simulation"),
         groups: scenario
@@ -233,19 +240,36 @@ fn planner(scenario: &Scenario, bug: Option<Bug>) -> Planner {
             _ => Box::new(S3Fifo::new(slots)),
         }
     };
-    Planner::new(config, Box::new(policy))
+    let planner = Planner::new(config, Box::new(policy));
+    let Some(ingestion) = scenario.remote else { return planner };
+    let config = RemoteTierConfig {
+        ingestion,
+        presence_wait: Duration::from_millis(20),
+        fetch_wait: Duration::from_millis(scenario.fetch_wait_ms),
+        fetch_job_slots: scenario.fetch_job_slots,
+        demoting_max: scenario.demoting_max,
+        nonce,
+    };
+    planner.with_remote(config, FakePresence::new(servers))
 }
 
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, bug: Option<Bug>) -> Self {
         let mut random = Random::new(seed);
+        let servers = FakeServers::new(random.next(), scenario.servers);
+        servers.behave(|servers| {
+            servers.trust_bytes = bug == Some(Bug::TrustRemoteBytes);
+            servers.ignore_space = bug == Some(Bug::ShareAfterReset);
+            servers.lose_ends = if bug == Some(Bug::LoseRemoteEnds) { 50 } else { 0 };
+        });
         let mut ranks: Vec<Rank> = Vec::new();
         for rank in 0..scenario.ranks {
             let slab = ranks.first().filter(|_| scenario.replicas).map(|first| Arc::clone(&first.slab));
-            ranks.push(Rank::new(rank, &scenario, bug, &mut random, slab));
+            ranks.push(Rank::new(rank, &scenario, bug, &mut random, slab, &servers));
         }
         let mut world = Self {
-            planner: planner(&scenario, bug),
+            planner: planner(&scenario, bug, &servers, random.next()),
+            servers,
             pool: Vec::new(),
             free: VecDeque::new(),
             cached: HashMap::new(),
@@ -280,6 +304,7 @@ impl World {
             self.operation()?;
         }
         self.faults_on = false;
+        self.servers.behave(|servers| servers.dead = false);
         for rank in &self.ranks {
             rank.copies.behave(|behaviour| {
                 *behaviour = CopyBehaviour { batches_max: behaviour.batches_max, ..CopyBehaviour::default() };
@@ -332,6 +357,13 @@ impl World {
             self.counts.grown += u64::from(memory.usable_slots() < memory.slot_count());
             memory.grow(slots);
         }
+        if self.random.chance(self.scenario.servers_die) {
+            self.counts.servers_died += 1;
+            self.servers.behave(|servers| servers.dead = !servers.dead);
+        }
+        if self.random.chance(self.scenario.servers_lose) {
+            self.servers.lose_values();
+        }
         if self.random.chance(crash) && !self.reset_unsent {
             self.crash();
         }
@@ -358,6 +390,7 @@ impl Rank {
         bug: Option<Bug>,
         random: &mut Random,
         slab: Option<Arc<Slab>>,
+        servers: &Arc<FakeServers>,
     ) -> Self {
         let page_bytes = 8 * scenario.segments;
         let groups = scenario.windows.len();
@@ -404,8 +437,18 @@ impl Rank {
             skip_copies: false,
             timeline: false,
         };
-        let store = Store::new(config, layout, Arc::clone(&memory) as _, Arc::clone(&copies) as _);
-        Self { slab, memory, copies, store, layers }
+        let remote = FakeRemote::new(servers);
+        let mut store = Store::new(config, layout, Arc::clone(&memory) as _, Arc::clone(&copies) as _);
+        if scenario.remote.is_some() {
+            store = store.with_remote(RemoteLink {
+                store: Arc::clone(&remote) as _,
+                namespace: Namespace::of_text("simulation"),
+                shard: ShardFingerprint([scenario.shard(index) as u8; 16]),
+                patience: Duration::from_secs(3600),
+                in_flight_max: scenario.remote_in_flight_max,
+            });
+        }
+        Self { slab, memory, copies, remote, store, layers }
     }
 
     fn word(scenario: &Scenario, block: u32, segment: usize) -> usize {

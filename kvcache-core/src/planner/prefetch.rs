@@ -1,0 +1,237 @@
+//! Brings what L2 has of a request into L1 while the request waits for its turn.
+//!
+//! A request's absent blocks are asked for once. What is there gets slots and rides to the ranks as fetch jobs; to the
+//! engine it is nothing but blocks being filled. Only what is ready is ever offered, so a value that is missing or
+//! damaged shortens a match.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::tier::{Asked, Question, RemoteState, Tier};
+use super::{GroupPrefix, Job, JobKind, Pending, Planner, Residency, Transfer, match_groups, note_removed};
+use crate::BlockKey;
+use crate::directory::{FillId, evictions_per_request_max};
+use crate::eviction::SlotId;
+
+/// Keys that one request may ask about.
+const ASKED_MAX: usize = 16_384;
+
+impl Planner {
+    /// A request has entered whose prompt has `total_tokens` tokens: what L2 has of it can be on its way before the
+    /// engine first asks. Does nothing without L2, or if the request has asked already.
+    pub fn prefetch(&mut self, id: &str, total_tokens: usize, now: Duration) {
+        self.ask_remote(id, total_tokens, now);
+    }
+
+    /// Whether a question was asked.
+    pub(super) fn ask_remote(&mut self, id: &str, total_tokens: usize, now: Duration) -> bool {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return false };
+        let Some(request) = self.requests.get_mut(id) else { return false };
+        if !tier.is_active() || request.remote != RemoteState::Fresh || request.options.skip_load {
+            return false;
+        }
+        let limit = total_tokens.saturating_sub(1).min(request.options.max_load_tokens);
+        let (mut asked, mut keys) = (Asked::new(), Vec::new());
+        for (group, scratch) in self.scratch.iter_mut().enumerate() {
+            let slots = limit / (self.config.groups[group].block_tokens * self.config.slot_blocks);
+            let all = &request.keys[group];
+            directory.residency(&all[..slots.min(all.len())], scratch);
+            for (position, residency) in scratch.iter().enumerate() {
+                if *residency == Residency::Absent && keys.len() < ASKED_MAX {
+                    asked.push((group, position));
+                    keys.push(all[position]);
+                }
+            }
+        }
+        if keys.is_empty() {
+            // Asked again when it has grown: nothing has been started for it.
+            return false;
+        }
+        let question = tier.ask(Question::Request(id.to_owned(), asked), &keys);
+        request.remote = RemoteState::Asked { question, since: now };
+        self.activity += 1;
+        true
+    }
+
+    /// Whether a request should wait to hear what L2 has of it.
+    pub(super) fn waits_for_presence(&self, id: &str, now: Duration) -> bool {
+        let (Some(tier), Some(request)) = (&self.remote, self.requests.get(id)) else { return false };
+        match request.remote {
+            RemoteState::Asked { since, .. } => now.saturating_sub(since) < tier.config.presence_wait,
+            _ => false,
+        }
+    }
+
+    /// Acts on what L2 has answered.
+    pub(super) fn poll_remote(&mut self) {
+        let Some(tier) = &mut self.remote else { return };
+        for (question, about, present) in tier.take_answers() {
+            match about {
+                Question::Request(id, asked) => self.fetch(&id, question, &asked, &present),
+                Question::Demotion(keys) => self.demote(&keys, &present),
+            }
+        }
+    }
+
+    /// Reserves slots for what L2 has of a request, as far as that lengthens its match, and sends for it.
+    fn fetch(&mut self, id: &str, question: u64, asked: &Asked, present: &[bool]) {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
+        let Some(request) = self.requests.get_mut(id) else { return };
+        if !matches!(request.remote, RemoteState::Asked { question: own, .. } if own == question) {
+            return;
+        }
+        request.remote = RemoteState::Over;
+        let count = present.iter().filter(|present| **present).count();
+        tier.counters.present_blocks += count as u64;
+        if count == 0 {
+            return;
+        }
+        // With what is there as if it were on its way already.
+        for (keys, scratch) in request.keys.iter().zip(&mut self.scratch) {
+            directory.residency(keys, scratch);
+        }
+        for ((group, position), _) in asked.iter().zip(present).filter(|(_, present)| **present) {
+            if let Some(residency) = self.scratch[*group].get_mut(*position)
+                && *residency == Residency::Absent
+            {
+                *residency = Residency::Filling;
+            }
+        }
+        let groups: Vec<GroupPrefix<'_>> = self
+            .config
+            .groups
+            .iter()
+            .zip(&self.scratch)
+            .map(|(group, residency)| GroupPrefix {
+                kind: group.kind,
+                slot_tokens: group.block_tokens * self.config.slot_blocks,
+                residency,
+            })
+            .collect();
+        let found = match_groups(&groups, request.options.max_load_tokens);
+        let tokens = found.pending_tokens.saturating_sub(found.ready_tokens);
+        if tokens == 0 || found.pending_tokens < self.config.min_load_tokens {
+            return;
+        }
+        let slot_bytes = self.startup.slot_bytes();
+        let ranges: Vec<(usize, usize)> = groups
+            .iter()
+            .map(|group| {
+                let from = group.kind.first_slot(group.slot_tokens, found.pending_tokens);
+                (from, found.pending_tokens.div_ceil(group.slot_tokens).min(group.residency.len()))
+            })
+            .collect();
+        if self.cost.fetching_is_slower(count as u64 * slot_bytes, tokens) {
+            tier.counters.break_even += 1;
+            return;
+        }
+        // Prefetches hold at most a quarter of the slots, so that they cannot starve what is stored and used now.
+        let share = evictions_per_request_max(self.startup.slot_count());
+        let mut room = share.saturating_sub(tier.fetching());
+        let mut transfers = Vec::new();
+        for (group, (from, until)) in ranges.into_iter().enumerate() {
+            let keys = &request.keys[group];
+            let absent: Vec<usize> =
+                (from..until).filter(|slot| self.scratch[group][*slot] != Residency::Ready).collect();
+            let (Some(first), Some(last)) =
+                (absent.first(), absent.get(..room.min(absent.len())).and_then(<[_]>::last))
+            else {
+                continue;
+            };
+            room = room.saturating_sub(absent.len());
+            let left = share.saturating_sub(request.evicted);
+            let reservation = directory.begin_offload(&keys[..=*last], *first, left);
+            request.evicted += reservation.evicted.len();
+            for (slot, _) in &reservation.evicted {
+                note_removed(&mut self.hashes, &mut self.removed, *slot);
+            }
+            for reserved in &reservation.reserved {
+                tier.forget_slot(reserved.slot);
+                transfers.push(Transfer {
+                    slot: reserved.slot,
+                    fill: reserved.fill,
+                    group: group as u16,
+                    key: keys[reserved.index],
+                    parent: reserved.index.checked_sub(1).map_or(BlockKey::default(), |parent| keys[parent]),
+                    engine_hash: request.engine_hash(group, reserved.index),
+                    blocks: Vec::new(),
+                });
+            }
+        }
+        tier.counters.refused_fetches += u64::from(transfers.is_empty());
+        for transfers in transfers.chunks(tier.config.fetch_job_slots.max(1)) {
+            let job_id = self.jobs.next_id(self.epoch);
+            tier.counters.fetch_jobs += 1;
+            tier.waiters.insert(job_id.number, BTreeSet::from([id.to_owned()]));
+            tier.fetching.extend(transfers.iter().map(|transfer| (transfer.key, job_id.number)));
+            let fills: Vec<(SlotId, FillId)> = transfers.iter().map(|of| (of.slot, of.fill)).collect();
+            let keys = transfers.iter().map(|transfer| transfer.key).collect();
+            self.jobs.begin(job_id, Pending { fills, keys, ..Pending::new(JobKind::Fetch, id) });
+            self.plan.jobs.push(Job {
+                id: job_id,
+                kind: JobKind::Fetch,
+                request: id.to_owned(),
+                transfers: transfers.to_vec(),
+                lost_blocks: Vec::new(),
+            });
+        }
+        self.activity += 1;
+    }
+
+    /// A fetch job has been reported by every rank: what all of them have got is ready.
+    pub(super) fn end_fetch(&mut self, number: u64, pending: &Pending) {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for (position, fill) in pending.fills.iter().enumerate() {
+            if pending.has_done(position) { good.push(*fill) } else { bad.push(*fill) }
+        }
+        for slot in directory.complete_fills(&good, true) {
+            tier.note_fetched(slot);
+            tier.counters.fetched_blocks += 1;
+        }
+        directory.complete_fills(&bad, false);
+        tier.counters.failed_fetches += bad.len() as u64;
+        tier.end_fetch(number, &pending.keys);
+    }
+
+    /// A request that waits for blocks on their way keeps them from being cancelled.
+    pub(super) fn join_fetches(&mut self, id: &str) {
+        let (Some(tier), Some(request)) = (&mut self.remote, self.requests.get_mut(id)) else { return };
+        if tier.fetching() == 0 || request.joined {
+            return;
+        }
+        request.joined = true;
+        for key in request.keys.iter().flatten() {
+            if let Some(job) = tier.fetching.get(key)
+                && let Some(waiters) = tier.waiters.get_mut(job)
+            {
+                waiters.insert(id.to_owned());
+            }
+        }
+    }
+
+    /// A request is gone: what only it wanted from L2 is cancelled.
+    pub(super) fn leave_fetches(&mut self, id: &str) {
+        let Some(tier) = &mut self.remote else { return };
+        let epoch = self.epoch;
+        for (number, waiters) in &mut tier.waiters {
+            if waiters.remove(id) && waiters.is_empty() {
+                self.plan.cancelled.push(crate::plan::JobId { epoch, number: *number });
+                tier.counters.cancelled_fetches += 1;
+            }
+        }
+        self.plan.cancelled.sort_unstable();
+    }
+}
+
+impl Tier {
+    fn end_fetch(&mut self, number: u64, keys: &[BlockKey]) {
+        self.waiters.remove(&number);
+        for key in keys {
+            // After a reset another job may bring a block of the same key.
+            if self.fetching.get(key) == Some(&number) {
+                self.fetching.remove(key);
+            }
+        }
+    }
+}
