@@ -76,8 +76,7 @@ impl Planner {
     /// blocks are evicted without.
     fn evict_ahead(&mut self) {
         let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
-        let stats_slots = self.startup.usable_slots() as usize;
-        let low = (stats_slots / 16).clamp(1, tier.config.demoting_max);
+        let low = (self.startup.slot_count() as usize / 16).clamp(1, tier.config.demoting_max);
         let wanted = low.saturating_sub(directory.free_slots() + tier.demoting);
         if wanted == 0 {
             return;

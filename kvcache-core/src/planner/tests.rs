@@ -1,3 +1,5 @@
+mod remote;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

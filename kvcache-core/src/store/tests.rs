@@ -1,3 +1,5 @@
+mod remote;
+
 use super::*;
 use crate::BlockKey;
 use crate::copy_engine::Direction;

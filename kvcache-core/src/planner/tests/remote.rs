@@ -1,0 +1,333 @@
+//! What is sent for, what is sent away, and who waits how long.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::super::tier::{Ingestion, RemoteTierConfig};
+use super::*;
+use crate::fingerprint::ShardFingerprint;
+use crate::remote::{Presence, PresenceAnswer, RemoteSpace};
+use crate::report::RemoteShard;
+
+/// What the planner has asked and what it will hear.
+#[derive(Default)]
+struct Script {
+    spaces: Vec<RemoteSpace>,
+    asked: Vec<(u64, Vec<BlockKey>)>,
+    answers: Vec<PresenceAnswer>,
+}
+
+struct Scripted(Arc<Mutex<Script>>);
+
+impl Presence for Scripted {
+    fn set_spaces(&mut self, spaces: &[RemoteSpace]) {
+        self.0.lock().spaces = spaces.to_vec();
+    }
+    fn ask(&mut self, question: u64, keys: &[BlockKey], _patience: Duration) {
+        self.0.lock().asked.push((question, keys.to_vec()));
+    }
+    fn poll(&mut self, answers: &mut Vec<PresenceAnswer>) {
+        answers.append(&mut self.0.lock().answers);
+    }
+}
+
+struct Rig {
+    planner: Planner,
+    script: Arc<Mutex<Script>>,
+}
+
+fn tier() -> RemoteTierConfig {
+    let (presence_wait, fetch_wait) = (ms(5), ms(50));
+    RemoteTierConfig {
+        presence_wait,
+        fetch_wait,
+        fetch_job_slots: 2,
+        demoting_max: 4,
+        nonce: 7,
+        ..RemoteTierConfig::default()
+    }
+}
+
+fn remote_hello(rank: u32, slots: u32, shard: u8, epoch: u64) -> Report {
+    let mut report = hello(rank, slots);
+    if let Some(hello) = &mut report.hello {
+        hello.remote = Some(RemoteShard { shard: ShardFingerprint([shard; 16]), value_bytes: 64 });
+        hello.epoch = epoch;
+    }
+    report
+}
+
+impl Rig {
+    fn new(tier: RemoteTierConfig, slots: u32) -> Self {
+        let script = Arc::new(Mutex::new(Script::default()));
+        let mut planner = new(config()).with_remote(tier, Box::new(Scripted(Arc::clone(&script))));
+        planner.absorb(&remote_hello(0, slots, 1, 0));
+        Self { planner, script }
+    }
+
+    /// Answers the oldest question: which of its keys are there.
+    fn answer(&mut self, is_there: impl Fn(usize) -> bool) -> Vec<BlockKey> {
+        let mut script = self.script.lock();
+        let (question, keys) = script.asked.remove(0);
+        let present = (0..keys.len()).map(is_there).collect();
+        script.answers.push(PresenceAnswer { question, present });
+        keys
+    }
+
+    fn asked(&self) -> usize {
+        self.script.lock().asked.len()
+    }
+
+    /// The jobs of the next plan.
+    fn jobs(&mut self, now: u64) -> Vec<Job> {
+        self.planner.take_plan(0, ms(now)).map(|plan| plan.jobs).unwrap_or_default()
+    }
+
+    /// Ends a job with the transfers at these positions failed.
+    fn end(&mut self, job: &Job, failed: &[u32]) -> Vec<Ended> {
+        let end = JobEnd { id: job.id, ok: true, failed: failed.to_vec() };
+        self.planner.absorb(&Report { usable_slots: 1000, ended: vec![end], ..Report::default() })
+    }
+}
+
+fn kinds(jobs: &[Job]) -> Vec<(JobKind, usize)> {
+    jobs.iter().map(|job| (job.kind, job.transfers.len())).collect()
+}
+
+/// Asked for once, at the first question; what comes is offered as it comes.
+#[test]
+fn what_l2_has_is_fetched_and_then_a_hit() {
+    let mut rig = Rig::new(tier(), 16);
+    add(&mut rig.planner, "a", 1, 6);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(0)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(1)), Lookup::Wait);
+    assert_eq!(rig.asked(), 1);
+    let keys = rig.answer(|block| block < 3);
+    assert_eq!(keys.len(), 5, "a token is left to compute");
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(2)), Lookup::Wait);
+    let jobs = rig.jobs(2);
+    assert_eq!(kinds(&jobs), [(JobKind::Fetch, 2), (JobKind::Fetch, 1)]);
+    assert_eq!(jobs[0].transfers[1].parent, jobs[0].transfers[0].key);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(3)), Lookup::Wait);
+    rig.end(&jobs[1], &[]);
+    rig.end(&jobs[0], &[]);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(4)), hit(12));
+    rig.planner.commit_load("a", 12, &table(1..7));
+    add(&mut rig.planner, "b", 1, 4);
+    assert_eq!(rig.planner.lookup("b", 0, 13, ms(5)), hit(12), "all that it needs is here: nothing is asked");
+    rig.planner.commit_load("b", 12, &table(11..15));
+    let stats = rig.planner.stats().remote.unwrap();
+    assert_eq!((stats.asked_blocks, stats.present_blocks, stats.fetched_blocks), (5, 3, 3));
+    assert_eq!(stats.hit_tokens, 12, "the second use is of L1");
+}
+
+#[test]
+fn a_request_may_be_announced_before_it_is_considered() {
+    let mut rig = Rig::new(tier(), 16);
+    add(&mut rig.planner, "a", 1, 6);
+    rig.planner.prefetch("a", 24, ms(0));
+    rig.planner.prefetch("a", 24, ms(0));
+    assert_eq!(rig.asked(), 1);
+    rig.answer(|_| true);
+    let jobs = rig.jobs(0);
+    assert_eq!(jobs.len(), 2, "a quarter of the slots");
+    jobs.iter().for_each(|job| drop(rig.end(job, &[])));
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(1)), hit(16));
+}
+
+#[test]
+fn nobody_waits_longer_than_its_deadline() {
+    // For an answer,
+    let mut rig = Rig::new(tier(), 16);
+    add(&mut rig.planner, "a", 1, 6);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(0)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(4)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(5)), Lookup::Miss(MissReason::Absent));
+    // nor for the blocks, if the answer came: the clock has been running since the first question.
+    rig.answer(|_| true);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(6)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(49)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(50)), Lookup::Miss(MissReason::Late));
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(51)), Lookup::Miss(MissReason::Late));
+}
+
+#[test]
+fn a_value_that_does_not_come_shortens_the_match() {
+    let mut rig = Rig::new(RemoteTierConfig { fetch_job_slots: 16, ..tier() }, 32);
+    add(&mut rig.planner, "a", 1, 6);
+    rig.planner.lookup("a", 0, 24, ms(0));
+    rig.answer(|_| true);
+    let jobs = rig.jobs(1);
+    assert_eq!(kinds(&jobs), [(JobKind::Fetch, 5)]);
+    rig.end(&jobs[0], &[2]);
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(2)), hit(8));
+    let stats = rig.planner.stats().remote.unwrap();
+    assert_eq!((stats.fetched_blocks, stats.failed_fetches), (4, 1));
+    assert_eq!(ready(&rig.planner), 4);
+    // A rank that failed altogether has none of them.
+    add(&mut rig.planner, "b", 2, 3);
+    rig.planner.lookup("b", 0, 12, ms(3));
+    rig.answer(|_| true);
+    let jobs = rig.jobs(3);
+    end(&mut rig.planner, jobs[0].id, false);
+    assert_eq!(rig.planner.lookup("b", 0, 12, ms(4)), Lookup::Miss(MissReason::Absent));
+}
+
+/// What lies behind a hole is of no use, and a prefix that is here is not fetched again.
+#[test]
+fn only_what_lengthens_the_match_is_fetched() {
+    let mut rig = Rig::new(RemoteTierConfig { ingestion: Ingestion::Evicted, ..tier() }, 32);
+    store(&mut rig.planner, 1, 2);
+    add(&mut rig.planner, "a", 1, 8);
+    rig.planner.lookup("a", 0, 32, ms(0));
+    assert_eq!(rig.answer(|block| block != 2).len(), 5);
+    assert_eq!(kinds(&rig.jobs(0)), [(JobKind::Fetch, 2)]);
+    add(&mut rig.planner, "b", 2, 4);
+    rig.planner.lookup("b", 0, 16, ms(0));
+    rig.answer(|block| block > 0);
+    assert_eq!(kinds(&rig.jobs(0)), []);
+}
+
+#[test]
+fn a_fetch_that_nobody_wants_is_cancelled() {
+    let mut rig = Rig::new(RemoteTierConfig { fetch_job_slots: 16, ..tier() }, 32);
+    for id in ["a", "b"] {
+        add(&mut rig.planner, id, 1, 4);
+    }
+    rig.planner.lookup("a", 0, 16, ms(0));
+    rig.answer(|_| true);
+    let jobs = rig.jobs(0);
+    // Another request waits for the same blocks. It asks for nothing that is on its way.
+    assert_eq!(rig.planner.lookup("b", 0, 16, ms(1)), Lookup::Wait);
+    assert_eq!(rig.asked(), 0);
+    rig.planner.finish("a");
+    assert_eq!(rig.planner.take_plan(0, ms(1)), None);
+    rig.planner.finish("b");
+    let plan = rig.planner.take_plan(0, ms(2)).unwrap();
+    assert_eq!(plan.cancelled, [jobs[0].id]);
+    assert!(rig.planner.has_pending_work(), "the ranks have not let go of the slots");
+    rig.end(&jobs[0], &[0, 1, 2]);
+    assert!(!rig.planner.has_pending_work());
+    rig.planner.directory().unwrap().check().unwrap();
+}
+
+#[test]
+fn all_that_was_stored_goes_to_l2_once() {
+    let mut rig = Rig::new(tier(), 16);
+    store(&mut rig.planner, 1, 6);
+    assert_eq!(kinds(&rig.jobs(0)), []);
+    let keys = rig.answer(|block| block == 1);
+    assert_eq!(keys.len(), 4, "as many as may be under way");
+    let jobs = rig.jobs(1);
+    assert_eq!(kinds(&jobs), [(JobKind::Demote, 3)]);
+    assert_eq!(rig.planner.directory().unwrap().stats().pinned, 3);
+    rig.end(&jobs[0], &[2]);
+    assert_eq!(rig.planner.directory().unwrap().stats().pinned, 0);
+    rig.jobs(2);
+    assert_eq!(rig.answer(|_| false).len(), 1, "one was asked about as soon as there was room");
+    let stats = rig.planner.stats().remote.unwrap();
+    assert_eq!((stats.demoted_blocks, stats.already_demoted, stats.failed_demotions), (2, 1, 1));
+}
+
+#[test]
+fn hot_is_what_is_used_again() {
+    let mut rig = Rig::new(RemoteTierConfig { ingestion: Ingestion::Hot, ..tier() }, 16);
+    store(&mut rig.planner, 1, 3);
+    rig.jobs(0);
+    assert_eq!(rig.asked(), 0);
+    add(&mut rig.planner, "a", 1, 3);
+    assert_eq!(rig.planner.lookup("a", 0, 12, ms(0)), hit(8));
+    rig.planner.commit_load("a", 8, &table(1..4));
+    rig.planner.finish("a");
+    rig.jobs(1);
+    assert_eq!(rig.answer(|_| false).len(), 2);
+}
+
+/// In a full cache a few slots are kept free by sending away what would be evicted next.
+#[test]
+fn what_is_evicted_goes_to_l2_first() {
+    let mut rig = Rig::new(RemoteTierConfig { ingestion: Ingestion::Evicted, ..tier() }, 16);
+    store(&mut rig.planner, 1, 16);
+    let jobs = rig.jobs(0);
+    assert_eq!(kinds(&jobs), [(JobKind::Demote, 1)]);
+    let directory = rig.planner.directory().unwrap();
+    assert_eq!((directory.stats().ready, directory.stats().draining, directory.free_slots()), (15, 1, 0));
+    assert_eq!(kinds(&rig.jobs(1)), [], "one is on its way");
+    rig.end(&jobs[0], &[]);
+    assert_eq!(rig.planner.directory().unwrap().free_slots(), 1);
+    assert_eq!(kinds(&rig.jobs(2)), []);
+    rig.planner.directory().unwrap().check().unwrap();
+}
+
+#[test]
+fn after_a_reset_nobody_else_s_values_are_found() {
+    let mut rig = Rig::new(tier(), 16);
+    let before = rig.script.lock().spaces.clone();
+    add(&mut rig.planner, "a", 1, 4);
+    rig.planner.lookup("a", 0, 16, ms(0));
+    rig.planner.reset();
+    let after = rig.script.lock().spaces.clone();
+    assert_eq!((before.len(), after.len()), (1, 1));
+    assert_ne!(before, after);
+    rig.answer(|_| true);
+    assert_eq!(kinds(&rig.jobs(1)), [], "an answer about values of before");
+    assert_ne!(rig.planner.remote.as_ref().unwrap().generation, 0);
+    // And so does the next process over the same slabs.
+    let script = Arc::new(Mutex::new(Script::default()));
+    let mut next = new(config()).with_remote(tier(), Box::new(Scripted(Arc::clone(&script))));
+    next.absorb(&remote_hello(0, 16, 1, 3));
+    assert_ne!(script.lock().spaces, before);
+}
+
+#[test]
+fn without_a_way_on_every_rank_there_is_no_l2() {
+    let script = Arc::new(Mutex::new(Script::default()));
+    let mut planner = new(PlannerConfig { ranks: 3, ..config() })
+        .with_remote(tier(), Box::new(Scripted(Arc::clone(&script))));
+    planner.absorb(&remote_hello(0, 16, 1, 0));
+    planner.absorb(&remote_hello(1, 16, 1, 0));
+    planner.absorb(&hello(2, 16));
+    add(&mut planner, "a", 1, 4);
+    assert_eq!(planner.lookup("a", 0, 16, ms(0)), Lookup::Miss(MissReason::Absent));
+    assert!(script.lock().asked.is_empty() && script.lock().spaces.is_empty());
+    // Ranks that hold the same are one shard.
+    let mut planner = new(PlannerConfig { ranks: 3, ..config() })
+        .with_remote(tier(), Box::new(Scripted(Arc::clone(&script))));
+    for (rank, shard) in [(0, 1), (1, 2), (2, 1)] {
+        planner.absorb(&remote_hello(rank, 16, shard, 0));
+    }
+    assert_eq!(script.lock().spaces.len(), 2);
+}
+
+#[test]
+fn who_may_not_load_asks_for_nothing() {
+    let mut rig = Rig::new(tier(), 16);
+    add_with(&mut rig.planner, "a", 1, 6, RequestOptions { skip_load: true, ..RequestOptions::default() });
+    assert_eq!(rig.planner.lookup("a", 0, 24, ms(0)), Lookup::Miss(MissReason::OptOut));
+    add_with(&mut rig.planner, "b", 1, 6, RequestOptions { max_load_tokens: 9, ..RequestOptions::default() });
+    rig.planner.lookup("b", 0, 24, ms(0));
+    assert_eq!(rig.answer(|_| false).len(), 2);
+    assert_eq!(rig.asked(), 0);
+}
+
+/// Fetching that is known to be slower than computing is not begun.
+#[test]
+fn a_slow_l2_is_left_alone() {
+    let mut rig = Rig::new(tier(), 16);
+    for step in 0..9 {
+        // A token in 0.1 ms, a byte in 1 ms.
+        rig.planner.take_plan(100, ms(10 * step));
+        rig.planner.absorb(&Report {
+            usable_slots: 16,
+            fetched_bytes: 1,
+            fetch_ns: 1_000_000,
+            ..Report::default()
+        });
+    }
+    add(&mut rig.planner, "a", 1, 4);
+    rig.planner.lookup("a", 0, 16, ms(100));
+    rig.answer(|_| true);
+    assert_eq!(rig.planner.lookup("a", 0, 16, ms(101)), Lookup::Miss(MissReason::Absent));
+    assert_eq!(rig.planner.stats().remote.unwrap().break_even, 1);
+}

@@ -1,0 +1,197 @@
+//! Jobs between L1 and L2 on one rank.
+
+use super::*;
+use crate::fakes::fake_remote::{FakeRemote, FakeServers, RemoteBehaviour};
+use crate::fingerprint::{Namespace, ShardFingerprint};
+use crate::remote::{RemoteEnd, RemoteStore, RemoteTransfer};
+
+struct Rig {
+    rank: Rank,
+    remote: Arc<FakeRemote>,
+    servers: Arc<FakeServers>,
+}
+
+fn rig(in_flight_max: usize) -> Rig {
+    let servers = FakeServers::new(3, RemoteBehaviour::default());
+    let (rank, remote) = rank_of(&servers, in_flight_max);
+    Rig { rank, remote, servers }
+}
+
+fn rank_of(servers: &Arc<FakeServers>, in_flight_max: usize) -> (Rank, Arc<FakeRemote>) {
+    let mut rank = rank();
+    let remote = FakeRemote::new(servers);
+    let link = RemoteLink {
+        store: Arc::clone(&remote) as _,
+        namespace: Namespace::of_text("test"),
+        shard: ShardFingerprint([1; 16]),
+        patience: Duration::from_secs(5),
+        in_flight_max,
+    };
+    let layout = rank.store.layout().clone();
+    rank.store =
+        Store::new(rank.store.config, layout, Arc::clone(&rank.memory) as _, Arc::clone(&rank.copies) as _)
+            .with_remote(link);
+    (rank, remote)
+}
+
+impl Rig {
+    fn demote(&mut self, slots: &[u32]) -> Vec<JobEnd> {
+        let moves: Vec<(u32, u32)> = slots.iter().map(|slot| (*slot, 0)).collect();
+        let job = remote_job(&mut self.rank, JobKind::Demote, &moves);
+        self.rank.begin(vec![job]);
+        self.work()
+    }
+
+    fn work(&mut self) -> Vec<JobEnd> {
+        let mut ended = Vec::new();
+        for _ in 0..20 {
+            self.servers.next_step();
+            self.remote.work();
+            self.rank.store.collect();
+            ended.extend(self.rank.ended());
+        }
+        ended
+    }
+}
+
+fn remote_job(rank: &mut Rank, kind: JobKind, moves: &[(u32, u32)]) -> Job {
+    let mut job = rank.job(kind, moves);
+    for transfer in &mut job.transfers {
+        transfer.blocks.clear();
+    }
+    job
+}
+
+fn is_ready(rank: &Rank, slot: u32) -> bool {
+    rank.memory.holds(SlotId(slot), &key(slot))
+}
+
+#[test]
+fn what_one_rank_demotes_another_fetches() {
+    let mut a = rig(8);
+    let hello = a.rank.store.take_report().unwrap().hello.unwrap();
+    assert_eq!(hello.remote.unwrap().value_bytes as usize, a.rank.store.layout().slot_bytes());
+    a.rank.fill(1, 100);
+    a.rank.fill(2, 200);
+    // Slot 5 holds nothing that could go anywhere.
+    let ended = a.demote(&[1, 5, 2]);
+    assert_eq!((ended.len(), &ended[0].failed[..], ended[0].ok), (1, &[1][..], true));
+    assert_eq!(a.rank.store.remote_stats().unwrap().unfit, 1);
+
+    let (mut b, remote) = rank_of(&a.servers, 8);
+    let fetch = remote_job(&mut b, JobKind::Fetch, &[(1, 0), (3, 0), (2, 0)]);
+    b.begin(vec![fetch]);
+    assert!(!is_ready(&b, 1) && b.store.is_busy());
+    remote.work();
+    b.store.collect();
+    let report = b.store.take_report().unwrap();
+    assert_eq!(report.ended[0].failed, [1], "nobody has brought block 3 there");
+    assert_eq!(report.fetched_bytes as usize, 2 * b.store.layout().slot_bytes());
+    assert!(is_ready(&b, 1) && !is_ready(&b, 3) && is_ready(&b, 2));
+    assert_eq!((b.slab.half_filled(), b.store.is_busy()), (0, false));
+    let load = b.job(JobKind::LoadLayerwise, &[(2, 7)]);
+    b.begin(vec![load]);
+    b.copies.behave(|behaviour| behaviour.lazy = 0);
+    b.store.start_loads(None);
+    b.store.wait_layer(LAYERS - 1);
+    assert!((0..LAYERS).all(|layer| b.holds(layer, 7, 200)));
+}
+
+#[test]
+fn few_are_on_their_way_at_once_and_fetches_do_not_wait_for_demotions() {
+    let mut rig = rig(2);
+    rig.servers.behave(|servers| servers.steps_max = 3);
+    (0..4).for_each(|slot| rig.rank.fill(slot, 10));
+    let demotion = remote_job(&mut rig.rank, JobKind::Demote, &[(0, 0), (1, 0), (2, 0), (3, 0)]);
+    let fetch = remote_job(&mut rig.rank, JobKind::Fetch, &[(4, 0), (5, 0), (6, 0)]);
+    rig.rank.begin(vec![demotion, fetch]);
+    let bytes = rig.rank.store.layout().slot_bytes();
+    let on_the_way = |rig: &Rig, slot| {
+        let address = rig.rank.memory.slot_address(SlotId(slot)).unwrap();
+        rig.remote.touches(address, address + bytes)
+    };
+    assert_eq!((0..7).filter(|slot| on_the_way(&rig, *slot)).collect::<Vec<_>>(), [0, 1, 4, 5]);
+    assert_eq!(rig.work().len(), 2);
+    assert_eq!(rig.rank.store.remote_stats().unwrap().missing, 3);
+}
+
+#[test]
+fn what_is_cancelled_ends_and_leaves_nothing_behind() {
+    let mut rig = rig(2);
+    rig.servers.behave(|servers| servers.steps_max = 1_000_000);
+    let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0), (1, 0), (2, 0)]);
+    let id = job.id;
+    rig.rank.begin(vec![job]);
+    rig.rank.ended();
+    rig.rank.store.begin_step(StepPlan { epoch: 1, cancelled: vec![id], ..StepPlan::default() });
+    assert!(rig.rank.ended().is_empty(), "its memory is in use until the transfers have ended");
+    rig.remote.wait(Duration::ZERO);
+    rig.rank.store.collect();
+    rig.rank.store.collect();
+    let ended = rig.rank.ended();
+    assert_eq!(ended[0].failed, [0, 1, 2]);
+    assert_eq!(rig.rank.slab.half_filled(), 0);
+}
+
+#[test]
+fn a_store_that_is_dropped_waits_for_its_memory() {
+    let mut rig = rig(8);
+    rig.servers.behave(|servers| servers.steps_max = 1_000_000);
+    let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0), (1, 0)]);
+    rig.rank.begin(vec![job]);
+    drop(rig.rank);
+    assert!(!rig.remote.touches(0, usize::MAX));
+}
+
+#[test]
+fn a_rank_without_l2_says_so_at_once() {
+    let mut rank = rank();
+    let job = remote_job(&mut rank, JobKind::Fetch, &[(0, 0)]);
+    let id = job.id;
+    rank.begin(vec![job]);
+    assert_eq!(rank.ended(), [JobEnd::whole(id, false)]);
+    assert_eq!(rank.slab.half_filled(), 0);
+}
+
+/// Counts rests; ends nothing.
+struct Sleepy(std::sync::atomic::AtomicU32);
+
+impl RemoteStore for Sleepy {
+    unsafe fn submit(&self, _: &[RemoteTransfer], _: Duration) {}
+    fn poll(&self, ended: &mut Vec<RemoteEnd>) {
+        if self.0.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+            let outcome = crate::remote::RemoteOutcome::Missing;
+            ended.push(RemoteEnd { ticket: 0, outcome });
+        }
+    }
+    fn wait(&self, _: Duration) -> bool {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
+    }
+    fn cancel(&self, _: &[u64]) {}
+}
+
+/// An engine that has nothing to compute does not turn as fast as it can while values are on their way.
+#[test]
+fn a_step_without_work_rests_while_values_are_on_their_way() {
+    let mut rank = rank();
+    let sleepy = Arc::new(Sleepy(0.into()));
+    let link = RemoteLink {
+        store: Arc::clone(&sleepy) as _,
+        namespace: Namespace::of_text("test"),
+        shard: ShardFingerprint([1; 16]),
+        patience: Duration::from_secs(5),
+        in_flight_max: 4,
+    };
+    let layout = rank.store.layout().clone();
+    rank.store =
+        Store::new(rank.store.config, layout, Arc::clone(&rank.memory) as _, Arc::clone(&rank.copies) as _)
+            .with_remote(link);
+    rank.store.rest(Duration::from_millis(1));
+    assert_eq!(sleepy.0.load(std::sync::atomic::Ordering::Relaxed), 0, "nothing is on its way");
+    let job = remote_job(&mut rank, JobKind::Fetch, &[(0, 0)]);
+    rank.begin(vec![job]);
+    rank.store.rest(Duration::from_millis(1));
+    assert_eq!(sleepy.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(rank.ended().len(), 1);
+}
