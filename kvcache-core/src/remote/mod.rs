@@ -19,6 +19,8 @@ pub enum RemoteOp {
     Get,
     /// From memory to a server, replacing what is there.
     Put,
+    /// Nowhere: every server that may hold it forgets it. Uses no memory; its address and bytes mean nothing.
+    Delete,
 }
 
 /// One value to move.
@@ -77,7 +79,7 @@ impl RemoteFailure {
 pub enum RemoteOutcome {
     /// All bytes were moved, and after a get they are those that were put: their checksum was verified.
     Done,
-    /// No server that should hold the value has it (get).
+    /// No server that should hold the value has it (get, delete).
     Missing,
     /// Neither. After a get the memory may hold anything.
     Failed(RemoteFailure),
