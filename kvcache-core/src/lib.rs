@@ -14,6 +14,7 @@ pub mod planner;
 pub mod remote;
 pub mod replay;
 pub mod report;
+pub mod ring;
 pub mod ring_client;
 pub mod slab;
 pub mod store;
