@@ -2,3 +2,5 @@
 
 pub mod members;
 pub mod verbs;
+pub mod verbs_client;
+pub mod verbs_server;

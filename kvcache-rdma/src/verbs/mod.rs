@@ -30,6 +30,7 @@ mod provider;
 mod queue_pair;
 mod selection;
 mod sys;
+pub(crate) mod wait;
 
 pub use error::{Error, Status, Unavailable};
 pub use fake::FakeNetwork;
