@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use kvcache_core::eviction::{PolicyError, PolicyRegistry};
+use kvcache_core::planner::Ingestion;
 use kvcache_core::replay::{Replay, ReplayCounts, Trace};
 use serde::Serialize;
 
@@ -27,6 +28,18 @@ pub(crate) struct Args {
     /// Tokens of a block of the trace.
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     block_tokens: NonZeroU64,
+    /// Capacity of an L2 behind it, in blocks. Its policy is the default one.
+    #[arg(long, value_name = "BLOCKS")]
+    l2_capacity: Option<NonZeroU32>,
+    /// Which blocks go to L2; give several to compare them.
+    #[arg(
+        long,
+        value_name = "WHICH",
+        default_value = "all",
+        value_delimiter = ',',
+        requires = "l2_capacity"
+    )]
+    ingestion: Vec<IngestionName>,
     /// Prints one JSON object a line for each capacity and policy instead of a table.
     #[arg(long)]
     json: bool,
@@ -43,7 +56,9 @@ pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
     for policy in &args.policy {
         registry.build(policy, 1)?;
     }
-    if let Some(capacity) = args.capacity.iter().find(|capacity| capacity.get() > CAPACITY_MAX) {
+    if let Some(capacity) =
+        args.capacity.iter().chain(&args.l2_capacity).find(|capacity| capacity.get() > CAPACITY_MAX)
+    {
         return Err(ReplayError::Capacity { capacity: capacity.get() });
     }
     let trace = trace_file::read(&args.trace, args.block_tokens.get())?;
@@ -51,9 +66,24 @@ pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
     for capacity in &args.capacity {
         let lru = replay(&registry, &trace, capacity.get(), BASELINE)?;
         for policy in &args.policy {
-            let counts =
-                if policy == BASELINE { lru } else { replay(&registry, &trace, capacity.get(), policy)? };
-            outcomes.push(Outcome::new(policy, capacity.get(), counts, lru));
+            let Some(l2_capacity) = args.l2_capacity else {
+                let counts =
+                    if policy == BASELINE { lru } else { replay(&registry, &trace, capacity.get(), policy)? };
+                outcomes.push(Outcome::new(policy, capacity.get(), counts, lru));
+                continue;
+            };
+            for ingestion in &args.ingestion {
+                let counts = Replay::new(&trace, capacity.get(), registry.build(policy, capacity.get())?)
+                    .with_remote(
+                        l2_capacity.get(),
+                        registry.build(PolicyRegistry::DEFAULT, l2_capacity.get())?,
+                        (*ingestion).into(),
+                    )
+                    .run();
+                let mut outcome = Outcome::new(policy, capacity.get(), counts, lru);
+                outcome.l2 = Some(L2::new(*ingestion, l2_capacity.get(), counts));
+                outcomes.push(outcome);
+            }
         }
     }
     if args.json { json_lines(&outcomes) } else { Ok(table(&trace, &outcomes)) }
@@ -94,6 +124,55 @@ struct Outcome<'a> {
     /// Blocks that were not stored, since their request had evicted its share already.
     refused: u64,
     lru: Baseline,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    l2: Option<L2>,
+}
+
+/// What an L2 did.
+#[derive(Debug, Serialize)]
+struct L2 {
+    ingestion: IngestionName,
+    capacity_blocks: u32,
+    /// Of the accesses, those that came from there.
+    block_hit_ratio: f64,
+    /// Blocks that went there, of the accesses.
+    sent_ratio: f64,
+    sent_blocks: u64,
+}
+
+impl L2 {
+    fn new(ingestion: IngestionName, capacity_blocks: u32, counts: ReplayCounts) -> Self {
+        let accesses = counts.accesses.max(1) as f64;
+        Self {
+            ingestion,
+            capacity_blocks,
+            block_hit_ratio: counts.remote_hit_blocks as f64 / accesses,
+            sent_ratio: counts.demoted as f64 / accesses,
+            sent_blocks: counts.demoted,
+        }
+    }
+}
+
+/// Which blocks go to L2, as on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum IngestionName {
+    /// Every stored block.
+    All,
+    /// Those that are used again.
+    Hot,
+    /// Those that leave L1.
+    Evicted,
+}
+
+impl From<IngestionName> for Ingestion {
+    fn from(name: IngestionName) -> Self {
+        match name {
+            IngestionName::All => Self::All,
+            IngestionName::Hot => Self::Hot,
+            IngestionName::Evicted => Self::Evicted,
+        }
+    }
 }
 
 /// A plain LRU of the same capacity on the same trace.
@@ -115,6 +194,7 @@ impl<'a> Outcome<'a> {
             evictions: counts.evictions,
             refused: counts.refused,
             lru: Baseline { block_hit_ratio: lru.block_hit_ratio(), token_hit_ratio: lru.token_hit_ratio() },
+            l2: None,
         }
     }
 }
@@ -166,6 +246,14 @@ fn table(trace: &Trace, outcomes: &[Outcome<'_>]) -> String {
             outcome.lru.block_hit_ratio,
             outcome.lru.token_hit_ratio,
         );
+        if let Some(l2) = &outcome.l2 {
+            let name = format!("{:?}", l2.ingestion).to_lowercase();
+            let _ = writeln!(
+                text,
+                "{:>9}  l2 of {} blocks, ingestion {name}: {:.4} of the blocks hit there, {:.4} sent ({} blocks)",
+                "", l2.capacity_blocks, l2.block_hit_ratio, l2.sent_ratio, l2.sent_blocks,
+            );
+        }
     }
     text
 }

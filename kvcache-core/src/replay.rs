@@ -9,6 +9,9 @@
 //!    ([`evictions_per_request_max`]); where that is used up, the rest of the request is not stored.
 //! 3. When they are stored, its resident blocks are touched.
 //!
+//! With [an L2](Replay::with_remote) the run goes on through what that holds, and blocks go there as the planner's
+//! [`Ingestion`] says.
+//!
 //! What a replay leaves out is time: copies end at once, and no request is served beside another.
 //!
 //! ```
@@ -28,6 +31,7 @@ use std::collections::HashMap;
 use crate::BlockKey;
 use crate::directory::{Directory, FillId, evictions_per_request_max};
 use crate::eviction::{EvictionPolicy, SlotId};
+use crate::planner::Ingestion;
 
 /// Requests in arrival order. Equal block ids mean equal tokens and an equal prefix.
 #[derive(Clone, Debug)]
@@ -109,6 +113,10 @@ pub struct ReplayCounts {
     pub evictions: u64,
     /// Blocks that were not stored, since the request had evicted its share or every slot was pinned.
     pub refused: u64,
+    /// Of the hit blocks, those that came from L2.
+    pub remote_hit_blocks: u64,
+    /// Blocks that went to L2.
+    pub demoted: u64,
 }
 
 impl ReplayCounts {
@@ -129,6 +137,31 @@ pub struct Replay<'a> {
     directory: Directory,
     evictions_per_request_max: usize,
     counts: ReplayCounts,
+    remote: Option<Remote>,
+}
+
+/// An L2: a cache of its own, whose blocks are independent of each other.
+struct Remote {
+    directory: Directory,
+    ingestion: Ingestion,
+}
+
+impl Remote {
+    fn has(&self, key: &BlockKey) -> bool {
+        self.directory.slot_of(key).is_some()
+    }
+
+    /// Stores what is not there yet; how many blocks that were.
+    fn store(&self, keys: impl Iterator<Item = BlockKey>) -> u64 {
+        let mut stored = 0;
+        for key in keys.filter(|key| !self.has(key)) {
+            let reservation = self.directory.begin_offload(&[key], 0, 1);
+            let fills: Vec<(SlotId, FillId)> =
+                reservation.reserved.iter().map(|of| (of.slot, of.fill)).collect();
+            stored += self.directory.complete_fills(&fills, true).len() as u64;
+        }
+        stored
+    }
 }
 
 impl<'a> Replay<'a> {
@@ -139,7 +172,20 @@ impl<'a> Replay<'a> {
             directory: Directory::new(slot_count, policy),
             evictions_per_request_max: evictions_per_request_max(slot_count),
             counts: ReplayCounts::default(),
+            remote: None,
         }
+    }
+
+    /// The same with an L2 of `slot_count` blocks behind it; `policy` is made for as many.
+    #[must_use]
+    pub fn with_remote(
+        mut self,
+        slot_count: u32,
+        policy: Box<dyn EvictionPolicy>,
+        ingestion: Ingestion,
+    ) -> Self {
+        self.remote = Some(Remote { directory: Directory::new(slot_count, policy), ingestion });
+        self
     }
 
     /// Serves the whole trace: a few million blocks a second.
@@ -163,14 +209,32 @@ impl<'a> Replay<'a> {
     }
 
     /// Serves one request; returns the length of its leading run of resident blocks.
-    fn serve(&self, keys: &[BlockKey]) -> usize {
-        let hit_blocks = self.directory.match_prefix(keys).ready;
+    fn serve(&mut self, keys: &[BlockKey]) -> usize {
+        let mut hit_blocks = self.directory.match_prefix(keys).ready;
+        if let Some(remote) = &self.remote {
+            let is_here = |key: &&BlockKey| self.directory.slot_of(key).is_some();
+            let rest = &keys[hit_blocks..];
+            let run = rest.iter().take_while(|key| is_here(key) || remote.has(key)).count();
+            let fetched: Vec<BlockKey> = rest[..run].iter().filter(|key| !is_here(key)).copied().collect();
+            remote.directory.touch(&fetched);
+            self.counts.remote_hit_blocks += fetched.len() as u64;
+            hit_blocks += run;
+        }
         let reservation = self.directory.begin_offload(keys, 0, self.evictions_per_request_max);
         let fills: Vec<(SlotId, FillId)> =
             reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
         self.directory.complete_fills(&fills, true);
         let hits: Vec<BlockKey> = reservation.hits.iter().map(|index| keys[*index]).collect();
         self.directory.touch(&hits);
+        if let Some(remote) = &self.remote {
+            self.counts.demoted += match remote.ingestion {
+                Ingestion::All => {
+                    remote.store(reservation.reserved.iter().map(|reserved| keys[reserved.index]))
+                }
+                Ingestion::Hot => remote.store(hits.iter().copied()),
+                Ingestion::Evicted => remote.store(reservation.evicted.iter().map(|(_, key)| *key)),
+            };
+        }
         hit_blocks
     }
 }
@@ -219,7 +283,7 @@ mod tests {
     #[test]
     fn nothing_hits_behind_a_hole() {
         let trace = Trace::new(16);
-        let replay = Replay::new(&trace, 8, Box::new(Lru::new(8)));
+        let mut replay = Replay::new(&trace, 8, Box::new(Lru::new(8)));
         let keys = [0, 1, 2].map(key);
         assert_eq!(replay.serve(&keys), 0);
         replay.directory.delete(&keys[1..2]);
@@ -244,6 +308,24 @@ mod tests {
     fn a_block_that_comes_twice_in_a_request_is_stored_once() {
         let counts = counts(&[&[1, 2, 1, 2], &[1, 2]], 8);
         assert_eq!((counts.accesses, counts.hit_blocks), (6, 2));
+    }
+
+    fn with_remote(ingestion: Ingestion, requests: &[&[u64]]) -> ReplayCounts {
+        let mut trace = Trace::new(16);
+        requests.iter().for_each(|blocks| trace.push(16 * blocks.len() as u64, blocks));
+        Replay::new(&trace, 4, Box::new(Lru::new(4))).with_remote(16, Box::new(Lru::new(16)), ingestion).run()
+    }
+
+    /// Two blocks of the first request are evicted for the second one, and come back.
+    #[test]
+    fn what_l1_evicts_l2_has() {
+        let requests: &[&[u64]] = &[&[1, 2, 3, 4], &[7], &[1, 2, 3, 4]];
+        let all = with_remote(Ingestion::All, requests);
+        assert_eq!((all.hit_blocks, all.remote_hit_blocks, all.demoted), (4, 1, 5));
+        let evicted = with_remote(Ingestion::Evicted, requests);
+        assert_eq!((evicted.hit_blocks, evicted.remote_hit_blocks, evicted.demoted), (4, 1, 2));
+        let hot = with_remote(Ingestion::Hot, requests);
+        assert_eq!((hot.hit_blocks, hot.remote_hit_blocks, hot.demoted), (3, 0, 3));
     }
 
     #[test]

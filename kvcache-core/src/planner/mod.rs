@@ -392,6 +392,7 @@ impl Planner {
                 }
             }
         }
+        request.remote_tokens = from_l2;
         if let Some(tier) = &mut self.remote {
             tier.counters.hit_tokens += from_l2 as u64;
         }
@@ -404,6 +405,11 @@ impl Planner {
         self.jobs.begin(job.id, Pending { pinned, keys, ..Pending::new(kind, id) });
         self.plan.jobs.push(job);
         asynchronous
+    }
+
+    /// How many tokens of the request's last load came from L2 for it, rather than having been in L1.
+    pub fn remote_tokens(&self, id: &str) -> usize {
+        self.requests.get(id).map_or(0, |request| request.remote_tokens)
     }
 
     /// Offloads what is new of a request's first `computed_tokens` tokens, whose KV is complete after this step.

@@ -81,6 +81,8 @@ pub(super) struct Request {
     pub(super) remote: RemoteState,
     /// Whether the jobs that bring its blocks know that it waits for them.
     pub(super) joined: bool,
+    /// Tokens of its last load that had come from L2.
+    pub(super) remote_tokens: usize,
 }
 
 impl Request {
@@ -116,6 +118,7 @@ impl Request {
             total_tokens: 0,
             remote: RemoteState::Fresh,
             joined: false,
+            remote_tokens: 0,
         }
     }
 

@@ -114,6 +114,7 @@ fn what_l2_has_is_fetched_and_then_a_hit() {
     rig.end(&jobs[0], &[]);
     assert_eq!(rig.planner.lookup("a", 0, 24, ms(4)), hit(12));
     rig.planner.commit_load("a", 12, &table(1..7));
+    assert_eq!(rig.planner.remote_tokens("a"), 12);
     add(&mut rig.planner, "b", 1, 4);
     assert_eq!(rig.planner.lookup("b", 0, 13, ms(5)), hit(12), "all that it needs is here: nothing is asked");
     rig.planner.commit_load("b", 12, &table(11..15));

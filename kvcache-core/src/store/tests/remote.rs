@@ -1,7 +1,7 @@
 //! Jobs between L1 and L2 on one rank.
 
 use super::*;
-use crate::fakes::fake_remote::{FakeRemote, FakeServers, RemoteBehaviour};
+use crate::fakes::fake_ring::{FakeRemote, FakeServers, RingBehaviour};
 use crate::fingerprint::{Namespace, ShardFingerprint};
 use crate::remote::{RemoteEnd, RemoteStore, RemoteTransfer};
 
@@ -12,7 +12,7 @@ struct Rig {
 }
 
 fn rig(in_flight_max: usize) -> Rig {
-    let servers = FakeServers::new(3, RemoteBehaviour::default());
+    let servers = FakeServers::new(3, RingBehaviour::default());
     let (rank, remote) = rank_of(&servers, in_flight_max);
     Rig { rank, remote, servers }
 }
@@ -45,7 +45,7 @@ impl Rig {
     fn work(&mut self) -> Vec<JobEnd> {
         let mut ended = Vec::new();
         for _ in 0..20 {
-            self.servers.next_step();
+            self.servers.advance(1);
             self.remote.work();
             self.rank.store.collect();
             ended.extend(self.rank.ended());
@@ -100,7 +100,7 @@ fn what_one_rank_demotes_another_fetches() {
 #[test]
 fn few_are_on_their_way_at_once_and_fetches_do_not_wait_for_demotions() {
     let mut rig = rig(2);
-    rig.servers.behave(|servers| servers.steps_max = 3);
+    rig.servers.behave(|servers| servers.delay_max = 3);
     (0..4).for_each(|slot| rig.rank.fill(slot, 10));
     let demotion = remote_job(&mut rig.rank, JobKind::Demote, &[(0, 0), (1, 0), (2, 0), (3, 0)]);
     let fetch = remote_job(&mut rig.rank, JobKind::Fetch, &[(4, 0), (5, 0), (6, 0)]);
@@ -118,7 +118,7 @@ fn few_are_on_their_way_at_once_and_fetches_do_not_wait_for_demotions() {
 #[test]
 fn what_is_cancelled_ends_and_leaves_nothing_behind() {
     let mut rig = rig(2);
-    rig.servers.behave(|servers| servers.steps_max = 1_000_000);
+    rig.servers.behave(|servers| servers.delay_max = 1_000_000);
     let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0), (1, 0), (2, 0)]);
     let id = job.id;
     rig.rank.begin(vec![job]);
@@ -136,7 +136,7 @@ fn what_is_cancelled_ends_and_leaves_nothing_behind() {
 #[test]
 fn a_store_that_is_dropped_waits_for_its_memory() {
     let mut rig = rig(8);
-    rig.servers.behave(|servers| servers.steps_max = 1_000_000);
+    rig.servers.behave(|servers| servers.delay_max = 1_000_000);
     let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0), (1, 0)]);
     rig.rank.begin(vec![job]);
     drop(rig.rank);
