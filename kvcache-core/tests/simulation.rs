@@ -118,6 +118,7 @@ fn planted_bugs_are_found() {
         TrustRemoteBytes,
         ShareAfterReset,
         LoseRemoteEnds,
+        WriteLate,
     ] {
         is_found(bug);
     }

@@ -3,5 +3,5 @@
 
 pub(crate) mod fake_copies;
 pub(crate) mod fake_memory;
-pub(crate) mod fake_remote;
+pub(crate) mod fake_ring;
 pub(crate) mod random;

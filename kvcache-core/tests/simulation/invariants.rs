@@ -65,7 +65,11 @@ impl World {
         self.counts.remote_puts += servers.puts;
         self.counts.remote_missing += servers.missing;
         self.counts.remote_corrupt += servers.corrupt;
-        self.counts.remote_timed_out += servers.failed;
+        self.counts.remote_lost += servers.lost;
+        self.counts.remote_repeated += servers.repeated;
+        self.counts.remote_broken += servers.broken;
+        self.counts.remote_refused_connections += servers.refused;
+        self.counts.remote_abandoned += servers.abandoned;
         let used = self.pool.iter().filter(|block| block.users > 0).count();
         if used > 0 || !self.held.is_empty() {
             return Err(format!("{used} engine blocks are still held by {} jobs", self.held.len()));

@@ -3,7 +3,7 @@
 use kvcache_core::planner::{Ingestion, LoadMode};
 
 use super::fakes::fake_copies::CopyBehaviour;
-use super::fakes::fake_remote::RemoteBehaviour;
+use super::fakes::fake_ring::RingBehaviour;
 use super::fakes::random::{Random, mix};
 
 #[derive(Clone, Debug)]
@@ -55,13 +55,15 @@ pub(crate) struct Scenario {
     pub(crate) report_delay: u32,
     /// There is an L2, and how it is used.
     pub(crate) remote: Option<Ingestion>,
-    pub(crate) servers: RemoteBehaviour,
+    pub(crate) ring: RingBehaviour,
+    pub(crate) remote_patience_ms: u64,
     pub(crate) fetch_wait_ms: u64,
     pub(crate) fetch_job_slots: usize,
     pub(crate) demoting_max: usize,
     pub(crate) remote_in_flight_max: usize,
     // Per thousand operations.
-    pub(crate) servers_die: u32,
+    pub(crate) servers_change: u32,
+    pub(crate) members_change: u32,
     pub(crate) servers_lose: u32,
 }
 
@@ -127,18 +129,24 @@ impl Scenario {
             report_delay: often(r, 500),
             windows,
             remote: [None, Some(Ingestion::All), Some(Ingestion::Hot), Some(Ingestion::Evicted)][r.below(4)],
-            servers: RemoteBehaviour {
-                steps_max: r.below(6),
-                fail: often(r, 200),
+            ring: RingBehaviour {
+                delay_max: r.below(10),
+                lose: often(r, 100),
+                break_off: often(r, 100),
+                repeat: often(r, 100),
                 corrupt: often(r, 200),
-                lose: often(r, 200),
-                ..RemoteBehaviour::default()
+                forget: often(r, 200),
+                refuse: often(r, 100),
+                replicas: r.between(1, 2),
+                ..RingBehaviour::default()
             },
+            remote_patience_ms: r.between(5, 60) as u64,
             fetch_wait_ms: r.below(40) as u64,
             fetch_job_slots: r.between(1, 4),
             demoting_max: r.between(1, 16),
             remote_in_flight_max: r.between(1, 8),
-            servers_die: often(r, 30),
+            servers_change: often(r, 60),
+            members_change: often(r, 30),
             servers_lose: often(r, 30),
         }
     }
@@ -159,7 +167,7 @@ impl Scenario {
             },
             Some(Bug::TrustRemoteBytes) => Self {
                 remote: Some(Ingestion::All),
-                servers: RemoteBehaviour { corrupt: 200, ..usual.servers },
+                ring: RingBehaviour { corrupt: 200, ..usual.ring },
                 fetch_wait_ms: 40,
                 ..usual
             },
@@ -178,6 +186,13 @@ impl Scenario {
                     ..usual
                 }
             }
+            Some(Bug::WriteLate) => Self {
+                remote: Some(Ingestion::All),
+                ring: RingBehaviour { delay_max: 9, lose: 200, ..usual.ring },
+                remote_patience_ms: 5,
+                fetch_wait_ms: 40,
+                ..usual
+            },
             Some(Bug::LoseRemoteEnds) => Self { remote: Some(Ingestion::All), fetch_wait_ms: 40, ..usual },
             _ => usual,
         }
@@ -234,6 +249,8 @@ pub(crate) enum Bug {
     ShareAfterReset,
     /// Some transfers to and from L2 never end.
     LoseRemoteEnds,
+    /// What comes too late from L2 is written into memory that is somebody else's by then.
+    WriteLate,
 }
 
 macro_rules! counts {
@@ -306,7 +323,12 @@ counts!(
     remote_puts,
     remote_missing,
     remote_corrupt,
-    remote_timed_out,
+    remote_lost,
+    remote_repeated,
+    remote_broken,
+    remote_refused_connections,
+    remote_abandoned,
     remote_unfit,
-    servers_died,
+    servers_changed,
+    members_changed,
 );

@@ -6,8 +6,9 @@ use super::*;
 impl World {
     pub(crate) fn engine_step(&mut self) -> Result<(), Violation> {
         self.step += 1;
-        self.servers.next_step();
-        self.now_ms += 1 + self.random.below(3) as u64;
+        let elapsed = 1 + self.random.below(3) as u64;
+        self.now_ms += elapsed;
+        self.servers.advance(elapsed);
         if !self.scenario.ahead {
             self.process_output()?;
         }

@@ -121,6 +121,7 @@ impl World {
         for (index, rank) in ranks.into_iter().enumerate() {
             rank.memory.kill();
             rank.copies.kill();
+            rank.remote.kill();
             let slab = Arc::clone(&rank.slab);
             drop(rank);
             let rank = Rank::new(index, &self.scenario, bug, &mut self.random, Some(slab), &self.servers);

@@ -26,7 +26,7 @@ use kvcache_core::store::{
 
 use super::fakes::fake_copies::{CopyBehaviour, LazyCopies};
 use super::fakes::fake_memory::{Bytes, FakeMemory, MemoryBugs, Slab};
-use super::fakes::fake_remote::{FakePresence, FakeRemote, FakeServers};
+use super::fakes::fake_ring::{FakePresence, FakeRemote, FakeServers};
 use super::fakes::random::{Random, mix};
 use super::scenario::{Bug, Counts, Scenario};
 
@@ -256,11 +256,12 @@ fn planner(scenario: &Scenario, bug: Option<Bug>, servers: &Arc<FakeServers>, no
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, bug: Option<Bug>) -> Self {
         let mut random = Random::new(seed);
-        let servers = FakeServers::new(random.next(), scenario.servers);
+        let servers = FakeServers::new(random.next(), scenario.ring.clone());
         servers.behave(|servers| {
             servers.trust_bytes = bug == Some(Bug::TrustRemoteBytes);
             servers.ignore_space = bug == Some(Bug::ShareAfterReset);
             servers.lose_ends = if bug == Some(Bug::LoseRemoteEnds) { 50 } else { 0 };
+            servers.write_late = bug == Some(Bug::WriteLate);
         });
         let mut ranks: Vec<Rank> = Vec::new();
         for rank in 0..scenario.ranks {
@@ -304,7 +305,7 @@ impl World {
             self.operation()?;
         }
         self.faults_on = false;
-        self.servers.behave(|servers| servers.dead = false);
+        self.servers.heal();
         for rank in &self.ranks {
             rank.copies.behave(|behaviour| {
                 *behaviour = CopyBehaviour { batches_max: behaviour.batches_max, ..CopyBehaviour::default() };
@@ -357,9 +358,13 @@ impl World {
             self.counts.grown += u64::from(memory.usable_slots() < memory.slot_count());
             memory.grow(slots);
         }
-        if self.random.chance(self.scenario.servers_die) {
-            self.counts.servers_died += 1;
-            self.servers.behave(|servers| servers.dead = !servers.dead);
+        if self.random.chance(self.scenario.servers_change) {
+            self.counts.servers_changed += 1;
+            self.servers.accident();
+        }
+        if self.random.chance(self.scenario.members_change) {
+            self.counts.members_changed += 1;
+            self.servers.change_members();
         }
         if self.random.chance(self.scenario.servers_lose) {
             self.servers.lose_values();
@@ -444,7 +449,7 @@ impl Rank {
                 store: Arc::clone(&remote) as _,
                 namespace: Namespace::of_text("simulation"),
                 shard: ShardFingerprint([scenario.shard(index) as u8; 16]),
-                patience: Duration::from_secs(3600),
+                patience: Duration::from_millis(scenario.remote_patience_ms),
                 in_flight_max: scenario.remote_in_flight_max,
             });
         }
