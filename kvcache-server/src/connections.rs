@@ -1,0 +1,102 @@
+//! Accepts connections, not too many, and ends them when the server stops.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::metrics::Fault;
+use crate::session::{self, Shared, Stopping, stopped};
+
+/// Accepts until the server stops; returns when every connection has ended.
+pub(crate) async fn accept(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    connections_max: usize,
+    mut stopping: Stopping,
+) {
+    let mut sessions = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stopping) => break,
+            // Collects what has ended, so that the set holds live connections only.
+            _ = sessions.join_next(), if !sessions.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or the peer is gone already. Waiting lets other connections end.
+                log::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if sessions.len() >= connections_max {
+            shared.metrics.fault(Fault::ConnectionLimit);
+            continue;
+        }
+        shared.metrics.connections_total.add(1);
+        sessions.spawn(connection(Arc::clone(&shared), stream, tls.clone(), stopping.clone()));
+    }
+    drop(listener);
+    let grace = shared.timeouts.grace;
+    if tokio::time::timeout(grace, async { while sessions.join_next().await.is_some() {} }).await.is_err() {
+        log::warn!("{} connections were still busy after {grace:?} and are cut off", sessions.len());
+        sessions.shutdown().await;
+    }
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAcceptor>, stopping: Stopping) {
+    let _open = Open::new(&shared);
+    if let Err(error) = prepare(&stream) {
+        log::debug!("a connection was gone before it began: {error}");
+        return;
+    }
+    let Some(acceptor) = tls else {
+        let (reader, writer) = stream.into_split();
+        let end = session::serve(&shared, stopping, reader, writer).await;
+        log::debug!("a connection ends: {end:?}");
+        return;
+    };
+    match tokio::time::timeout(shared.timeouts.request, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let (reader, writer) = tokio::io::split(stream);
+            let end = session::serve(&shared, stopping, reader, writer).await;
+            log::debug!("a TLS connection ends: {end:?}");
+        }
+        Ok(Err(error)) => {
+            log::debug!("no TLS on a connection: {error}");
+            shared.metrics.fault(Fault::Tls);
+        }
+        Err(_) => shared.metrics.fault(Fault::Timeout),
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // An answer is written in one piece; there is nothing to collect.
+    stream.set_nodelay(true)
+}
+
+/// Counts a connection for as long as it lives, however it ends.
+struct Open<'a>(&'a Shared);
+
+impl<'a> Open<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.metrics.connections.add(1);
+        Self(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.connections.subtract(1);
+    }
+}
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,82 @@
+//! One connection: the stock protocol until a hello, frames after it.
+
+mod frame_requests;
+mod frames;
+mod put_request;
+mod stock;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvcache_wire::extension::Limits;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::incoming::Incoming;
+use crate::metrics::{Fault, Metrics};
+use crate::outgoing::Outgoing;
+use crate::store::Store;
+use crate::{Timeouts, Token};
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) token: Option<Token>,
+    pub(crate) allow_stock: bool,
+    pub(crate) server_id: u64,
+}
+
+/// Becomes true when the server stops.
+pub(crate) type Stopping = watch::Receiver<bool>;
+
+/// Waits until the server stops.
+pub(crate) async fn stopped(stopping: &mut Stopping) {
+    // An error means that the server is gone altogether.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// The peer has closed it between two requests.
+    Closed,
+    /// The server stops.
+    Stopped,
+    /// Something was wrong with it.
+    Fault(Fault),
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve<R, W>(shared: &Shared, stopping: Stopping, reader: R, writer: W) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut incoming = Incoming::new(reader);
+    let mut outgoing = Outgoing::new(writer);
+    let end = match stock::serve(shared, stopping.clone(), &mut incoming, &mut outgoing).await {
+        stock::Next::End(end) => end,
+        stock::Next::Frames => frames::serve(shared, stopping, &mut incoming, &mut outgoing).await,
+    };
+    // A close with bytes unread would make the system throw away an answer that tells why.
+    let _ = tokio::time::timeout(FAREWELL, async {
+        outgoing.write_all().await?;
+        outgoing.shutdown().await?;
+        incoming.discard(FAREWELL_BYTES).await
+    })
+    .await;
+    end
+}
+
+const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_BYTES: u64 = 1 << 20;
+
+/// What an error of the transport in the middle of something means.
+fn broken(_: io::Error) -> End {
+    End::Fault(Fault::Disconnected)
+}
