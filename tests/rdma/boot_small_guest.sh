@@ -5,7 +5,7 @@ set -euo pipefail
 guest="$1"
 program="$2"
 shift 2
-seconds_max="${RDMA_GUEST_SECONDS:-100}"
+seconds_max="${RDMA_GUEST_SECONDS:-150}"
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT

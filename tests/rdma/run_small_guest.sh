@@ -16,6 +16,7 @@ if [ "$status" -eq 3 ]; then
 fi
 [ "$status" -eq 0 ] || exit "$status"
 
-program="$(cargo build --locked -q -p rdma-guest --message-format=json-render-diagnostics |
+# The profile of the tests: optimised, and most of it is built already.
+program="$(cargo build --locked -q --profile test -p rdma-guest --message-format=json-render-diagnostics |
   "$PYTHON" -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])')"
 exec tests/rdma/boot_small_guest.sh "$guest" "$program" "$@"

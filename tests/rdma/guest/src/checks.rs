@@ -39,3 +39,13 @@ impl Checks {
 pub(crate) fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{what}: found {found:?}, wanted {wanted:?}")) }
 }
+
+/// Memory of a process that devices have pinned; `self` for this one.
+pub(crate) fn pinned_bytes(process: &str) -> Result<u64, String> {
+    let status =
+        std::fs::read_to_string(format!("/proc/{process}/status")).map_err(|error| error.to_string())?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).ok_or("no VmPin in the status")?;
+    let kib: u64 =
+        line.trim().trim_end_matches("kB").trim().parse().map_err(|_| format!("VmPin is {line}"))?;
+    Ok(kib << 10)
+}

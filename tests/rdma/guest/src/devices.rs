@@ -6,7 +6,7 @@ use kvcache_rdma::verbs::{
     Access, Error, GidKind, LinkLayer, Memory, PortState, PortWish, Rdma, SelectionError,
 };
 
-use crate::checks::{Checks, expect};
+use crate::checks::{Checks, expect, pinned_bytes};
 
 pub(crate) fn check_all(checks: &mut Checks, rdma: &Rdma) {
     for device in rdma.devices() {
@@ -53,23 +53,14 @@ fn wishes_are_checked(rdma: &Rdma) -> Result<(), String> {
 
 fn memory_is_pinned(rdma: &Rdma) -> Result<(), String> {
     let port = rdma.open(&PortWish::default()).map_err(|error| error.to_string())?;
-    let before = pinned_bytes()?;
+    let before = pinned_bytes("self")?;
     let region =
         port.register(Memory::allocate(1 << 20), Access::Remote).map_err(|error| error.to_string())?;
-    expect("pinned by a region of 1 MiB", pinned_bytes()? - before, 1 << 20)?;
+    expect("pinned by a region of 1 MiB", pinned_bytes("self")? - before, 1 << 20)?;
     let region = Arc::new(region);
     let slice = region.slice_at(region.address(), 4096).map_err(|error| error.to_string())?;
     drop(region);
-    expect("pinned while a slice is held", pinned_bytes()? - before, 1 << 20)?;
+    expect("pinned while a slice is held", pinned_bytes("self")? - before, 1 << 20)?;
     drop(slice);
-    expect("pinned after the last slice", pinned_bytes()?, before)
-}
-
-/// Memory of this process that devices have pinned.
-pub(crate) fn pinned_bytes() -> Result<u64, String> {
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).ok_or("no VmPin in the status")?;
-    let kib: u64 =
-        line.trim().trim_end_matches("kB").trim().parse().map_err(|_| format!("VmPin is {line}"))?;
-    Ok(kib << 10)
+    expect("pinned after the last slice", pinned_bytes("self")?, before)
 }

@@ -5,6 +5,8 @@
 
 mod checks;
 mod devices;
+mod serve;
+mod store;
 
 use std::process::ExitCode;
 
@@ -13,6 +15,18 @@ use kvcache_rdma::verbs::conformance::RULES;
 use kvcache_rdma::verbs::{PortWish, Rdma};
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, port] = arguments.as_slice()
+        && command == "serve"
+    {
+        return match serve::serve(port.parse().unwrap_or(0)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let rdma = match Rdma::load() {
         Ok(rdma) => rdma,
         Err(unavailable) => {
@@ -29,6 +43,7 @@ fn main() -> ExitCode {
             for rule in RULES {
                 checks.run(rule.name, || (rule.check)(&port, &port));
             }
+            store::check_all(&mut checks, &port);
         }
     }
     checks.finish()
