@@ -9,6 +9,7 @@ pub mod copy_engine;
 pub mod directory;
 pub mod eviction;
 pub mod fingerprint;
+pub mod nearest_name;
 pub mod plan;
 pub mod planner;
 pub mod remote;

@@ -25,7 +25,6 @@ mod age_ratio;
 mod ghost;
 mod list;
 mod lru;
-mod nearest_name;
 mod registry;
 mod s3fifo;
 mod s3fifo_fixed;

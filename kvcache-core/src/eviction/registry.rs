@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::nearest_name::nearest_name;
+use crate::nearest_name::nearest_name;
 use super::{EvictionPolicy, Lru, S3Fifo, S3FifoFixed};
 
 /// Makes a policy over the slots `0..slot_count`.

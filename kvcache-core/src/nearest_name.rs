@@ -2,7 +2,7 @@
 
 /// The one of `known` that is the fewest single-character edits away from `name`, if it is close enough to be a
 /// likely typing error (a third of its length, at least two edits). The first of equals wins.
-pub(super) fn nearest_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest_name<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|candidate| (edit_distance(name, candidate), candidate))
