@@ -6,6 +6,7 @@ mod bench;
 mod byte_size;
 mod doctor;
 mod replay;
+mod ring;
 mod trace_file;
 mod zstd_frames;
 
@@ -26,6 +27,7 @@ enum Command {
     Bench(bench::Args),
     Doctor(doctor::Args),
     Replay(replay::Args),
+    Ring(ring::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
             }
         },
         Command::Replay(args) => finish(replay::run(&args)),
+        Command::Ring(args) => finish(ring::run(&args)),
     }
 }
 
