@@ -8,6 +8,7 @@ mod devices;
 mod engine;
 mod memory;
 mod model;
+mod rdma;
 mod shared_memory;
 
 use std::fmt::Write as _;
@@ -114,6 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<(String, ExitCode), ModelError> {
         shared_memory::leftovers(),
         devices::gpu(),
         devices::network(),
+        rdma::check(),
     ];
     if !args.no_python {
         findings.push(engine::check());

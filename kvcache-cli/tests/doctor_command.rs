@@ -28,6 +28,7 @@ fn the_report_is_json_and_its_grade_is_the_exit_status() {
         "slab files",
         "GPU",
         "network",
+        "RDMA",
     ] {
         assert!(
             findings.iter().any(|finding| finding["subject"] == subject),

@@ -160,12 +160,12 @@ fn judge_nodes(nodes: usize, cpus: usize) -> Finding {
 
 /// A limit of this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Limit {
+pub(super) enum Limit {
     None,
     Bytes(u64),
 }
 
-fn memlock(limits: &str) -> Option<Limit> {
+pub(super) fn memlock(limits: &str) -> Option<Limit> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
     match line.split_whitespace().next()? {
         "unlimited" => Some(Limit::None),
