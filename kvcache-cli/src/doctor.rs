@@ -97,6 +97,11 @@ struct Report {
     findings: Vec<Finding>,
 }
 
+/// Memory of this machine, or of the control group if that is less; `None` if the system does not say.
+pub(crate) fn machine_memory_bytes() -> Option<u64> {
+    memory::Memory::of_system().machine_bytes()
+}
+
 /// Looks at everything. The text to print, and the exit status: 0 fine, 1 degraded, 2 unusable.
 ///
 /// # Errors

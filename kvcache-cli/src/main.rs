@@ -7,6 +7,7 @@ mod byte_size;
 mod doctor;
 mod replay;
 mod ring;
+mod serve;
 mod trace_file;
 mod zstd_frames;
 
@@ -28,6 +29,7 @@ enum Command {
     Doctor(doctor::Args),
     Replay(replay::Args),
     Ring(ring::Args),
+    Serve(serve::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         },
         Command::Replay(args) => finish(replay::run(&args)),
         Command::Ring(args) => finish(ring::run(&args)),
+        Command::Serve(args) => finish(serve::run(&args)),
     }
 }
 

@@ -32,6 +32,11 @@ impl Memory {
         }
     }
 
+    /// What there is altogether, taken or not.
+    pub(super) fn machine_bytes(&self) -> Option<u64> {
+        self.total_bytes.into_iter().chain(self.group.map(|(limit, _)| limit)).min()
+    }
+
     /// What a new slab could take.
     pub(super) fn free_bytes(&self) -> Option<u64> {
         let group = self.group.map(|(limit, used)| limit.saturating_sub(used));
