@@ -1,0 +1,1 @@
+"""Programs of others against ours: they are downloaded, never changed."""
