@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvcache_core::ring::{RangeFaults, SlotTable};
 use kvcache_rdma::members::{
-    FileSource, MemberList, MemberSnapshot, MemberSource, Members, MembersError, OpenError, Placement,
+    FileSource, MemberList, MemberSnapshot, MemberSource, Members, MembersError, OpenError, PlacementSource,
     Reading, RemoteUrl, RemoteUrlError, ServerAddress, SourceError,
 };
 
@@ -18,11 +18,11 @@ pub(super) fn named(text: &str) -> Result<String, FromError> {
 
 /// The table of the members in a file or behind a URL, and what was repaired in published ranges.
 pub(super) fn read(from: &str, published: bool) -> Result<(SlotTable, Option<RangeFaults>), FromError> {
-    let mut placement = if published { Placement::Published } else { Placement::Computed };
+    let mut placement = if published { PlacementSource::Published } else { PlacementSource::Computed };
     let list = if from.contains("://") {
         let url: RemoteUrl = from.parse()?;
-        if url.placement == Placement::Published {
-            placement = Placement::Published;
+        if url.placement == PlacementSource::Published {
+            placement = PlacementSource::Published;
         }
         behind_url(&url)?
     } else {
@@ -31,11 +31,11 @@ pub(super) fn read(from: &str, published: bool) -> Result<(SlotTable, Option<Ran
             Reading::Unchanged => MemberList::default(),
         }
     };
-    if placement == Placement::Published && list.ranges().is_none() {
+    if placement == PlacementSource::Published && list.ranges().is_none() {
         return Err(FromError::NoRanges { from: from.to_owned() });
     }
     let snapshot = MemberSnapshot::new(1, list, placement)?;
-    let faults = (placement == Placement::Published).then(|| snapshot.range_faults());
+    let faults = (placement == PlacementSource::Published).then(|| snapshot.range_faults());
     let table = snapshot.table().cloned().ok_or_else(|| FromError::Nobody { from: without_login(from) })?;
     Ok((table, faults))
 }

@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod fake_redis;
 mod file_source;
+pub mod fuzz_entry;
 mod member_list;
 mod members_json;
 mod pause;
@@ -34,5 +35,5 @@ pub use redis_source::{RedisKey, RedisSource};
 pub use refresh::{Members, OpenError, RefreshConfig, RefreshStatus};
 pub use remote_url::{MembersFrom, RemoteUrl, RemoteUrlError, Transport};
 pub use server_address::{ServerAddress, ServerAddressError};
-pub use snapshot::{MemberSnapshot, Placement};
+pub use snapshot::{MemberSnapshot, PlacementSource};
 pub use source::{MemberSource, Reading, SourceError};

@@ -9,8 +9,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::pause::Pauses;
 use super::{
-    FileSource, MemberList, MemberSnapshot, MemberSource, MembersError, MembersFrom, Placement, Reading,
-    RedisSource, RemoteUrl, SourceError,
+    FileSource, MemberList, MemberSnapshot, MemberSource, MembersError, MembersFrom, PlacementSource,
+    Reading, RedisSource, RemoteUrl, SourceError,
 };
 
 /// How often a source is read.
@@ -21,20 +21,20 @@ pub struct RefreshConfig {
     /// Longest pause between readings that fail: pauses double from `interval` up to here, give or take an eighth.
     pub interval_max: Duration,
     /// Who decides which member holds what.
-    pub placement: Placement,
+    pub placement: PlacementSource,
     /// Where the variation of the pauses starts, so that many clients do not ask at once and a run can be repeated.
     pub seed: u64,
 }
 
 impl RefreshConfig {
     /// Every second, whatever happens: a file costs nothing to read.
-    pub fn for_file(placement: Placement, seed: u64) -> Self {
+    pub fn for_file(placement: PlacementSource, seed: u64) -> Self {
         let second = Duration::from_secs(1);
         Self { interval: second, interval_max: second, placement, seed }
     }
 
     /// Every 2 seconds, and every 16 while Redis is down. AIBrix's clients ask every 30.
-    pub fn for_redis(placement: Placement, seed: u64) -> Self {
+    pub fn for_redis(placement: PlacementSource, seed: u64) -> Self {
         Self { interval: Duration::from_secs(2), interval_max: Duration::from_secs(16), placement, seed }
     }
 }
@@ -85,7 +85,7 @@ impl Members {
     /// # Errors
     ///
     /// Those of [`MemberSnapshot::new`].
-    pub fn fixed(list: MemberList, placement: Placement) -> Result<Self, MembersError> {
+    pub fn fixed(list: MemberList, placement: PlacementSource) -> Result<Self, MembersError> {
         let snapshot = MemberSnapshot::new(1, list, placement)?;
         let refresh = RefreshStatus { generation: 1, readings: 1, ..RefreshStatus::default() };
         Ok(Self::of(Shared::new(snapshot, refresh)))
@@ -180,7 +180,7 @@ impl Shared {
     }
 
     /// Takes in what a reading brought; how many have failed in a row.
-    fn absorb(&self, reading: Result<Reading, SourceError>, placement: Placement) -> u64 {
+    fn absorb(&self, reading: Result<Reading, SourceError>, placement: PlacementSource) -> u64 {
         let taken = reading.map_err(|error| error.to_string()).and_then(|reading| match reading {
             Reading::List(list) => self.replace(list, placement).map_err(|error| error.to_string()),
             Reading::Unchanged => Ok(()),
@@ -206,7 +206,7 @@ impl Shared {
     }
 
     /// Makes `list` the current one, with a table that is built here, before anybody sees it.
-    fn replace(&self, list: MemberList, placement: Placement) -> Result<(), MembersError> {
+    fn replace(&self, list: MemberList, placement: PlacementSource) -> Result<(), MembersError> {
         let current = self.current.load();
         if current.generation() > 0 && *current.list() == list {
             return Ok(());

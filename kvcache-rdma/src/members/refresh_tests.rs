@@ -18,7 +18,7 @@ fn quick() -> RefreshConfig {
     RefreshConfig {
         interval: millisecond,
         interval_max: 4 * millisecond,
-        placement: Placement::Computed,
+        placement: PlacementSource::Computed,
         seed: 1,
     }
 }
@@ -56,7 +56,7 @@ fn failure() -> SourceError {
 
 #[test]
 fn fixed_members_are_there_at_once() {
-    let members = Members::fixed(list(&["b:1", "a:1"]), Placement::Computed).unwrap();
+    let members = Members::fixed(list(&["b:1", "a:1"]), PlacementSource::Computed).unwrap();
     let snapshot = members.current();
     assert_eq!((names(&snapshot), snapshot.generation()), (vec!["a:1", "b:1"], 1));
     assert!(members.wait_until(LIMIT, |status| status.generation == 1));

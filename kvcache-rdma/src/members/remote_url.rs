@@ -18,7 +18,7 @@ use kvcache_core::nearest_name::nearest_name;
 
 use super::percent::decoded;
 use super::redis_source::RedisKey;
-use super::{Member, MemberList, MembersError, Placement, ServerAddress};
+use super::{Member, MemberList, MembersError, PlacementSource, ServerAddress};
 
 /// How servers are spoken to. Which of the wire's extensions a server knows is found out when it is connected to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,7 +51,7 @@ pub struct RemoteUrl {
     /// Who they are.
     pub members: MembersFrom,
     /// Who decides which of them holds what.
-    pub placement: Placement,
+    pub placement: PlacementSource,
 }
 
 /// What the part after a scheme is.
@@ -76,8 +76,8 @@ const SCHEMES: [(&str, Rest); 7] = [
 const TRANSPORTS: [(&str, Transport); 3] =
     [("tcp", Transport::Tcp), ("tls", Transport::Tls), ("rdma", Transport::Rdma)];
 
-const PLACEMENTS: [(&str, Placement); 2] =
-    [("computed", Placement::Computed), ("published", Placement::Published)];
+const PLACEMENTS: [(&str, PlacementSource); 2] =
+    [("computed", PlacementSource::Computed), ("published", PlacementSource::Published)];
 
 const OPTIONS: [&str; 2] = ["transport", "placement"];
 
@@ -144,7 +144,7 @@ fn path(text: &str) -> Result<PathBuf, RemoteUrlError> {
 #[derive(Default)]
 struct Options {
     transport: Option<Transport>,
-    placement: Option<Placement>,
+    placement: Option<PlacementSource>,
 }
 
 impl Options {
@@ -300,8 +300,8 @@ impl fmt::Display for RemoteUrl {
         }
         write!(f, "?transport={transport}")?;
         match self.placement {
-            Placement::Computed => Ok(()),
-            Placement::Published => f.write_str("&placement=published"),
+            PlacementSource::Computed => Ok(()),
+            PlacementSource::Published => f.write_str("&placement=published"),
         }
     }
 }
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn addresses_are_listed_after_a_transport() {
         let remote = url("tcp://b:12345,a:12345");
-        assert_eq!((remote.transport, remote.placement), (Transport::Tcp, Placement::Computed));
+        assert_eq!((remote.transport, remote.placement), (Transport::Tcp, PlacementSource::Computed));
         assert_eq!(remote.to_string(), "tcp://a:12345,b:12345");
         assert_eq!(url("TLS://[::1]:1").to_string(), "tls://[::1]:1");
         assert_eq!(url("infinistore+rdma://10.0.0.7:12345").transport, Transport::Rdma);

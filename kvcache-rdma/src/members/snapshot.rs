@@ -7,7 +7,7 @@ use super::{MemberList, MembersError};
 
 /// Who decides which member holds which slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Placement {
+pub enum PlacementSource {
     /// The table that follows from the members' names: balanced, and members that join or leave move little.
     #[default]
     Computed,
@@ -33,13 +33,13 @@ impl MemberSnapshot {
     /// # Errors
     ///
     /// Never for a list that was made by [`MemberList::new`]; the table checks names again.
-    pub fn new(generation: u64, list: MemberList, placement: Placement) -> Result<Self, MembersError> {
+    pub fn new(generation: u64, list: MemberList, placement: PlacementSource) -> Result<Self, MembersError> {
         if list.is_empty() {
             return Ok(Self { generation, list, table: None, faults: RangeFaults::default() });
         }
         let names = list.members().iter().map(|member| member.name.as_str());
         let (table, faults) = match (placement, list.ranges()) {
-            (Placement::Published, Some(ranges)) => {
+            (PlacementSource::Published, Some(ranges)) => {
                 SlotTable::from_ranges(&names.zip(ranges.iter().cloned()).collect::<Vec<_>>())?
             }
             _ => (SlotTable::new(&names.collect::<Vec<_>>())?, RangeFaults::default()),
@@ -85,20 +85,20 @@ mod tests {
     #[test]
     fn published_ranges_count_only_where_they_are_asked_for() {
         let list = MemberList::from_json(RANGES.as_bytes()).unwrap();
-        let computed = MemberSnapshot::new(1, list.clone(), Placement::Computed).unwrap();
+        let computed = MemberSnapshot::new(1, list.clone(), PlacementSource::Computed).unwrap();
         assert_eq!(computed.table(), Some(&SlotTable::new(&["a", "b"]).unwrap()));
-        let published = MemberSnapshot::new(1, list, Placement::Published).unwrap();
+        let published = MemberSnapshot::new(1, list, PlacementSource::Published).unwrap();
         assert_eq!(published.range_faults().unclaimed, 1);
         assert!(published.table().unwrap().loads()[0] >= 4001);
         let plain = MemberList::from_json(br#"{"members":["h:1","h:2"]}"#).unwrap();
-        let without = MemberSnapshot::new(1, plain, Placement::Published).unwrap();
+        let without = MemberSnapshot::new(1, plain, PlacementSource::Published).unwrap();
         assert_eq!(without.table(), Some(&SlotTable::new(&["h:1", "h:2"]).unwrap()));
     }
 
     #[test]
     fn indices_are_those_of_the_list() {
         let list = MemberList::from_json(br#"{"members":["c:1","a:1","b:1"]}"#).unwrap();
-        let snapshot = MemberSnapshot::new(1, list, Placement::Computed).unwrap();
+        let snapshot = MemberSnapshot::new(1, list, PlacementSource::Computed).unwrap();
         let names: Vec<_> = snapshot.list().members().iter().map(|member| &member.name).collect();
         assert!(snapshot.table().unwrap().members().iter().eq(names));
         for byte in 0..=255 {
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_ring_of_nobody_holds_nothing() {
-        let snapshot = MemberSnapshot::new(3, MemberList::default(), Placement::Computed).unwrap();
+        let snapshot = MemberSnapshot::new(3, MemberList::default(), PlacementSource::Computed).unwrap();
         assert_eq!((snapshot.generation(), snapshot.table()), (3, None));
         assert_eq!(snapshot.holders(&BlockKey([1; 16]), 3).count(), 0);
     }
