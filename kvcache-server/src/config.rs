@@ -7,7 +7,7 @@ use kvcache_core::eviction::PolicyRegistry;
 use kvcache_wire::extension::Limits;
 use kvcache_wire::stock::Caps;
 
-use crate::{TlsFiles, Token};
+use crate::{RdmaConfig, TlsFiles, Token};
 
 /// A server's settings; the defaults are those of `kvcache serve`.
 #[derive(Clone, Debug)]
@@ -40,6 +40,9 @@ pub struct ServerConfig {
     pub populate: bool,
     /// How long peers may take.
     pub timeouts: Timeouts,
+    /// Whether clients are served over RDMA as well. With a token they are not, unless `allow_stock`: that protocol cannot
+    /// say it.
+    pub rdma: RdmaConfig,
 }
 
 impl Default for ServerConfig {
@@ -59,6 +62,7 @@ impl Default for ServerConfig {
             threads: None,
             populate: false,
             timeouts: Timeouts::default(),
+            rdma: RdmaConfig::default(),
         }
     }
 }

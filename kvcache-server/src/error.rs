@@ -13,6 +13,9 @@ pub enum Error {
     /// The store could not be made.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// RDMA is required, or a certain port of it, and cannot be used.
+    #[error(transparent)]
+    Rdma(#[from] kvcache_rdma::verbs::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; choose another port, or 0 for any free one")]
     Listen {

@@ -1,4 +1,5 @@
-//! A cache server for KV blocks: InfiniStore's protocol and our extension over TCP, TLS if wanted, no RDMA device needed.
+//! A cache server for KV blocks: InfiniStore's protocol over TCP, and over RDMA where a device is; our extension over TCP,
+//! TLS if wanted.
 //!
 //! [`Server::start`] runs one inside any process; `kvcache serve` is the same on the command line. Connections are
 //! independent: whatever a peer sends, only its own connection suffers. Values live in one [`pool`] of fixed size and
@@ -21,6 +22,7 @@ mod manage;
 mod metrics;
 mod outgoing;
 pub mod pool;
+mod rdma;
 mod server;
 mod session;
 pub mod store;
@@ -29,6 +31,7 @@ mod token;
 
 pub use config::{ServerConfig, Timeouts};
 pub use error::Error;
+pub use rdma::{RdmaConfig, RdmaUsage};
 pub use server::{Server, run_until_signal};
 pub use tls::TlsFiles;
 pub use token::Token;

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use kvcache_rdma::verbs::Port;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::session::Shared;
 use crate::store::{Store, StoreConfig};
-use crate::{Error, ServerConfig, connections, manage};
+use crate::{Error, ServerConfig, connections, manage, rdma};
 
 /// A running server with threads of its own. Dropping it cuts connections off; [`stop`](Self::stop) lets them end.
 #[derive(Debug)]
@@ -31,12 +32,21 @@ impl Server {
     ///
     /// See [`Error`].
     pub fn start(config: ServerConfig) -> Result<Self, Error> {
+        Self::start_on(config, None)
+    }
+
+    /// The same on an RDMA port that is open already, if there is one.
+    pub(crate) fn start_on(config: ServerConfig, port: Option<Port>) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|files| files.acceptor()).transpose()?;
         let store = Store::new(&StoreConfig {
             capacity_bytes: config.capacity_bytes,
             eviction: config.eviction.clone(),
             values_max: config.values_max,
         })?;
+        let rdma = match port {
+            Some(port) => Some(rdma::serve(port, &store, config.rdma.verbs.clone())?),
+            None => rdma::start(&config.rdma, &store)?,
+        };
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.threads())
             .thread_name("kvcache-server")
@@ -59,6 +69,7 @@ impl Server {
             token: config.token,
             allow_stock: config.allow_stock,
             server_id: RandomState::new().hash_one(std::process::id()),
+            rdma,
         });
         if config.populate {
             populate(Arc::clone(&shared));

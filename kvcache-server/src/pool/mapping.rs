@@ -60,6 +60,10 @@ impl Mapping {
         self.bytes as u64
     }
 
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

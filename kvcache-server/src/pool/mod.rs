@@ -10,6 +10,7 @@ mod mapping;
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -60,6 +61,12 @@ impl Pool {
     /// Bytes of the largest gap: the largest value that fits without evicting.
     pub fn largest_gap_bytes(&self) -> u64 {
         self.free.lock().largest() * GRANULE_BYTES
+    }
+
+    /// Address and length of all extents together, for a device that is told of them once. What may be touched there is
+    /// decided by extents.
+    pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.mapping.base(), self.mapping.bytes() as usize)
     }
 
     /// The memory file behind the pool. It cannot change its length any more; whoever gets it may map it.

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::incoming::Incoming;
 use crate::metrics::{Fault, Metrics};
 use crate::outgoing::Outgoing;
+use crate::rdma::RdmaServer;
 use crate::store::Store;
 use crate::{Timeouts, Token};
 
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) token: Option<Token>,
     pub(crate) allow_stock: bool,
     pub(crate) server_id: u64,
+    pub(crate) rdma: Option<Arc<RdmaServer>>,
 }
 
 /// Becomes true when the server stops.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kvcache_rdma::verbs_server::{ConnectError, Connection};
 use kvcache_wire::extension::{Features, Hello, VERSION, Welcome};
 use kvcache_wire::stock::{
     GetReply, Header, Op, PayloadOp, STATUS_BYTES, TcpPayloadRequest, decode_keys, reply,
@@ -36,7 +37,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut session = Session { shared, stopping, incoming, outgoing };
+    let mut session = Session { shared, stopping, incoming, outgoing, queue_pair: None };
     loop {
         match session.request().await {
             Ok(false) => {}
@@ -56,6 +57,8 @@ struct Session<'s, R, W> {
     stopping: Stopping,
     incoming: &'s mut Incoming<R>,
     outgoing: &'s mut Outgoing<W>,
+    /// The client's RDMA connection, which ends with this one.
+    queue_pair: Option<Connection>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
@@ -87,8 +90,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
             Op::Match => self.last_match(&body),
             Op::Delete => self.delete(&body),
             Op::Payload => self.payload(&body).await?,
-            // No RDMA here: what the stock server says when it cannot make a queue pair.
-            Op::Exchange => self.refuse(Status::UNAVAILABLE),
+            Op::Exchange => self.exchange(body).await,
             Op::Hello | Op::Unknown(_) => self.bad_request(),
         };
         // A put's time includes the arrival of the value.
@@ -150,6 +152,28 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
 
     fn number(&mut self, number: usize) {
         self.outgoing.push(reply(Status::OK, i32::try_from(number).unwrap_or(i32::MAX)).to_vec(), Vec::new());
+    }
+
+    /// Connects the client's queue pair. Without RDMA, or a second time, it is what the stock server says when it cannot.
+    async fn exchange(&mut self, body: Vec<u8>) -> Operation {
+        let (Some(rdma), None) = (self.shared.rdma.clone(), &self.queue_pair) else {
+            return self.refuse(Status::UNAVAILABLE);
+        };
+        // Memory is registered for it: too long for a thread that serves others.
+        match tokio::task::spawn_blocking(move || rdma.connect(&body)).await {
+            Ok(Ok(connection)) => {
+                let answer = [status(Status::OK), connection.info().encode().to_vec()].concat();
+                self.outgoing.push(answer, Vec::new());
+                self.queue_pair = Some(connection);
+                Operation::Other
+            }
+            Ok(Err(ConnectError::Info(_))) => self.bad_request(),
+            Ok(Err(error)) => {
+                log::warn!("a client cannot be connected over RDMA: {error}");
+                self.refuse(Status::UNAVAILABLE)
+            }
+            Err(_) => self.refuse(Status::INTERNAL),
+        }
     }
 
     fn exists(&mut self, key: &[u8]) -> Operation {
