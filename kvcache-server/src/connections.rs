@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -80,7 +81,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAccep
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     // An answer is written in one piece; there is nothing to collect.
-    stream.set_nodelay(true)
+    stream.set_nodelay(true)?;
+    // A peer whose machine is gone never says so: without this its connection would stay for ever.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Counts a connection for as long as it lives, however it ends.
@@ -99,4 +103,5 @@ impl Drop for Open<'_> {
     }
 }
 
+const KEEPALIVE: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

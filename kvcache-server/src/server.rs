@@ -105,6 +105,10 @@ impl Server {
     }
 
     /// Stops accepting, lets requests end within the grace, and returns when every connection has.
+    ///
+    /// # Panics
+    ///
+    /// Inside an asynchronous task: it blocks.
     pub fn stop(mut self) {
         self.end();
     }

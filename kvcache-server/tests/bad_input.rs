@@ -199,6 +199,24 @@ fn more_keys_than_allowed() {
     bystander.notices_nothing("too_large");
 }
 
+/// The longest prefix with as many suffixes as a request may have: cheap to send, and not looked for.
+#[test]
+fn keys_with_an_endless_prefix() {
+    let bystander = Bystander::new();
+    let mut peer = bystander.frames();
+    let prefix = "p".repeat(65_535);
+    let items = vec![(Named, "k"); 4096];
+    peer.send_batch(FrameHead::request(FrameOp::Exists, 0, 7), &prefix, &items, &[]);
+    let (_, body) = peer.frame();
+    assert!(body[4..].iter().all(|bits| *bits == 0));
+    let item = PutItem { value_bytes: 1, checksum: None };
+    let statuses = peer.put_batch(0, &prefix, &vec![(item, "k"); 4096], &[1; 4096]);
+    assert!(statuses.iter().all(|status| *status == Status::TOO_LARGE));
+    peer.send_batch(FrameHead::request(FrameOp::Delete, 0, 7), &prefix, &items, &[1]);
+    closes_with(&mut peer, "without values");
+    bystander.notices_nothing("malformed");
+}
+
 #[test]
 fn values_that_are_not_the_payload() {
     let bystander = Bystander::new();

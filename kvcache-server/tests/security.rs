@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvcache_server::{Error, Server, ServerConfig, TlsFiles, Token};
 use kvcache_wire::Status;
-use kvcache_wire::stock::Op;
+use kvcache_wire::stock::{Header, Op};
 use peer::{ANY, Peer, content, hasty, put_item, server, wait_for};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -45,6 +45,17 @@ fn stock_clients_are_refused_with_a_token_unless_allowed() {
             assert_eq!(peer.status(), Status::UNAUTHORIZED);
             assert!(peer.is_closed());
         }
+    }
+}
+
+#[test]
+fn who_is_unknown_is_refused_before_its_body() {
+    let server = server(|config| config.token = Some(Token::new(TOKEN)));
+    for (op, status) in [(Op::Match, Status::UNAUTHORIZED), (Op::Hello, Status::BAD_REQUEST)] {
+        let mut peer = Peer::connect(server.address());
+        peer.send(&Header { op, body_bytes: 4 << 20 }.encode());
+        assert_eq!(peer.status(), status);
+        assert!(peer.is_closed());
     }
 }
 

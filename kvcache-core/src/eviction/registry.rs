@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::nearest_name::nearest_name;
 use super::{EvictionPolicy, Lru, S3Fifo, S3FifoFixed};
+use crate::nearest_name::nearest_name;
 
 /// Makes a policy over the slots `0..slot_count`.
 pub type PolicyConstructor = fn(slot_count: u32) -> Box<dyn EvictionPolicy>;

@@ -79,8 +79,9 @@ fn batch<'a, F: ItemFields>(shared: &Shared, body: &'a [u8]) -> Result<Batch<'a,
 }
 
 fn exists(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8> {
-    let mut names = Names::new(batch.prefix());
-    let mut present = batch.items().map(|(_, suffix)| shared.store.contains(names.of(suffix)));
+    let mut names = Names::new(shared, batch.prefix());
+    let mut present =
+        batch.items().map(|(_, suffix)| names.of(suffix).is_some_and(|key| shared.store.contains(key)));
     frame(head, 0, |out| {
         if head.flags & flags::LEADING_ONLY != 0 {
             let leading = present.take_while(|present| *present).count();
@@ -93,12 +94,12 @@ fn exists(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8>
 }
 
 fn get(shared: &Shared, head: FrameHead, batch: &Batch<'_, GetItem>) -> (Vec<u8>, Vec<Arc<Value>>) {
-    let mut names = Names::new(batch.prefix());
+    let mut names = Names::new(shared, batch.prefix());
     let mut values = Vec::new();
     let mut outcomes = Vec::with_capacity(batch.len());
     let mut payload_bytes = 0;
     for (item, suffix) in batch.items() {
-        let Some(value) = shared.store.get(names.of(suffix)) else {
+        let Some(value) = names.of(suffix).and_then(|key| shared.store.get(key)) else {
             outcomes.push(GetOutcome::without_value(Status::NOT_FOUND));
             continue;
         };
@@ -129,10 +130,11 @@ fn get(shared: &Shared, head: FrameHead, batch: &Batch<'_, GetItem>) -> (Vec<u8>
 }
 
 fn delete(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8> {
-    let mut names = Names::new(batch.prefix());
+    let mut names = Names::new(shared, batch.prefix());
     let statuses: Vec<Status> = batch
         .items()
-        .map(|(_, suffix)| if shared.store.delete(names.of(suffix)) { Status::OK } else { Status::NOT_FOUND })
+        .map(|(_, suffix)| names.of(suffix).is_some_and(|key| shared.store.delete(key)))
+        .map(|deleted| if deleted { Status::OK } else { Status::NOT_FOUND })
         .collect();
     let deleted = statuses.iter().filter(|status| status.is_ok()).count();
     shared.metrics.deletes.add(deleted as u64);
@@ -165,16 +167,23 @@ fn frame(
 struct Names {
     name: Vec<u8>,
     prefix_bytes: usize,
+    bytes_max: usize,
 }
 
 impl Names {
-    fn new(prefix: &[u8]) -> Self {
-        Self { name: prefix.to_vec(), prefix_bytes: prefix.len() }
+    fn new(shared: &Shared, prefix: &[u8]) -> Self {
+        let bytes_max = shared.limits.key_bytes_max as usize;
+        Self { name: prefix.to_vec(), prefix_bytes: prefix.len(), bytes_max }
     }
 
-    fn of(&mut self, suffix: &[u8]) -> &[u8] {
+    /// The whole key; `None` if it is longer than any that is stored. Looking for such keys would cost: a long prefix
+    /// is sent once and would be hashed for each of thousands of suffixes.
+    fn of(&mut self, suffix: &[u8]) -> Option<&[u8]> {
+        if self.prefix_bytes + suffix.len() > self.bytes_max {
+            return None;
+        }
         self.name.truncate(self.prefix_bytes);
         self.name.extend_from_slice(suffix);
-        &self.name
+        Some(&self.name)
     }
 }

@@ -16,8 +16,11 @@ use crate::store::{Refused, Reservation};
 pub(super) struct PutRequest {
     head: FrameHead,
     started: Instant,
-    /// All keys one after the other; an item knows where its own ends.
-    names: Vec<u8>,
+    /// The key of the current value: what all keys begin with, then its own end.
+    key: Vec<u8>,
+    prefix_bytes: usize,
+    /// The ends of all keys one after the other; an item knows where its own stops.
+    suffixes: Vec<u8>,
     items: Vec<Pending>,
     statuses: Vec<Status>,
     /// Where the current value goes; `Err` if nowhere, with the reason.
@@ -28,7 +31,7 @@ pub(super) struct PutRequest {
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
-    name_end: usize,
+    suffix_end: usize,
     fields: PutItem,
 }
 
@@ -42,17 +45,24 @@ impl PutRequest {
         batch: &Batch<'_, PutItem>,
         started: Instant,
     ) -> Self {
-        let mut names = Vec::new();
+        let mut suffixes = Vec::new();
         let items = batch.items().map(|(fields, suffix)| {
-            names.extend_from_slice(batch.prefix());
-            names.extend_from_slice(suffix);
-            Pending { name_end: names.len(), fields }
+            suffixes.extend_from_slice(suffix);
+            Pending { suffix_end: suffixes.len(), fields }
         });
         let items: Vec<_> = items.collect();
-        let statuses = Vec::with_capacity(items.len());
-        let current = Err(Status::INTERNAL);
-        let mut request =
-            Self { head, started, names, items, statuses, current, filled: 0, scratch: Vec::new() };
+        let mut request = Self {
+            head,
+            started,
+            key: batch.prefix().to_vec(),
+            prefix_bytes: batch.prefix().len(),
+            suffixes,
+            statuses: Vec::with_capacity(items.len()),
+            items,
+            current: Err(Status::INTERNAL),
+            filled: 0,
+            scratch: Vec::new(),
+        };
         request.begin(shared);
         request
     }
@@ -108,11 +118,13 @@ impl PutRequest {
     fn begin(&mut self, shared: &Shared) {
         self.filled = 0;
         while let Some(item) = self.items.get(self.statuses.len()) {
-            let name_start = match self.statuses.len() {
+            let suffix_start = match self.statuses.len() {
                 0 => 0,
-                index => self.items[index - 1].name_end,
+                index => self.items[index - 1].suffix_end,
             };
-            let key = &self.names[name_start..item.name_end];
+            self.key.truncate(self.prefix_bytes);
+            self.key.extend_from_slice(&self.suffixes[suffix_start..item.suffix_end]);
+            let key = self.key.as_slice();
             let limits = &shared.limits;
             self.current = if key.len() > limits.key_bytes_max as usize
                 || item.fields.value_bytes > limits.value_bytes_max

@@ -72,18 +72,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         tokio::time::timeout(request, head).await.map_err(|_| End::Fault(Fault::Timeout))??;
 
         let header = Header::decode(&header).map_err(|_| End::Fault(Fault::BadMagic))?;
-        if header.body_bytes > STOCK_BODY_BYTES_MAX {
-            self.outgoing.push(status(Status::BAD_REQUEST), Vec::new());
+        // Before the body: who is not known yet gets no memory for it.
+        if self.shared.token.is_some() && !self.shared.allow_stock && header.op != Op::Hello {
+            self.refuse(Status::UNAUTHORIZED);
+            return Err(End::Fault(Fault::Unauthorized));
+        }
+        let body_bytes_max = if header.op == Op::Hello { HELLO_BODY_BYTES_MAX } else { STOCK_BODY_BYTES_MAX };
+        if header.body_bytes > body_bytes_max {
+            self.refuse(Status::BAD_REQUEST);
             return Err(End::Fault(Fault::TooLarge));
         }
         let body = self.body(header.body_bytes as usize).await?;
         let started = Instant::now();
         if header.op == Op::Hello {
             return self.hello(&body).await;
-        }
-        if self.shared.token.is_some() && !self.shared.allow_stock {
-            self.outgoing.push(status(Status::UNAUTHORIZED), Vec::new());
-            return Err(End::Fault(Fault::Unauthorized));
         }
         let operation = match header.op {
             Op::Exists => self.exists(&body),
@@ -305,6 +307,8 @@ fn status(status: Status) -> Vec<u8> {
     let bytes: [u8; STATUS_BYTES] = status.0.to_le_bytes();
     bytes.to_vec()
 }
+
+const HELLO_BODY_BYTES_MAX: u32 = (Hello::FIXED_BYTES + Hello::TOKEN_BYTES_MAX) as u32;
 
 /// Bodies are received in steps that double from here on.
 const BODY_STEP: usize = 64 << 10;
