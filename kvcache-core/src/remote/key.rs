@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 use crate::BlockKey;
 use crate::block_key::cut;
@@ -74,6 +74,27 @@ pub fn value_checksum(name: &[u8], value: &[u8]) -> u64 {
     xxh3_64_with_seed(value, xxh3_64(name))
 }
 
+/// [`value_checksum`] of a value that comes in pieces.
+#[derive(Clone)]
+pub struct ValueHasher(Xxh3);
+
+impl ValueHasher {
+    /// For a value called `name`.
+    pub fn new(name: &[u8]) -> Self {
+        Self(Xxh3::with_seed(xxh3_64(name)))
+    }
+
+    /// The next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The checksum of the pieces so far.
+    pub fn finish(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +128,15 @@ mod tests {
         assert_ne!(of(b"a", b"value"), of(b"b", b"value"));
         assert_ne!(of(b"a", b"value"), of(b"a", b"valuf"));
         assert_eq!(of(b"a", b"value"), of(b"a", b"value"));
+    }
+
+    #[test]
+    fn pieces_have_the_checksum_of_the_whole() {
+        let value: Vec<u8> = (0..5000_u32).map(|n| (n * 7) as u8).collect();
+        for piece in [1, 63, 256, 1000, 5000] {
+            let mut hasher = ValueHasher::new(b"name");
+            value.chunks(piece).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish(), value_checksum(b"name", &value));
+        }
     }
 }

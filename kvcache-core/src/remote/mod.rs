@@ -6,7 +6,7 @@
 
 mod key;
 
-pub use key::{RemoteKey, RemoteSpace, value_checksum};
+pub use key::{RemoteKey, RemoteSpace, ValueHasher, value_checksum};
 
 use std::time::Duration;
 
@@ -139,4 +139,12 @@ pub trait Presence: Send {
 
     /// Appends the answers that came since the last call.
     fn poll(&mut self, answers: &mut Vec<PresenceAnswer>);
+
+    /// Returns when there may be something to poll, at the latest after `timeout`; whether there may be. Nothing that must
+    /// not block calls it.
+    fn wait(&mut self, timeout: Duration) -> bool {
+        // Without a way to be woken: looks again soon.
+        std::thread::sleep(timeout.min(Duration::from_micros(100)));
+        true
+    }
 }

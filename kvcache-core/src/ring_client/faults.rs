@@ -64,7 +64,8 @@ impl RingClient {
         let due = server.silent_since + self.config.silence_max;
         if due > now || !server.breaker.admits() {
             server.watched = true;
-            self.requests.set_timer(due.max(now + self.config.silence_max / 4), Timer::Silence(id));
+            let again = if due > now { due } else { now + self.config.silence_max };
+            self.requests.set_timer(again, Timer::Silence(id));
         } else {
             self.open_breaker(id, RemoteFailure::TimedOut, now);
         }

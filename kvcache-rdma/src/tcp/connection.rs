@@ -1,0 +1,329 @@
+//! One connection: from the call to the hello to requests and answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvcache_core::remote::RemoteFailure;
+use kvcache_core::ring_client::{ItemEnd, RequestId};
+use kvcache_wire::Status;
+use kvcache_wire::extension::{Hello, Welcome};
+use kvcache_wire::stock::{STATUS_BYTES, status_from_reply};
+use mio::net::TcpStream;
+
+use super::extension::ExtensionSession;
+use super::fault::{Fault, FaultReason};
+use super::in_buffer::InBuffer;
+use super::outgoing::Outgoing;
+use super::stock::StockSession;
+use super::stream::Stream;
+use super::tls::{Tls, TlsStream};
+use super::work::Batch;
+
+/// Bytes that one call reads or writes before others have their turn.
+const TURN_BYTES: usize = 1 << 20;
+
+/// A batch is begun when no more than this waits for the socket: later, its checksums would be made too early.
+const BACKLOG_BYTES: usize = 64 << 10;
+
+/// What connections to one server have in common.
+pub(super) struct Greeting {
+    pub(super) token: Vec<u8>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) connect_timeout: Duration,
+}
+
+pub(super) struct Connection {
+    stream: Stream,
+    state: State,
+    outgoing: Outgoing,
+    buffer: InBuffer,
+    readable: bool,
+    writable: bool,
+    began: Duration,
+    heard: Duration,
+}
+
+enum State {
+    /// The network has not answered yet.
+    Connecting,
+    /// The hello is under way.
+    Greeting,
+    Extension(Box<ExtensionSession>),
+    Stock(Box<StockSession>),
+}
+
+/// What a turn did.
+pub(super) struct Turn {
+    /// Whether anything moved.
+    pub(super) moved: bool,
+    /// Whether there may be more to do without waiting.
+    pub(super) again: bool,
+}
+
+impl Connection {
+    /// Calls `address`.
+    pub(super) fn open(
+        address: SocketAddr,
+        host: &str,
+        greeting: &Greeting,
+        now: Duration,
+    ) -> Result<Self, Fault> {
+        let unreachable = |error: std::io::Error| Fault::new(FaultReason::Unreachable, error.to_string());
+        let socket = TcpStream::connect(address).map_err(unreachable)?;
+        let stream = match &greeting.tls {
+            None => Stream::Plain(socket),
+            Some(tls) => {
+                let fault = |error: rustls::Error| Fault::new(FaultReason::Tls, error.to_string());
+                let name = tls.server_name(host)?;
+                Stream::Tls(Box::new(TlsStream::new(socket, tls.config(), name).map_err(fault)?))
+            }
+        };
+        Ok(Self {
+            stream,
+            state: State::Connecting,
+            outgoing: Outgoing::default(),
+            buffer: InBuffer::default(),
+            readable: false,
+            writable: false,
+            began: now,
+            heard: now,
+        })
+    }
+
+    pub(super) fn socket(&mut self) -> &mut TcpStream {
+        self.stream.socket()
+    }
+
+    /// Whether it can be asked for something.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Extension(_) | State::Stock(_))
+    }
+
+    /// Whether the server speaks the extension; `None` while nobody knows.
+    pub(super) fn speaks_extension(&self) -> Option<bool> {
+        match self.state {
+            State::Connecting | State::Greeting => None,
+            State::Extension(_) => Some(true),
+            State::Stock(_) => Some(false),
+        }
+    }
+
+    /// How much it has to do already; `None` if it can take no more now.
+    pub(super) fn load(&self) -> Option<u64> {
+        let load = match &self.state {
+            State::Extension(session) if session.has_room() => session.load(),
+            State::Stock(session) if session.has_room() => 0,
+            _ => return None,
+        };
+        (self.outgoing.left() <= BACKLOG_BYTES).then_some(load + self.outgoing.left() as u64)
+    }
+
+    /// Sends a part of `batch`; the rest stays in it.
+    pub(super) fn begin(&mut self, batch: &mut Batch, now: Duration, ends: &mut Vec<ItemEnd>) {
+        if !self.owes() {
+            self.heard = now;
+        }
+        match &mut self.state {
+            State::Extension(session) => session.begin(batch, &mut self.outgoing, ends),
+            State::Stock(session) => session.begin(batch, &mut self.outgoing, ends),
+            State::Connecting | State::Greeting => {}
+        }
+    }
+
+    /// Nobody waits for these any more: when this returns true their memory is out of use, otherwise when the connection is
+    /// gone.
+    pub(super) fn forget(&mut self, request: RequestId, item: Option<u32>) -> bool {
+        match &mut self.state {
+            State::Extension(session) => session.forget(request, item, &mut self.outgoing),
+            State::Stock(session) => session.forget(request, item, &mut self.outgoing),
+            State::Connecting | State::Greeting => true,
+        }
+    }
+
+    /// The socket may have become ready.
+    pub(super) fn wake(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    /// Moves what can be moved. After a fault the connection must be dropped, and only then `ends` be reported.
+    pub(super) fn turn(
+        &mut self,
+        greeting: &Greeting,
+        sink: &mut [u8],
+        now: Duration,
+        ends: &mut Vec<ItemEnd>,
+    ) -> Result<Turn, Fault> {
+        if matches!(self.state, State::Connecting) && !self.connected(greeting)? {
+            return Ok(Turn { moved: false, again: false });
+        }
+        let written = if self.writable { self.write()? } else { 0 };
+        let (mut read, mut more) = (0, false);
+        if self.readable {
+            (read, more) = self.read(sink, ends)?;
+            self.readable = more;
+        }
+        // Answers to the handshake and to reads wait in the TLS session.
+        if self.writable && read > 0 {
+            self.flush()?;
+        }
+        let moved = read + written > 0;
+        if moved {
+            self.heard = now;
+        }
+        Ok(Turn { moved, again: more || (self.writable && !self.outgoing.is_empty()) })
+    }
+
+    fn write(&mut self) -> Result<usize, Fault> {
+        self.flush()?;
+        let written = self.outgoing.write(&mut self.stream, TURN_BYTES)?;
+        // Less than a turn, and something left: the socket is full and will say when it is not.
+        if !self.outgoing.is_empty() && written < TURN_BYTES {
+            self.writable = false;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        match self.stream.flush() {
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&mut self, sink: &mut [u8], ends: &mut Vec<ItemEnd>) -> Result<(usize, bool), Fault> {
+        let mut read = 0;
+        if matches!(self.state, State::Greeting) {
+            read = self.greeted()?;
+            if matches!(self.state, State::Greeting) {
+                return Ok((read, false));
+            }
+        }
+        let (stream, buffer, outgoing) = (&mut self.stream, &mut self.buffer, &self.outgoing);
+        let (more_read, more) = match &mut self.state {
+            State::Extension(session) => session.receive(stream, buffer, outgoing, sink, TURN_BYTES, ends)?,
+            State::Stock(session) => session.receive(stream, buffer, outgoing, sink, TURN_BYTES, ends)?,
+            State::Connecting | State::Greeting => (0, false),
+        };
+        Ok((read + more_read, more))
+    }
+
+    /// Whether the network has answered; sends the hello once it has.
+    fn connected(&mut self, greeting: &Greeting) -> Result<bool, Fault> {
+        let unreachable = |error: std::io::Error| Fault::new(FaultReason::Unreachable, error.to_string());
+        if !self.writable && !self.readable {
+            return Ok(false);
+        }
+        let socket = self.stream.socket();
+        if let Some(error) = socket.take_error().map_err(unreachable)? {
+            return Err(unreachable(error));
+        }
+        match socket.peer_addr() {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
+                self.writable = false;
+                return Ok(false);
+            }
+            Err(error) => return Err(unreachable(error)),
+        }
+        // Requests are small and wait for nobody: without this the kernel would make them wait for more.
+        socket.set_nodelay(true).map_err(unreachable)?;
+        let hello = Hello::new(&greeting.token).encode();
+        let hello = hello.map_err(|error| Fault::new(FaultReason::Unauthorized, error.to_string()))?;
+        self.outgoing.push_bytes(hello);
+        self.state = State::Greeting;
+        Ok(true)
+    }
+
+    /// Reads the answer to the hello; the bytes read.
+    fn greeted(&mut self) -> Result<usize, Fault> {
+        let mut read = 0;
+        loop {
+            let wanted = match self.buffer.peek_array::<STATUS_BYTES>() {
+                None => STATUS_BYTES,
+                Some(status) => match status_from_reply(status) {
+                    Status::OK => match self.welcomed()? {
+                        true => return Ok(read),
+                        false => STATUS_BYTES + 4 + Welcome::BYTES,
+                    },
+                    // A stock server does not know the operation; ours may have no version in common with us.
+                    Status::BAD_REQUEST | Status::VERSION_UNSUPPORTED => {
+                        self.buffer.consume(STATUS_BYTES);
+                        self.state = State::Stock(Box::default());
+                        return Ok(read);
+                    }
+                    Status::UNAUTHORIZED => {
+                        let text = "the server asks for another token";
+                        return Err(Fault::new(FaultReason::Unauthorized, text));
+                    }
+                    Status::UNAVAILABLE => {
+                        let text = "the server takes no more connections, or is shutting down";
+                        return Err(Fault::new(FaultReason::Unavailable, text));
+                    }
+                    status => {
+                        let text = format!("the hello was answered with {status}: this is no cache server");
+                        return Err(Fault::new(FaultReason::Malformed, text));
+                    }
+                },
+            };
+            match self.buffer.read(&mut self.stream, wanted)? {
+                None => return Ok(read),
+                Some(count) => read += count,
+            }
+        }
+    }
+
+    /// Takes the welcome if all of it is there.
+    fn welcomed(&mut self) -> Result<bool, Fault> {
+        let Some(answer) = self.buffer.peek(STATUS_BYTES + 4) else { return Ok(false) };
+        if answer[STATUS_BYTES..] != (Welcome::BYTES as u32).to_le_bytes() {
+            return Err(Fault::new(FaultReason::Malformed, "a welcome of another length"));
+        }
+        let Some(answer) = self.buffer.peek(STATUS_BYTES + 4 + Welcome::BYTES) else { return Ok(false) };
+        let welcome = Welcome::decode(&answer[STATUS_BYTES + 4..])?;
+        self.buffer.consume(STATUS_BYTES + 4 + Welcome::BYTES);
+        self.state = State::Extension(Box::new(ExtensionSession::new(welcome.limits)));
+        Ok(true)
+    }
+
+    /// What is wrong with it if nothing moves for too long.
+    pub(super) fn check(
+        &self,
+        greeting: &Greeting,
+        silence_max: Duration,
+        now: Duration,
+    ) -> Result<(), Fault> {
+        let (since, limit, reason) = match self.state {
+            State::Connecting | State::Greeting => {
+                (self.began, greeting.connect_timeout, FaultReason::Timeout)
+            }
+            _ if self.owes() => (self.heard, silence_max, FaultReason::Stalled),
+            _ => return Ok(()),
+        };
+        if now.saturating_sub(since) < limit {
+            return Ok(());
+        }
+        Err(Fault::new(reason, format!("nothing came for {} ms", limit.as_millis())))
+    }
+
+    /// Whether something is due from the server.
+    pub(super) fn owes(&self) -> bool {
+        match &self.state {
+            State::Connecting | State::Greeting => true,
+            State::Extension(session) => session.owes(),
+            State::Stock(session) => session.owes(),
+        }
+    }
+
+    /// Closes it, and ends what it carries.
+    pub(super) fn close(self, failure: RemoteFailure, ends: &mut Vec<ItemEnd>) {
+        // First the memory, then the news.
+        drop((self.stream, self.outgoing));
+        match self.state {
+            State::Extension(session) => session.fail(failure, ends),
+            State::Stock(session) => session.fail(failure, ends),
+            State::Connecting | State::Greeting => {}
+        }
+    }
+}

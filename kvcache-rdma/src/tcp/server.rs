@@ -1,0 +1,338 @@
+//! Everything that goes to one server: its connections, and what waits for them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kvcache_core::remote::RemoteFailure;
+use kvcache_core::ring_client::{ConnectionFault, ItemEnd, RequestId, ServerId};
+use mio::{Interest, Registry, Token};
+
+use super::connection::{Connection, Greeting};
+use super::fault::{Fault, FaultReason};
+use super::work::Batch;
+use crate::members::ServerAddress;
+
+/// Connections of one server, at most: their tokens are made of the server's number and theirs.
+pub(super) const CONNECTIONS_MAX: usize = 32;
+
+/// After a connection ended badly the next one waits so long, and twice as long after each further one.
+const RECONNECT_MIN: Duration = Duration::from_millis(20);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// How many connections ended for each reason, and other facts for people.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ConnectionStats {
+    /// Open now.
+    pub open: usize,
+    /// Opened since the start.
+    pub opened: u64,
+    /// Whether the server speaks our extension; `None` before the first connection.
+    pub extension: Option<bool>,
+    /// Connections that ended, or could not be made, by reason in the order of [`FaultReason::ALL`].
+    pub faults: [u64; FaultReason::ALL.len()],
+    /// What was wrong with the last of these.
+    pub last_fault: Option<String>,
+}
+
+/// What came of a turn, beside ends.
+#[derive(Default)]
+pub(super) struct News {
+    pub(super) ends: Vec<ItemEnd>,
+    pub(super) heard: bool,
+    pub(super) faults: Vec<ConnectionFault>,
+    /// Connections that have more to do.
+    pub(super) again: Vec<Token>,
+    /// Whether the server's name must be resolved.
+    pub(super) resolve: bool,
+}
+
+/// Connections for one kind of request. Small ones have their own, so that they do not wait behind values.
+struct Lane {
+    first: usize,
+    places: Vec<Option<Connection>>,
+    queue: VecDeque<Batch>,
+    /// When the next connection may be made.
+    open_after: Duration,
+    backoff: Duration,
+}
+
+pub(super) struct Server {
+    id: ServerId,
+    address: ServerAddress,
+    /// Where it was found; asked again after a failure.
+    found: Vec<SocketAddr>,
+    /// Which of these is next.
+    next_found: usize,
+    resolving: bool,
+    small: Lane,
+    bulk: Lane,
+    pub(super) stats: ConnectionStats,
+}
+
+impl Server {
+    pub(super) fn new(id: ServerId, address: ServerAddress, bulk_connections: usize) -> Self {
+        let bulk_connections = bulk_connections.clamp(1, CONNECTIONS_MAX - 1);
+        let literal: Option<std::net::IpAddr> = address.host().parse().ok();
+        Self {
+            id,
+            found: literal.map(|ip| SocketAddr::new(ip, address.port())).into_iter().collect(),
+            address,
+            next_found: 0,
+            resolving: false,
+            small: Lane::new(0, 1),
+            bulk: Lane::new(1, bulk_connections),
+            stats: ConnectionStats::default(),
+        }
+    }
+
+    pub(super) fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    pub(super) fn of_token(token: Token) -> (ServerId, usize) {
+        (ServerId((token.0 / CONNECTIONS_MAX) as u32), token.0 % CONNECTIONS_MAX)
+    }
+
+    /// Puts requests in line.
+    pub(super) fn push(&mut self, batch: Batch) {
+        let lane = if batch.is_small() { &mut self.small } else { &mut self.bulk };
+        lane.queue.push_back(batch);
+    }
+
+    /// Begins what can be begun, and makes connections for what cannot.
+    pub(super) fn dispatch(
+        &mut self,
+        registry: &Registry,
+        greeting: &Greeting,
+        now: Duration,
+        news: &mut News,
+    ) {
+        for bulk in [false, true] {
+            let id = self.id;
+            self.lane(bulk).begin(id, now, news);
+            while self.lane(bulk).wants_connection(now) {
+                if self.found.is_empty() {
+                    news.resolve |= !std::mem::replace(&mut self.resolving, true);
+                    break;
+                }
+                let address = self.found[self.next_found % self.found.len()];
+                let lane = if bulk { &mut self.bulk } else { &mut self.small };
+                match lane.open(id, address, self.address.host(), registry, greeting, now) {
+                    Ok(()) => self.stats.opened += 1,
+                    Err(fault) => self.fault(fault, bulk, now, news),
+                }
+            }
+        }
+    }
+
+    fn lane(&mut self, bulk: bool) -> &mut Lane {
+        if bulk { &mut self.bulk } else { &mut self.small }
+    }
+
+    /// The name's addresses, or why there are none.
+    pub(super) fn resolved(
+        &mut self,
+        found: Result<Vec<SocketAddr>, String>,
+        now: Duration,
+        news: &mut News,
+    ) {
+        self.resolving = false;
+        match found {
+            Ok(found) if !found.is_empty() => {
+                self.next_found = 0;
+                self.found = found;
+            }
+            other => {
+                let text = other.err().unwrap_or_else(|| "its name has no address".to_owned());
+                for bulk in [false, true] {
+                    self.fault(Fault::new(FaultReason::Unreachable, text.clone()), bulk, now, news);
+                }
+            }
+        }
+    }
+
+    /// A connection's socket is ready, or it has more to do.
+    pub(super) fn turn(
+        &mut self,
+        place: usize,
+        ready: Option<(bool, bool)>,
+        greeting: &Greeting,
+        sink: &mut [u8],
+        now: Duration,
+        news: &mut News,
+    ) {
+        let bulk = place > 0;
+        let lane = if bulk { &mut self.bulk } else { &mut self.small };
+        let first = lane.first;
+        // An event may be of a connection that is gone.
+        let Some(connection) = lane.places.get_mut(place - first).and_then(Option::as_mut) else { return };
+        if let Some((readable, writable)) = ready {
+            connection.wake(readable, writable);
+        }
+        let was_open = connection.is_open();
+        match connection.turn(greeting, sink, now, &mut news.ends) {
+            Ok(turn) => {
+                news.heard |= turn.moved;
+                if turn.again {
+                    news.again.push(token(self.id, place));
+                }
+                if !was_open && connection.is_open() {
+                    self.stats.extension = connection.speaks_extension();
+                    lane.backoff = Duration::ZERO;
+                }
+            }
+            Err(fault) => self.drop_connection(place, fault, now, news),
+        }
+    }
+
+    /// Drops connections on which nothing moves.
+    pub(super) fn check(
+        &mut self,
+        greeting: &Greeting,
+        silence_max: Duration,
+        now: Duration,
+        news: &mut News,
+    ) {
+        for place in 0..=self.bulk.places.len() {
+            let lane = if place > 0 { &self.bulk } else { &self.small };
+            let connection = lane.places[place - lane.first].as_ref();
+            if let Some(Err(fault)) =
+                connection.map(|connection| connection.check(greeting, silence_max, now))
+            {
+                self.drop_connection(place, fault, now, news);
+            }
+        }
+    }
+
+    /// Nobody waits for these any more: their memory is out of use when this returns.
+    pub(super) fn forget(&mut self, request: RequestId, item: Option<u32>, now: Duration, news: &mut News) {
+        let mut ended = Vec::new();
+        for lane in [&mut self.small, &mut self.bulk] {
+            lane.queue.iter_mut().for_each(|batch| batch.forget(request, item));
+            lane.queue.retain(|batch| !batch.items.is_empty());
+            for (index, connection) in lane.places.iter_mut().enumerate() {
+                if connection.as_mut().is_some_and(|connection| !connection.forget(request, item)) {
+                    ended.push(lane.first + index);
+                }
+            }
+        }
+        for place in ended {
+            let fault = Fault::new(FaultReason::Abandoned, "a value was abandoned while it was being sent");
+            self.drop_connection(place, fault, now, news);
+        }
+    }
+
+    /// When to look again although nothing happens.
+    pub(super) fn is_waiting(&self) -> bool {
+        let busy = |lane: &Lane| !lane.queue.is_empty() || lane.places.iter().flatten().any(Connection::owes);
+        busy(&self.small) || busy(&self.bulk)
+    }
+
+    pub(super) fn stats(&self) -> ConnectionStats {
+        let connections = self.small.places.iter().chain(&self.bulk.places).flatten();
+        ConnectionStats { open: connections.filter(|it| it.is_open()).count(), ..self.stats.clone() }
+    }
+
+    fn drop_connection(&mut self, place: usize, fault: Fault, now: Duration, news: &mut News) {
+        let bulk = place > 0;
+        let lane = if bulk { &mut self.bulk } else { &mut self.small };
+        let first = lane.first;
+        let Some(connection) = lane.places.get_mut(place - first).and_then(Option::take) else { return };
+        connection.close(failure_of(fault.reason), &mut news.ends);
+        self.fault(fault, bulk, now, news);
+    }
+
+    fn fault(&mut self, fault: Fault, bulk: bool, now: Duration, news: &mut News) {
+        let Fault { reason, text } = fault;
+        self.stats.faults[reason as usize] += 1;
+        self.stats.last_fault = Some(format!("{}: {text}", reason.name()));
+        let lane = if bulk { &mut self.bulk } else { &mut self.small };
+        if reason.is_ours() {
+            return;
+        }
+        lane.backoff = (lane.backoff * 2).clamp(RECONNECT_MIN, RECONNECT_MAX);
+        lane.open_after = now + lane.backoff;
+        // Another of its addresses may work, and a name may have moved.
+        self.next_found = self.next_found.wrapping_add(1);
+        if self.next_found.is_multiple_of(self.found.len().max(1))
+            && self.address.host().parse::<std::net::IpAddr>().is_err()
+        {
+            self.found.clear();
+        }
+        let gone = matches!(reason, FaultReason::Lost | FaultReason::Malformed | FaultReason::Stalled);
+        news.faults.push(if gone { ConnectionFault::Lost } else { ConnectionFault::Refused });
+        if lane.places.iter().flatten().next().is_none() {
+            for batch in lane.queue.drain(..) {
+                batch.fail(failure_of(reason), &mut news.ends);
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn new(first: usize, connections: usize) -> Self {
+        Self {
+            first,
+            places: (0..connections).map(|_| None).collect(),
+            queue: VecDeque::new(),
+            open_after: Duration::ZERO,
+            backoff: Duration::ZERO,
+        }
+    }
+
+    /// Gives requests to the connections that have the least to do.
+    fn begin(&mut self, id: ServerId, now: Duration, news: &mut News) {
+        while let Some(batch) = self.queue.front_mut() {
+            let ready = self.places.iter_mut().enumerate().filter_map(|(index, connection)| {
+                let connection = connection.as_mut()?;
+                Some((connection.load()?, index, connection))
+            });
+            let Some((_, index, connection)) = ready.min_by_key(|(load, index, _)| (*load, *index)) else {
+                return;
+            };
+            connection.begin(batch, now, &mut news.ends);
+            news.again.push(token(id, self.first + index));
+            if batch.items.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Whether there is more to do than connections at it.
+    fn wants_connection(&self, now: Duration) -> bool {
+        let coming = self.places.iter().flatten().filter(|connection| !connection.is_open()).count();
+        self.queue.len() > coming && self.places.iter().any(Option::is_none) && self.open_after <= now
+    }
+
+    fn open(
+        &mut self,
+        id: ServerId,
+        address: SocketAddr,
+        host: &str,
+        registry: &Registry,
+        greeting: &Greeting,
+        now: Duration,
+    ) -> Result<(), Fault> {
+        let Some(index) = self.places.iter().position(Option::is_none) else { return Ok(()) };
+        let mut connection = Connection::open(address, host, greeting, now)?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = registry.register(connection.socket(), token(id, self.first + index), interest);
+        registered.map_err(|error| Fault::new(FaultReason::Unreachable, error.to_string()))?;
+        self.places[index] = Some(connection);
+        Ok(())
+    }
+}
+
+fn token(id: ServerId, place: usize) -> Token {
+    Token(id.0 as usize * CONNECTIONS_MAX + place)
+}
+
+fn failure_of(reason: FaultReason) -> RemoteFailure {
+    match reason {
+        FaultReason::Unauthorized | FaultReason::StockRefusal => RemoteFailure::Refused,
+        FaultReason::Timeout | FaultReason::Stalled => RemoteFailure::TimedOut,
+        FaultReason::Abandoned => RemoteFailure::Cancelled,
+        _ => RemoteFailure::Unreachable,
+    }
+}
