@@ -131,6 +131,19 @@ fn what_cannot_work_is_refused_with_a_remedy() {
 }
 
 #[test]
+fn every_option_is_documented() {
+    let page = include_str!("../../docs/server.md");
+    let help = serve(&["--help"]).output().expect("the tool starts").stdout;
+    let help = String::from_utf8(help).expect("text");
+    let options = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")?.split(' ').next());
+    let options: Vec<&str> = options.collect();
+    assert!(options.len() >= 10, "{help}");
+    for option in options {
+        assert!(page.contains(&format!("--{option}")), "--{option}");
+    }
+}
+
+#[test]
 fn an_open_door_is_warned_of() {
     let server = Running::start(&["--listen", "0.0.0.0:0", "--capacity", "1MiB"]);
     let (status, log) = server.terminate();

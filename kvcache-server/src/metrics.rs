@@ -262,6 +262,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_metric_and_reason_is_documented() {
+        let page = include_str!("../../docs/server.md");
+        let text = Metrics::default().prometheus(&StoreStats::default());
+        let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let reasons = Fault::ALL.iter().map(|fault| fault.name());
+        for name in names.chain(reasons) {
+            assert!(page.contains(&format!("`{name}`")) || page.contains(&format!("`{name}{{")), "{name}");
+        }
+    }
+
     /// The arrays are indexed by discriminant.
     #[test]
     fn every_label_has_its_place() {
