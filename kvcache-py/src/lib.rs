@@ -5,6 +5,7 @@
 mod block_cache;
 mod buffer;
 mod planner;
+mod remote;
 mod slots;
 mod stats;
 mod store;
@@ -39,6 +40,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<block_cache::BlockCache>()?;
     module.add_class::<planner::Planner>()?;
+    module.add_class::<remote::Remote>()?;
     module.add_class::<store::Store>()?;
     module.add_function(wrap_pyfunction!(fingerprint, module)?)
 }

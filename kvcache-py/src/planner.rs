@@ -6,13 +6,15 @@ use kvcache_core::directory::GroupKind;
 use kvcache_core::eviction::PolicyRegistry;
 use kvcache_core::fingerprint::Namespace;
 use kvcache_core::planner::{
-    GroupConfig, KeySource, LoadMode, Lookup, MissReason, PlannerConfig, RequestOptions,
+    GroupConfig, KeySource, LoadMode, Lookup, MissReason, PlannerConfig, RemoteTierStats, RequestOptions,
 };
 use kvcache_core::report::Report;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+
+use crate::remote::Remote;
 
 /// Turns what the engine says of its requests into plans. One call at a time; none blocks.
 #[pyclass(frozen, module = "aibrix_connector._native")]
@@ -27,7 +29,7 @@ impl Planner {
     #[new]
     #[pyo3(signature = (*, namespace, groups, slot_blocks, hash_tokens, ranks, null_block=0, key_source="engine", hash="blake3",
                         eviction="default", load_mode="auto", min_load_tokens=1, fill_wait_s=0.2, startup_wait_s=2.0,
-                        store_on_sight=1, prompt_only=false, keep_hashes=false))]
+                        store_on_sight=1, prompt_only=false, keep_hashes=false, remote=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         namespace: [u8; 16],
@@ -46,6 +48,7 @@ impl Planner {
         store_on_sight: u8,
         prompt_only: bool,
         keep_hashes: bool,
+        remote: Option<PyRef<'_, Remote>>,
     ) -> PyResult<Self> {
         let groups = groups
             .into_iter()
@@ -107,7 +110,11 @@ impl Planner {
             Ok(policy) => policy,
             Err(_) => unreachable!("the name was checked above"),
         });
-        Ok(Self(Mutex::new(kvcache_core::planner::Planner::new(config, policy))))
+        let mut planner = kvcache_core::planner::Planner::new(config, policy);
+        if let Some(remote) = remote {
+            planner = planner.with_remote(remote.tier(), remote.presence()?);
+        }
+        Ok(Self(Mutex::new(planner)))
     }
 
     /// A request enters.
@@ -148,6 +155,16 @@ impl Planner {
     /// Appends tokens of a request.
     fn extend_tokens(&self, request: &str, tokens: Vec<u32>) {
         self.0.lock().extend_tokens(request, tokens.into_iter());
+    }
+
+    /// Asks L2 for a request's blocks, if there is one, before the engine first asks.
+    fn prefetch(&self, request: &str, total_tokens: usize, now: f64) {
+        self.0.lock().prefetch(request, total_tokens, time(now));
+    }
+
+    /// How many tokens of the request's last load came from L2 for it.
+    fn remote_tokens(&self, request: &str) -> usize {
+        self.0.lock().remote_tokens(request)
     }
 
     /// Tokens that can be loaded beyond `local_tokens` (`None`: ask again), and whether that happens between steps.
@@ -249,6 +266,9 @@ impl Planner {
             out.set_item(format!("misses_{}", reason.name()), stats.misses[position])?;
             out.set_item(format!("missed_tokens_{}", reason.name()), stats.missed_tokens[position])?;
         }
+        for (name, value) in stats.remote.iter().flat_map(RemoteTierStats::named) {
+            out.set_item(name, value)?;
+        }
         if let Some(directory) = stats.directory {
             crate::stats::add_directory(&out, &directory)?;
         }
@@ -256,7 +276,7 @@ impl Planner {
     }
 }
 
-fn wait(name: &str, seconds: f64) -> PyResult<Duration> {
+pub(crate) fn wait(name: &str, seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|_| PyValueError::new_err(format!("{name} is {seconds}: give seconds from 0 up")))
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
 use kvcache_core::copy_engine::{CopyEngine, Direction, HostCopyConfig, HostCopyEngine, Ticket};
 use kvcache_core::plan::StepPlan;
+use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
 use kvcache_core::store::{
     EngineLayout, LayerBinding, Moment, PageLayout, RankSlots, Store as Core, StoreConfig,
@@ -17,7 +18,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::planner::value_error;
+use crate::planner::{value_error, wait};
+use crate::remote::Remote;
 use crate::slots::{describe, our_words};
 
 /// `(name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes)`.
@@ -40,7 +42,7 @@ pub(crate) struct Store {
 impl Store {
     #[new]
     #[pyo3(signature = (*, rank, ranks, leader, copies, layers, slot_blocks, capacity_bytes, namespace, shard, slab_dir, engine_id, owner_pid,
-                        copy_threads, copy_cpus, layers_ahead, verify_l1, drill))]
+                        copy_threads, copy_cpus, layers_ahead, verify_l1, drill, remote=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
@@ -61,6 +63,7 @@ impl Store {
         layers_ahead: usize,
         verify_l1: bool,
         drill: Option<&str>,
+        remote: Option<PyRef<'_, Remote>>,
     ) -> PyResult<Self> {
         let drill: Drill = drill.unwrap_or("").parse().map_err(value_error)?;
         let layers = layers.into_iter().map(
@@ -137,7 +140,10 @@ impl Store {
             timeline: drill.timeline,
             ..StoreConfig::default()
         };
-        let core = Core::new(config, layout, slots.memory(), copies);
+        let mut core = Core::new(config, layout, slots.memory(), copies);
+        if let Some(remote) = remote {
+            core = core.with_remote(remote.link(namespace, shard)?);
+        }
         Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
     }
 
@@ -192,6 +198,12 @@ impl Store {
         })
     }
 
+    /// Waits until a value has come from L2 or got there, if that is all there is to wait for.
+    fn rest(&self, py: Python<'_>, timeout_s: f64) -> PyResult<()> {
+        let timeout = wait("timeout_s", timeout_s)?;
+        py.detach(|| self.with(|store| store.rest(timeout)))
+    }
+
     /// Requests whose load between steps has ended, and those of them that failed.
     fn take_received(&self) -> PyResult<(Vec<String>, Vec<String>)> {
         self.with(Core::take_received)
@@ -233,7 +245,8 @@ impl Store {
     fn activity(&self) -> PyResult<u64> {
         self.with(|store| {
             let stats = store.stats();
-            stats.loads + stats.offloads
+            let remote = store.remote_stats().map_or(0, |stats| stats.activity());
+            stats.loads + stats.offloads + remote
         })
     }
 
@@ -253,6 +266,20 @@ impl Store {
             ("wait_ns", stats.wait_ns),
         ] {
             out.set_item(name, value)?;
+        }
+        if let Some(remote) = self.with(|store| store.remote_stats())? {
+            for (name, value) in [
+                ("l2_fetched_bytes", remote.fetched_bytes),
+                ("l2_fetch_ns", remote.fetch_ns),
+                ("l2_demoted_bytes", remote.demoted_bytes),
+                ("l2_missing_values", remote.missing),
+                ("l2_unfit_blocks", remote.unfit),
+            ] {
+                out.set_item(name, value)?;
+            }
+            for (reason, count) in RemoteFailure::ALL.iter().zip(remote.failures) {
+                out.set_item(format!("l2_failures_{}", reason.name()), count)?;
+            }
         }
         Ok(out)
     }

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-__all__ = ["BlockCache", "Planner", "Store", "__version__", "fingerprint"]
+__all__ = ["BlockCache", "Planner", "Remote", "Store", "__version__", "fingerprint"]
 
 # NumPy's own stubs say that an array is a buffer from Python 3.12 on only.
 _Array: TypeAlias = Buffer | npt.NDArray[Any]
@@ -195,6 +195,41 @@ class BlockCache:
         """Closes the cache."""
 
 @final
+class Remote:
+    """Where L2 is and how it is used. Connections are made by whom it is given to, in that process."""
+
+    def __new__(
+        cls,
+        *,
+        url: str,
+        ingestion: str = "all",
+        replicas: int = 1,
+        token_file: str | PathLike[str] | None = None,
+        tls_ca: str | PathLike[str] | None = None,
+        tls_name: str | None = None,
+        timeout_s: float = 2.0,
+        fetch_wait_s: float = 2.0,
+        presence_wait_s: float = 0.05,
+        in_flight: int = 32,
+    ) -> Self:
+        """Checks what can be checked without the network.
+
+        Args:
+            url: ``tcp://a:12345,b:12345``, ``tls://…``, ``file:///members.json`` or ``redis://host:6379/key``.
+            ingestion: ``all``, ``hot`` or ``evicted``.
+            replicas: Servers that hold each block.
+            token_file: A file with the servers' token.
+            tls_ca: A file with the certificates (PEM) that sign the servers'.
+            tls_name: The name in those certificates, where it is not the host of the servers' addresses.
+            timeout_s: The longest one operation may take.
+            fetch_wait_s: The longest a request waits for blocks on their way.
+            presence_wait_s: The longest a request waits to hear what is there.
+            in_flight: Slots on their way at once on each rank, in either direction.
+
+        Raises:
+            ValueError: Something cannot be used; names the value and the remedy.
+        """
+
 class Planner:
     """The scheduler half of the vLLM connector: decides what is loaded and offloaded. No call blocks."""
 
@@ -217,6 +252,7 @@ class Planner:
         store_on_sight: int = 1,
         prompt_only: bool = False,
         keep_hashes: bool = False,
+        remote: Remote | None = None,
     ) -> Self:
         """Makes a planner that waits for the first report of every rank.
 
@@ -237,6 +273,7 @@ class Planner:
             store_on_sight: Store a block when it is seen for this many times.
             prompt_only: Store blocks of prompts only.
             keep_hashes: Keep the engine's hash of each slot, for events.
+            remote: L2. It is used if every rank has it too.
 
         Raises:
             ValueError: A name is not known, there is no group, a number is 0 that must not be, or the engine's hashes
@@ -264,6 +301,12 @@ class Planner:
 
     def extend_tokens(self, request: str, tokens: Sequence[int]) -> None:
         """Appends tokens, after those known."""
+
+    def prefetch(self, request: str, total_tokens: int, now: float) -> None:
+        """Asks L2 for a request's blocks, if there is one, before the engine first asks :meth:`lookup`."""
+
+    def remote_tokens(self, request: str) -> int:
+        """Returns how many tokens of the request's last load came from L2 for it."""
 
     def lookup(self, request: str, local_tokens: int, total_tokens: int, now: float) -> tuple[int | None, bool]:
         """Returns the tokens that can be loaded beyond ``local_tokens`` (None: ask again), and whether between steps.
@@ -350,6 +393,7 @@ class Store:
         layers_ahead: int,
         verify_l1: bool,
         drill: str | None,
+        remote: Remote | None = None,
     ) -> Self:
         """Opens the slab.
 
@@ -373,6 +417,7 @@ class Store:
             layers_ahead: Layers that a layer-wise load runs ahead.
             verify_l1: Verify a checksum before every load.
             drill: Break something on purpose, or None.
+            remote: L2, or None.
 
         Raises:
             ValueError: A layout, a size, a directory or a drill that cannot be used; names the value and the remedy.
@@ -402,6 +447,9 @@ class Store:
 
     def end_step(self, finish: bool) -> bool:
         """The forward pass is over. Returns whether anything is left in flight; ``finish`` waits for all."""
+
+    def rest(self, timeout_s: float) -> None:
+        """Waits until a value has come from L2 or got there, if that is all there is to wait for. Without the GIL."""
 
     def take_received(self) -> tuple[list[str], list[str]]:
         """Returns the requests whose load between steps has ended since the last call, and which of them failed."""

@@ -18,6 +18,13 @@ class Mapped:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Is read together with others: where L2 is."""
+
+    note: str
+
+
+@dataclass(frozen=True)
 class NoEffect:
     """Has nothing to act on here: kept, with a remark."""
 
@@ -58,11 +65,17 @@ def _must_be_on(value: str) -> None:
         raise ValueError("L1 is what this connector is: remove the connector to switch it off")
 
 
-_L2 = Refused("the cache server ring (L2) is not part of this version: unset it to run with L1 alone")
-_L2_DETAIL = NoEffect("configures L2, which is not part of this version")
-_BACKEND = NoEffect("configures an L2 backend, which is not part of this version")
+def _ingestion(value: str) -> str:
+    if value.upper() not in ("ALL", "HOT", "EVICTED"):
+        raise ValueError("use ALL, HOT or EVICTED")
+    return value.lower()
 
-TABLE: dict[str, Mapped | NoEffect | Refused] = {
+
+_L2_DETAIL = NoEffect("L2 needs no such setting here: see docs/settings.md for those that start with remote")
+_BACKEND = NoEffect("belongs to an L2 backend that is not spoken here")
+_REMOTE = Part("becomes a part of `remote`")
+
+TABLE: dict[str, Mapped | NoEffect | Part | Refused] = {
     "BLOCK_SIZE": NoEffect("slots are sized in engine blocks: see the setting slot_blocks"),
     "CHUNK_SIZE": NoEffect("prompts are not cut into chunks"),
     "MAX_SEQ_LEN": NoEffect("prompts of any length are handled; cap a request with kv_transfer_params"),
@@ -76,20 +89,20 @@ TABLE: dict[str, Mapped | NoEffect | Refused] = {
     "DEVICE": Refused("L1 is in host memory: unset it or set it to cpu", ("", "cpu")),
     "S3FIFO_SMALL_TO_MAIN_PROMO_THRESHOLD": NoEffect("the default policy adapts itself"),
     "S3FIFO_SMALL_FIFO_CAPACITY_RATIO": NoEffect("the default policy adapts the small queue's share"),
-    "L2_CACHE_BACKEND": _L2,
+    "L2_CACHE_BACKEND": Part("`INFINISTORE` sets `remote`; other backends are refused"),
     "L2_CACHE_NAMESPACE": Mapped("salt", str, "separates caches of the same model"),
     "L2_CACHE_COMPRESSION": Refused("stored blocks are never compressed (AIBrix ignored it): unset it", ("",)),
     "L2_CACHE_OP_BATCH": _L2_DETAIL,
     "L2_CACHE_PER_TOKEN_TIMEOUT_MS": _L2_DETAIL,
     "L2_CACHE_PLACEMENT_POLICY": _L2_DETAIL,
     "L2_CACHE_KEY_BUILDER": NoEffect("there is one key derivation, fixed in docs/format.md"),
-    "L2_CACHE_INGESTION_TYPE": _L2_DETAIL,
+    "L2_CACHE_INGESTION_TYPE": Mapped("remote_ingestion", _ingestion, "`ALL`, `HOT` or `EVICTED`"),
     "L2_CACHE_INGESTION_MAX_INFLIGHT_TOKENS": NoEffect("offloads are always asynchronous and bounded"),
     "L2_CACHE_NUM_ASYNC_WORKERS": _L2_DETAIL,
-    "META_SERVICE_BACKEND": _L2,
+    "META_SERVICE_BACKEND": Part("`REDIS` takes the servers from there; empty means one server"),
     "META_SERVICE_REFRESH_INTERVAL_S": _L2_DETAIL,
-    "META_SERVICE_URL": _L2_DETAIL,
-    "META_SERVICE_CLUSTER_META_KEY": _L2_DETAIL,
+    "META_SERVICE_URL": _REMOTE,
+    "META_SERVICE_CLUSTER_META_KEY": _REMOTE,
     "TRANSPORT_RDMA_ADDR_RANGE": _L2_DETAIL,
     "MOCK_USE_RDMA": _BACKEND,
     "MOCK_USE_MPUT_MGET": _BACKEND,
@@ -105,9 +118,9 @@ TABLE: dict[str, Mapped | NoEffect | Refused] = {
     "ROCKSDB_MAX_TOTAL_WAL_SIZE": _BACKEND,
     "ROCKSDB_MAX_BACKGROUND_JOBS": _BACKEND,
     "SHFS_ROOT": _BACKEND,
-    "INFINISTORE_HOST_ADDR": _BACKEND,
-    "INFINISTORE_SERVICE_PORT": _BACKEND,
-    "INFINISTORE_CONNECTION_TYPE": _BACKEND,
+    "INFINISTORE_HOST_ADDR": _REMOTE,
+    "INFINISTORE_SERVICE_PORT": _REMOTE,
+    "INFINISTORE_CONNECTION_TYPE": Part("`TCP` or `RDMA`: the scheme of `remote`"),
     "INFINISTORE_IB_PORT": _BACKEND,
     "INFINISTORE_LINK_TYPE": _BACKEND,
     "INFINISTORE_VISIBLE_DEV_LIST": _BACKEND,
@@ -154,7 +167,7 @@ def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {}
     remarks: list[str] = []
     for name in sorted(environ):
-        entry: Mapped | NoEffect | Refused | None = UNPREFIXED.get(name)
+        entry: Mapped | NoEffect | Part | Refused | None = UNPREFIXED.get(name)
         short = name.removeprefix(PREFIX)
         if entry is None and short == name:
             continue
@@ -170,6 +183,8 @@ def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         if isinstance(entry, NoEffect):
             shown = name if short in _SECRETS else f"{name}={value}"
             remarks.append(f"{shown} has no effect: {entry.reason}")
+        elif isinstance(entry, Part):
+            pass
         elif isinstance(entry, Refused):
             if value.strip().lower() not in entry.off_values:
                 raise AibrixVariableError(f"environment variable {name}={value!r} is refused: {entry.reason}")
@@ -180,7 +195,46 @@ def translate(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
                 raise AibrixVariableError(f"environment variable {name}={value!r} is refused: {error}") from None
             if entry.setting:
                 settings[entry.setting] = converted
+    if remote := _remote(environ):
+        settings["remote"] = remote
     return settings, remarks
+
+
+def _remote(environ: Mapping[str, str]) -> str | None:
+    """Returns where L2 is, if the variables name one.
+
+    Raises:
+        AibrixVariableError: They name one that does not exist here.
+    """
+
+    def read(short: str, default: str = "") -> str:
+        return environ.get(PREFIX + short, "").strip() or default
+
+    def refused(short: str, why: str) -> AibrixVariableError:
+        name = PREFIX + short
+        return AibrixVariableError(f"environment variable {name}={environ.get(name, '')!r} is refused: {why}")
+
+    backend = read("L2_CACHE_BACKEND").upper()
+    if backend in ("", "0"):
+        return None
+    if backend != "INFINISTORE":
+        raise refused("L2_CACHE_BACKEND", "use INFINISTORE, whose protocol L2 speaks, or unset it to run with L1 alone")
+    transport = read("INFINISTORE_CONNECTION_TYPE", "RDMA").upper()
+    if transport not in ("TCP", "RDMA"):
+        raise refused("INFINISTORE_CONNECTION_TYPE", "use TCP or RDMA")
+    meta = read("META_SERVICE_BACKEND").upper()
+    if meta not in ("", "REDIS"):
+        raise refused("META_SERVICE_BACKEND", "use REDIS, or unset it for one server")
+    if meta == "REDIS":
+        address, key = read("META_SERVICE_URL"), read("META_SERVICE_CLUSTER_META_KEY")
+        if not address:
+            raise refused("META_SERVICE_URL", "with META_SERVICE_BACKEND=REDIS, set it to redis://host:port")
+        if not key:
+            raise refused("META_SERVICE_CLUSTER_META_KEY", "with META_SERVICE_BACKEND=REDIS, set it to the key's name")
+        address = address if "://" in address else f"redis://{address}"
+        return f"{address.rstrip('/')}/{key}"
+    scheme = "tcp" if transport == "TCP" else "infinistore+rdma"
+    return f"{scheme}://{read('INFINISTORE_HOST_ADDR', '127.0.0.1')}:{read('INFINISTORE_SERVICE_PORT', '12345')}"
 
 
 def reference() -> str:
@@ -189,6 +243,8 @@ def reference() -> str:
     for name, entry in TABLE.items():
         if isinstance(entry, Mapped):
             text = f"sets `{entry.setting}`: {entry.note}" if entry.setting else entry.note
+        elif isinstance(entry, Part):
+            text = entry.note
         elif isinstance(entry, Refused):
             text = f"refused: {entry.reason}"
         else:

@@ -138,7 +138,7 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         self.shield = Shield()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config, settings, self.shield)
-            logger.info("settings: %s", settings)
+            logger.info("settings: %s", settings.shown())
             for remark in remarks:
                 logger.info("%s", remark)
             self._recompute_on_failure()
@@ -182,7 +182,7 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: "Request") -> None:
         """A request enters."""
         assert self._scheduler is not None
-        self._scheduler.new_request(request)
+        self._scheduler.announce(request)
 
     @shielded(_miss)
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -385,6 +385,21 @@ except ImportError:
     pass
 else:
     AIBrixOffloadingConnectorV1Type3._cache_hit_source = CacheHitSource.HOST
+
+    def _hit_sources(
+        self: AIBrixOffloadingConnectorV1Type3, request: "Request", num_external_tokens: int
+    ) -> dict[CacheHitSource, int]:
+        """Splits a hit by where it came from: vLLM calls what is neither here nor at a peer unspecified."""
+        remote = min(self._scheduler.remote_tokens(request) if self._scheduler else 0, num_external_tokens)
+        sources = {
+            CacheHitSource.HOST: num_external_tokens - remote,
+            CacheHitSource.EXTERNAL_UNSPECIFIED: remote,
+        }
+        return {source: tokens for source, tokens in sources.items() if tokens}
+
+    AIBrixOffloadingConnectorV1Type3.get_external_cache_hit_sources = shielded(
+        lambda self, request, num_external_tokens: {CacheHitSource.HOST: num_external_tokens}
+    )(_hit_sources)
 
 
 class OffloadingConnectorV1Type3(AIBrixOffloadingConnectorV1Type3):

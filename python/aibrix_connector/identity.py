@@ -116,5 +116,14 @@ def hashes_are_stable(config: "VllmConfig") -> bool:
     return str(config.cache_config.prefix_caching_hash_algo).startswith("sha256") or "PYTHONHASHSEED" in os.environ
 
 
+def shareable(config: "VllmConfig", fields: list[tuple[str, str]], settings: Settings) -> str | None:
+    """Returns why blocks of this engine mean nothing to another process, or None if they do."""
+    if not dict(fields)["weights"]:
+        return "nothing here names the content of the weights (set weights_digest)"
+    if settings.key_source != "tokens" and not hashes_are_stable(config):
+        return "the engine's block hashes differ in every process (set PYTHONHASHSEED, or use sha256)"
+    return None
+
+
 def _plain(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)

@@ -48,9 +48,30 @@ COUNTERS = {
     "offloads": "Offload jobs that ended, per rank.",
     "failed_offloads": "Offload jobs that failed, per rank.",
     "wait_ns": "Nanoseconds that the engine's thread waited for layers.",
+    "l2_asked_blocks": "Blocks that L2 was asked about.",
+    "l2_present_blocks": "Blocks that L2 had when a request asked.",
+    "l2_fetch_jobs": "Jobs that bring blocks from L2.",
+    "l2_fetched_blocks": "Blocks that came from L2 to every rank.",
+    "l2_failed_fetches": "Blocks that were sent for and did not come, or not intact: they shorten a match.",
+    "l2_cancelled_fetches": "Jobs cancelled because their requests had gone.",
+    "l2_refused_fetches": "Requests for which nothing was sent for because L1 had no room.",
+    "l2_break_even": "Requests for which nothing was sent for because computing is measured to be faster.",
+    "l2_hit_tokens": "Tokens loaded from blocks that had come from L2 for it.",
+    "l2_demoted_blocks": "Blocks that every rank has brought to L2.",
+    "l2_already_demoted": "Blocks that L2 had already when they were to go there.",
+    "l2_failed_demotions": "Blocks that some rank could not bring to L2.",
+    "l2_dropped_demotions": "Blocks that were to go to L2 and of which there were too many at once.",
+    "l2_fetched_bytes": "Bytes that came from L2, over the ranks.",
+    "l2_fetch_ns": "Nanoseconds during which any were on their way.",
+    "l2_demoted_bytes": "Bytes brought to L2, over the ranks.",
+    "l2_missing_values": "Values that L2 was said to have and had not, over the ranks.",
+    "l2_unfit_blocks": "Blocks left out of L2 because L1 could not vouch for them.",
     "internal_errors": "Errors inside the connector that became misses; each of the first is in the log.",
 }
 """Values that only grow."""
+
+REMOTE_FAILURES = ("unreachable", "timed_out", "corrupt", "refused", "overloaded", "cancelled")
+"""Why a value did not move between L1 and L2."""
 
 REASONS = ("absent", "evicted", "late", "not_ready", "too_short", "break_even", "opt_out", "declined", "unknown")
 """Why tokens were not loaded: see docs/troubleshooting.md."""
@@ -116,6 +137,10 @@ class CacheStats(KVConnectorStats):
             "offloaded MiB": round(data.get("offloaded_bytes", 0) / (1 << 20), 1),
             "slots ready": data.get("slots_ready", 0),
         }
+        if "l2_asked_blocks" in data:
+            out["L2 hit tokens"] = data.get("l2_hit_tokens", 0)
+            out["L2 fetched MiB"] = round(data.get("l2_fetched_bytes", 0) / (1 << 20), 1)
+            out["L2 demoted MiB"] = round(data.get("l2_demoted_bytes", 0) / (1 << 20), 1)
         for reason in REASONS:
             if tokens := data.get(f"missed_tokens_{reason}", 0):
                 out[f"missed tokens ({reason})"] = tokens
@@ -156,6 +181,12 @@ class CachePromMetrics(KVConnectorPromMetrics):
             self._metrics[f"misses_{reason}"] = {
                 engine: misses.labels(*labels, reason) for engine, labels in per_engine_labelvalues.items()
             }
+        text = "Values that did not move between L1 and L2, by reason."
+        failed = counter(name=PREFIX + "l2_failures", documentation=text, labelnames=[*labelnames, "reason"])
+        for reason in REMOTE_FAILURES:
+            self._metrics[f"l2_failures_{reason}"] = {
+                engine: failed.labels(*labels, reason) for engine, labels in per_engine_labelvalues.items()
+            }
         self.shield = Shield()
         self._ratio: dict[int, tuple[int, int]] = {}
         text = "Share of the queried tokens that were loaded, since the start."
@@ -195,4 +226,8 @@ def reference() -> str:
     lines.append(f"| `{PREFIX}hit_ratio` | gauge | Share of the queried tokens that were loaded, since the start. |")
     for name, text in (("misses", "Requests for which nothing was loaded"), ("missed_tokens", "Tokens not loaded")):
         lines.append(f"| `{PREFIX}{name}_total{{reason=…}}` | counter | {text}, by reason: {', '.join(REASONS)}. |")
+    lines.append(
+        f"| `{PREFIX}l2_failures_total{{reason=…}}` | counter | Values that did not move between L1 and L2, by reason: "
+        f"{', '.join(REMOTE_FAILURES)}. |"
+    )
     return "\n".join(lines) + "\n"

@@ -77,6 +77,8 @@ class SchedulerSide:
         unit_tokens = hash_tokens(kv_cache_config, config)
         wanted = events is not None and events.enable_kv_cache_events
         self._events = EventLog(self._groups, self._slot_blocks, unit_tokens) if wanted else None
+        remote = settings.remote_options() if identity.shareable(config, fields, settings) is None else None
+        self._remote = None if remote is None else _native.Remote(**remote)
         self._planner = _native.Planner(
             namespace=identity.namespace(fields),
             groups=[(group.kind, group.block_tokens, group.window_tokens) for group in self._groups],
@@ -93,6 +95,7 @@ class SchedulerSide:
             store_on_sight=settings.store_on_sight,
             prompt_only=settings.prompt_only,
             keep_hashes=self._events is not None,
+            remote=self._remote,
         )
         self._pool: BlockPool | None = None
         self._views: dict[str, _View] = {}
@@ -118,6 +121,17 @@ class SchedulerSide:
             view = self._views[request.request_id] = _View(request)
             self._planner.add_request(request.request_id, **self._options(request))
         return view
+
+    def announce(self, request: "Request") -> None:
+        """A request enters: what L2 has of it may be on its way before its turn comes."""
+        view = self.new_request(request)
+        if self._remote is not None and not (view.ignored or self._retired):
+            self._extend(request)
+            self._planner.prefetch(request.request_id, request.num_tokens, time.monotonic())
+
+    def remote_tokens(self, request: "Request") -> int:
+        """Returns how many tokens of the request's load came from L2 for it."""
+        return self._planner.remote_tokens(request.request_id) if self._remote is not None else 0
 
     def _options(self, request: "Request") -> dict[str, Any]:
         wished, remarks = wishes.read(request.kv_transfer_params)

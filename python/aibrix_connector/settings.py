@@ -196,6 +196,58 @@ class Settings:
         "true or false",
         "Keep a checksum of each slot and verify it before every load, not only after a restart.",
     )
+    remote: str | None = _setting(
+        None,
+        _optional_text,
+        "a URL such as `tcp://a:12345,b:12345`, `file:///etc/kvcache/members.json` or `redis://host:6379/kvcache_nodes`",
+        "The servers of L2, a cache that engines share: a list of them, a file or a key of Redis that holds it.",
+    )
+    remote_ingestion: str = _setting(
+        "all",
+        _one_of("all", "hot", "evicted"),
+        "`all`, `hot` or `evicted`",
+        "Which blocks go to L2: every stored one, those that are used again, or those that leave L1.",
+    )
+    remote_replicas: int = _setting(
+        1, _whole(1, 4), "a whole number from 1 to 4", "Servers that hold each block, so that one may fail."
+    )
+    remote_token_file: str | None = _setting(
+        None, _optional_text, "a path", "A file with the token that L2's servers ask for."
+    )
+    remote_tls_ca: str | None = _setting(
+        None, _optional_text, "a path", "The certificates (PEM) that sign those of L2's servers, with `tls://`."
+    )
+    remote_tls_name: str | None = _setting(
+        None,
+        _optional_text,
+        "a host name",
+        "The name in the certificates of L2's servers, where it is not the host of their addresses.",
+    )
+    remote_timeout_ms: float = _setting(
+        2000.0,
+        _number(1, 60_000),
+        "milliseconds from 1 to 60000",
+        "The longest one operation with L2 may take. It runs beside the engine: what takes longer is a miss.",
+    )
+    remote_wait_ms: float = _setting(
+        2000.0,
+        _number(0, 60_000),
+        "milliseconds from 0 to 60000",
+        "The longest a request waits for blocks on their way from L2, and never longer than computing them is known to "
+        "take.",
+    )
+    remote_presence_wait_ms: float = _setting(
+        50.0,
+        _number(0, 60_000),
+        "milliseconds from 0 to 60000",
+        "The longest a request waits to hear what L2 has.",
+    )
+    remote_in_flight: int = _setting(
+        32,
+        _whole(1, 4096),
+        "a whole number from 1 to 4096",
+        "Slots on their way at once on each rank, in either direction.",
+    )
     piecewise_cudagraph: bool = _setting(
         False, _flag, "true or false", "Ask vLLM for piecewise CUDA graphs, so that layer hooks fire in every step."
     )
@@ -206,6 +258,29 @@ class Settings:
         "see `docs/troubleshooting.md`",
         "Break something on purpose, for tests of a deployment: never set it on an engine that serves users.",
     )
+
+
+    def shown(self) -> "Settings":
+        """Returns the settings as they may be logged: without the password of `remote`."""
+        hidden = None if self.remote is None else re.sub(r"//[^/@]*@", "//…@", self.remote)
+        return dataclasses.replace(self, remote=hidden)
+
+    def remote_options(self) -> dict[str, Any] | None:
+        """Returns what :class:`_native.Remote` wants, or None without L2."""
+        if self.remote is None:
+            return None
+        return {
+            "url": self.remote,
+            "ingestion": self.remote_ingestion,
+            "replicas": self.remote_replicas,
+            "token_file": self.remote_token_file,
+            "tls_ca": self.remote_tls_ca,
+            "tls_name": self.remote_tls_name,
+            "timeout_s": self.remote_timeout_ms / 1000,
+            "fetch_wait_s": self.remote_wait_ms / 1000,
+            "presence_wait_s": self.remote_presence_wait_ms / 1000,
+            "in_flight": self.remote_in_flight,
+        }
 
 
 def read(extra_config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
@@ -237,7 +312,13 @@ def read(extra_config: Mapping[str, Any], environ: Mapping[str, str] | None = No
                 f"setting {name!r} has the value {value!r}, which is not {field.metadata['accepts'].replace('`', '')}: "
                 f"correct it, or leave it out for the default {_shown_default(field)}"
             ) from None
-    return Settings(**values), remarks
+    settings = Settings(**values)
+    if settings.remote is not None and settings.key_source == "tokens" and settings.hash != "blake3":
+        raise SettingError(
+            f"setting 'hash' has the value {settings.hash!r} and 'remote' is set: blocks that engines share need keys that "
+            "nobody can make collide: use blake3"
+        )
+    return settings, remarks
 
 
 def _shown_default(field: "dataclasses.Field[Any]") -> str:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.aibrix_connector.worker")
 
+REST_S = 0.0005
+"""The longest a step without a forward pass waits for values on their way from or to L2."""
+
 
 class WorkerSide:
     """Everything the connector does in one rank's process."""
@@ -66,17 +69,14 @@ class WorkerSide:
         layers, self._positions = derive_layers(kv_caches, self._kv_cache_config, groups)
         self.single_group = len(groups) == 1
         namespace = identity.namespace_fields(config, groups, blocks, settings)
-        weights = dict(namespace)["weights"]
-        slab_dir = settings.slab_dir
-        stable = settings.key_source == "tokens" or identity.hashes_are_stable(config)
-        if slab_dir is not None and not (weights and stable):
-            reason = (
-                "the engine's block hashes differ in every process (set PYTHONHASHSEED, or use sha256)"
-                if weights
-                else "nothing here names the content of the weights (set weights_digest)"
-            )
+        slab_dir, remote = settings.slab_dir, settings.remote_options()
+        reason = identity.shareable(config, namespace, settings)
+        if slab_dir is not None and reason is not None:
             logger.warning("slab_dir is not used, so a restart begins with an empty L1: %s", reason)
             slab_dir = None
+        if remote is not None and reason is not None:
+            logger.warning("remote is not used, so nothing is shared with other engines: %s", reason)
+            remote = None
         rank, world = config.parallel_config.rank, config.parallel_config.world_size
         capacity = capacity_bytes(settings.capacity)
         leader, copies = sharing(config, self._kv_cache_config)
@@ -109,6 +109,7 @@ class WorkerSide:
             layers_ahead=settings.layers_ahead,
             verify_l1=settings.verify_l1,
             drill=settings.drill,
+            remote=None if remote is None else _native.Remote(**remote),
         )
         prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions)
         self._store = store
@@ -183,6 +184,9 @@ class WorkerSide:
         if self._end_is_due:
             # A step without a forward pass, whose end vLLM does not tell before 0.31.
             self.end_step()
+            if self._busy:
+                # The engine turns again as soon as this step ends: let it do so when there is something to report.
+                self._store.rest(REST_S)
         done, failed = self._store.take_received()
         for request_id in done:
             self._awaited.pop(request_id, None)

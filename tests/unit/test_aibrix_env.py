@@ -2,7 +2,7 @@
 
 import pytest
 from aibrix_connector import aibrix_env
-from aibrix_connector.aibrix_env import PREFIX, TABLE, AibrixVariableError, Mapped, NoEffect, Refused, translate
+from aibrix_connector.aibrix_env import PREFIX, TABLE, AibrixVariableError, Mapped, NoEffect, Part, Refused, translate
 
 # Their names and what each is for us; with a value that AIBrix takes.
 MAPPED = {
@@ -10,12 +10,20 @@ MAPPED = {
     "L1_CACHE_EVICTION_POLICY": ("S3FIFO", {"eviction": "default"}),
     "L1_CACHE_ENABLED": ("1", {}),
     "L2_CACHE_NAMESPACE": ("aibrix", {"salt": "aibrix"}),
+    "L2_CACHE_INGESTION_TYPE": ("HOT", {"remote_ingestion": "hot"}),
 }
+PARTS = [
+    "L2_CACHE_BACKEND",
+    "META_SERVICE_BACKEND",
+    "META_SERVICE_URL",
+    "META_SERVICE_CLUSTER_META_KEY",
+    "INFINISTORE_HOST_ADDR",
+    "INFINISTORE_SERVICE_PORT",
+    "INFINISTORE_CONNECTION_TYPE",
+]
 REFUSED = {
     "DEVICE": "cuda",
-    "L2_CACHE_BACKEND": "INFINISTORE",
     "L2_CACHE_COMPRESSION": "zstd",
-    "META_SERVICE_BACKEND": "REDIS",
     "PROFILING_ENABLED": "1",
 }
 NO_EFFECT = [
@@ -32,12 +40,9 @@ NO_EFFECT = [
     "L2_CACHE_PER_TOKEN_TIMEOUT_MS",
     "L2_CACHE_PLACEMENT_POLICY",
     "L2_CACHE_KEY_BUILDER",
-    "L2_CACHE_INGESTION_TYPE",
     "L2_CACHE_INGESTION_MAX_INFLIGHT_TOKENS",
     "L2_CACHE_NUM_ASYNC_WORKERS",
     "META_SERVICE_REFRESH_INTERVAL_S",
-    "META_SERVICE_URL",
-    "META_SERVICE_CLUSTER_META_KEY",
     "TRANSPORT_RDMA_ADDR_RANGE",
     "MOCK_USE_RDMA",
     "MOCK_USE_MPUT_MGET",
@@ -53,9 +58,6 @@ NO_EFFECT = [
     "ROCKSDB_MAX_TOTAL_WAL_SIZE",
     "ROCKSDB_MAX_BACKGROUND_JOBS",
     "SHFS_ROOT",
-    "INFINISTORE_HOST_ADDR",
-    "INFINISTORE_SERVICE_PORT",
-    "INFINISTORE_CONNECTION_TYPE",
     "INFINISTORE_IB_PORT",
     "INFINISTORE_LINK_TYPE",
     "INFINISTORE_VISIBLE_DEV_LIST",
@@ -80,8 +82,40 @@ NO_EFFECT = [
 
 
 def test_the_table_is_complete() -> None:
-    assert set(TABLE) == {*MAPPED, *REFUSED, *NO_EFFECT}
-    assert len(TABLE) == len(MAPPED) + len(REFUSED) + len(NO_EFFECT)
+    assert set(TABLE) == {*MAPPED, *PARTS, *REFUSED, *NO_EFFECT}
+    assert len(TABLE) == len(MAPPED) + len(PARTS) + len(REFUSED) + len(NO_EFFECT)
+
+
+@pytest.mark.parametrize(
+    ("variables", "remote"),
+    [
+        ({"L2_CACHE_BACKEND": "INFINISTORE"}, "infinistore+rdma://127.0.0.1:12345"),
+        (
+            {
+                "L2_CACHE_BACKEND": "infinistore",
+                "INFINISTORE_CONNECTION_TYPE": "TCP",
+                "INFINISTORE_HOST_ADDR": "10.0.0.7",
+                "INFINISTORE_SERVICE_PORT": "22345",
+            },
+            "tcp://10.0.0.7:22345",
+        ),
+        (
+            {
+                "L2_CACHE_BACKEND": "INFINISTORE",
+                "META_SERVICE_BACKEND": "REDIS",
+                "META_SERVICE_URL": "redis://meta:6379/",
+                "META_SERVICE_CLUSTER_META_KEY": "kvcache_nodes",
+            },
+            "redis://meta:6379/kvcache_nodes",
+        ),
+        ({"INFINISTORE_HOST_ADDR": "10.0.0.7", "META_SERVICE_URL": "redis://meta"}, None),
+        ({"L2_CACHE_BACKEND": ""}, None),
+    ],
+)
+def test_variables_that_together_say_where_l2_is(variables: dict[str, str], remote: str | None) -> None:
+    settings, remarks = translate({PREFIX + name: value for name, value in variables.items()})
+    assert (settings, remarks) == ({} if remote is None else {"remote": remote}, [])
+    assert all(isinstance(TABLE[name], Part) for name in variables)
 
 
 @pytest.mark.parametrize("name", MAPPED)
@@ -149,6 +183,12 @@ def test_refused_with_a_reason_unless_off(name: str) -> None:
             "environment variable AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACTY_GB='1' is not known: unset it, or set what you "
             "mean in kv_connector_extra_config (see docs/settings.md); did you mean "
             "AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB?",
+        ),
+        (
+            "L2_CACHE_BACKEND",
+            "PRISKV",
+            "environment variable AIBRIX_KV_CACHE_OL_L2_CACHE_BACKEND='PRISKV' is refused: use INFINISTORE, whose protocol "
+            "L2 speaks, or unset it to run with L1 alone",
         ),
         (
             "ZZ",

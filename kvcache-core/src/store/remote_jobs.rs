@@ -44,6 +44,15 @@ pub struct RemoteLinkStats {
     pub unfit: u64,
 }
 
+impl RemoteLinkStats {
+    /// Grows with whatever ends.
+    pub fn activity(&self) -> u64 {
+        // What a rank moves is of one size: its bytes count values, but any number that grows will do.
+        let moved = self.fetched_bytes.wrapping_add(self.demoted_bytes);
+        moved.wrapping_add(self.missing + self.unfit + self.failures.iter().sum::<u64>())
+    }
+}
+
 struct Moving {
     job: Job,
     space: RemoteSpace,

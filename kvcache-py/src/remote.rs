@@ -1,0 +1,131 @@
+//! Where L2 is and how it is used.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
+use kvcache_core::planner::{Ingestion, RemoteTierConfig};
+use kvcache_core::ring_client::RingClientConfig;
+use kvcache_core::store::RemoteLink;
+use kvcache_rdma::members::{Members, RemoteUrl, Transport};
+use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
+use kvcache_rdma::tcp::TlsSettings;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::planner::{value_error, wait};
+
+/// L2 as both halves of the connector are told of it. Each connects for itself, from its own process.
+#[pyclass(frozen, module = "aibrix_connector._native")]
+pub(crate) struct Remote {
+    ring: RingConfig,
+    tier: RemoteTierConfig,
+    patience: Duration,
+    in_flight: usize,
+}
+
+#[pymethods]
+impl Remote {
+    #[new]
+    #[pyo3(signature = (*, url, ingestion="all", replicas=1, token_file=None, tls_ca=None, tls_name=None, timeout_s=2.0, fetch_wait_s=2.0,
+                        presence_wait_s=0.05, in_flight=32))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
+    fn new(
+        url: &str,
+        ingestion: &str,
+        replicas: usize,
+        token_file: Option<PathBuf>,
+        tls_ca: Option<PathBuf>,
+        tls_name: Option<String>,
+        timeout_s: f64,
+        fetch_wait_s: f64,
+        presence_wait_s: f64,
+        in_flight: usize,
+    ) -> PyResult<Self> {
+        let ingestion = match ingestion {
+            "all" => Ingestion::All,
+            "hot" => Ingestion::Hot,
+            "evicted" => Ingestion::Evicted,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "unknown ingestion {ingestion:?}: use \"all\", \"hot\" or \"evicted\""
+                )));
+            }
+        };
+        let mut ring = ring_config(url, token_file, tls_ca, tls_name)?;
+        ring.client = RingClientConfig { replicas, ..ring.client };
+        let tier = RemoteTierConfig {
+            ingestion,
+            presence_wait: wait("presence_wait_s", presence_wait_s)?,
+            fetch_wait: wait("fetch_wait_s", fetch_wait_s)?,
+            demoting_max: in_flight.max(1) * 2,
+            nonce: random(),
+            ..RemoteTierConfig::default()
+        };
+        Ok(Self { ring, tier, patience: wait("timeout_s", timeout_s)?, in_flight: in_flight.max(1) })
+    }
+}
+
+impl Remote {
+    pub(crate) fn tier(&self) -> RemoteTierConfig {
+        self.tier.clone()
+    }
+
+    pub(crate) fn presence(&self) -> PyResult<Box<RingPresence>> {
+        Ok(Box::new(RingPresence::open(&self.ring).map_err(value_error)?))
+    }
+
+    /// A rank's way to L2, and the client behind it, for its statistics.
+    pub(crate) fn link(&self, namespace: [u8; 16], shard: [u8; 16]) -> PyResult<RemoteLink> {
+        Ok(RemoteLink {
+            store: Arc::new(RingStore::open(&self.ring).map_err(value_error)?),
+            namespace: Namespace(namespace),
+            shard: ShardFingerprint(shard),
+            patience: self.patience,
+            in_flight_max: self.in_flight,
+        })
+    }
+}
+
+/// How the servers of a URL are reached.
+pub(crate) fn ring_config(
+    url: &str,
+    token_file: Option<PathBuf>,
+    tls_ca: Option<PathBuf>,
+    tls_name: Option<String>,
+) -> PyResult<RingConfig> {
+    let parsed: RemoteUrl = url.parse().map_err(value_error)?;
+    let transport = parsed.transport;
+    let members = Members::open(&parsed, random()).map_err(value_error)?;
+    let mut ring = RingConfig::new(members);
+    match transport {
+        Transport::Tcp => {}
+        Transport::Tls => {
+            let Some(ca_file) = tls_ca else {
+                return Err(PyValueError::new_err(
+                    "remote asks for TLS and tls_ca is missing: give a PEM file with the certificates that sign the servers'",
+                ));
+            };
+            ring.tls = Some(TlsSettings { ca_file, server_name: tls_name });
+        }
+        Transport::Rdma => {
+            return Err(PyValueError::new_err(
+                "remote asks for RDMA, which the ring does not speak yet: use tcp://, to the same servers",
+            ));
+        }
+    }
+    if let Some(path) = token_file {
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            PyValueError::new_err(format!("cannot read the token file {}: {error}", path.display()))
+        })?;
+        ring.token = text.trim_end().to_owned();
+    }
+    Ok(ring)
+}
+
+/// A number that no other process draws.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
