@@ -230,6 +230,7 @@ class Remote:
             ValueError: Something cannot be used; names the value and the remedy.
         """
 
+@final
 class Planner:
     """The scheduler half of the vLLM connector: decides what is loaded and offloaded. No call blocks."""
 

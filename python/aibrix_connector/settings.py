@@ -259,7 +259,6 @@ class Settings:
         "Break something on purpose, for tests of a deployment: never set it on an engine that serves users.",
     )
 
-
     def shown(self) -> "Settings":
         """Returns the settings as they may be logged: without the password of `remote`."""
         hidden = None if self.remote is None else re.sub(r"//[^/@]*@", "//…@", self.remote)
@@ -315,8 +314,8 @@ def read(extra_config: Mapping[str, Any], environ: Mapping[str, str] | None = No
     settings = Settings(**values)
     if settings.remote is not None and settings.key_source == "tokens" and settings.hash != "blake3":
         raise SettingError(
-            f"setting 'hash' has the value {settings.hash!r} and 'remote' is set: blocks that engines share need keys that "
-            "nobody can make collide: use blake3"
+            f"setting 'hash' has the value {settings.hash!r} and 'remote' is set: blocks that engines share need keys "
+            "that nobody can make collide: use blake3"
         )
     return settings, remarks
 

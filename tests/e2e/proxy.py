@@ -10,8 +10,8 @@ from typing import Self
 class Proxy:
     """Forwards connections to one server; a context manager that closes them all.
 
-    What it does can be changed while it runs: it throttles what the server sends, flips a bit in every so many bytes of it,
-    and cuts connections.
+    What it does can be changed while it runs: it throttles what the server sends, flips a bit in what is long, and cuts
+    connections.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:

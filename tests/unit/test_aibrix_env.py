@@ -187,8 +187,8 @@ def test_refused_with_a_reason_unless_off(name: str) -> None:
         (
             "L2_CACHE_BACKEND",
             "PRISKV",
-            "environment variable AIBRIX_KV_CACHE_OL_L2_CACHE_BACKEND='PRISKV' is refused: use INFINISTORE, whose protocol "
-            "L2 speaks, or unset it to run with L1 alone",
+            "environment variable AIBRIX_KV_CACHE_OL_L2_CACHE_BACKEND='PRISKV' is refused: use INFINISTORE, whose "
+            "protocol L2 speaks, or unset it to run with L1 alone",
         ),
         (
             "ZZ",

@@ -39,7 +39,7 @@ class Member:
 
     def draw(self, purpose: int, index: int) -> int:
         data = (purpose << 32 | index).to_bytes(8, "little")
-        return xxhash.xxh3_64_intdigest(data, seed=self.seed)
+        return int(xxhash.xxh3_64_intdigest(data, seed=self.seed))
 
     def rank(self, slot: int) -> int:
         x, y = divmod(slot, 64)

@@ -66,6 +66,20 @@ CASES: dict[str, tuple[Any, list[tuple[Any, Any]], list[tuple[Any, str]]]] = {
         [(-1, "a number of layers from 0 to 1024"), (1025, "a number of layers from 0 to 1024")],
     ),
     "verify_l1": (False, [("on", True)], [("", "true or false")]),
+    "remote": (None, [("tcp://a:1,b:1", "tcp://a:1,b:1"), ("", None)], []),
+    "remote_ingestion": ("all", [("hot", "hot"), ("evicted", "evicted")], [("ALL", "all, hot or evicted")]),
+    "remote_replicas": (1, [(4, 4)], [(0, "a whole number from 1 to 4"), (5, "a whole number from 1 to 4")]),
+    "remote_token_file": (None, [("/etc/token", "/etc/token"), ("", None)], []),
+    "remote_tls_ca": (None, [("/etc/ca.pem", "/etc/ca.pem"), ("", None)], []),
+    "remote_tls_name": (None, [("cache", "cache"), ("", None)], []),
+    "remote_timeout_ms": (
+        2000.0,
+        [(1, 1.0)],
+        [(0, "milliseconds from 1 to 60000"), (60_001, "milliseconds from 1 to 60000")],
+    ),
+    "remote_wait_ms": (2000.0, [(0, 0.0)], [(-1, "milliseconds from 0 to 60000")]),
+    "remote_presence_wait_ms": (50.0, [(0, 0.0)], [("soon", "milliseconds from 0 to 60000")]),
+    "remote_in_flight": (32, [(1, 1)], [(0, "a whole number from 1 to 4096"), (4097, "a whole number from 1 to 4096")]),
     "piecewise_cudagraph": (False, [("true", True)], [([], "true or false")]),
     "allow_untested_vllm": (False, [(1, True)], [("never", "true or false")]),
     "drill": (None, [("claim_hits_load_nothing", "claim_hits_load_nothing"), ("", None)], []),
@@ -147,3 +161,19 @@ def test_reference_names_every_setting_once() -> None:
     table = settings.reference()
     for name in CASES:
         assert table.count(f"| `{name}` |") == 1
+
+
+def test_a_password_is_not_logged() -> None:
+    shown = read(remote="redis://user:hunter2@host:6379/0/kvcache_nodes").shown()
+    assert shown.remote == "redis://…@host:6379/0/kvcache_nodes"
+    assert "hunter2" not in str(shown)
+    assert read().shown() == read()
+
+
+def test_what_engines_share_needs_keys_that_resist() -> None:
+    with pytest.raises(
+        SettingError, match="blocks that engines share need keys that nobody can make collide: use blake3"
+    ):
+        read(remote="tcp://a:1", key_source="tokens", hash="xxh3")
+    assert read(remote="tcp://a:1", key_source="tokens").remote_options() is not None
+    assert read().remote_options() is None
