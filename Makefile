@@ -16,10 +16,10 @@ tools = $$(scripts/ensure_dev_tools.sh)/bin
 wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
-parts = wheel lint test-rust test-python test-e2e
+parts = wheel lint test-rust test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel test test-rust test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel test test-rust test-rdma test-peers test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -49,14 +49,21 @@ else
 	cargo test --locked --workspace --no-fail-fast
 endif
 
+test-rdma: ## real RDMA verbs in a small virtual machine with soft RoCE; skipped where it cannot be had
+	scripts/ensure_rust.sh
+	tests/rdma/run_small_guest.sh
+
+test-peers: ## programs of others against ours; skipped where they cannot be downloaded
+	"$(tools)/python" -m pytest tests/peers -rs $(PYTEST_ARGS)
+
 test-python: $(wheel_env) ## tests of the Python package: its API and vLLM's contract, no engine
-	$(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/unit) $(PYTEST_ARGS)
+	KVCACHE_TOOL="$$(scripts/build_cli.sh)" $(wheel_env)/bin/python -m pytest $(wildcard tests/contract tests/unit) $(PYTEST_ARGS)
 
 test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
-	$(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" -n $(E2E_PROCESSES) --dist worksteal $(PYTEST_ARGS)
+	KVCACHE_TOOL="$$(scripts/build_cli.sh)" $(wheel_env)/bin/python -m pytest tests/e2e -m "not slow" -n $(E2E_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in processes of their own, several ranks
-	$(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)
+	KVCACHE_TOOL="$$(scripts/build_cli.sh)" $(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)
 
 test-full: ## `test`, the slow end-to-end scenarios and the release wheel
 	scripts/ensure_rust.sh

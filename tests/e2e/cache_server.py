@@ -1,5 +1,6 @@
 """Cache servers of ours in processes of their own, as `kvcache serve` starts them."""
 
+import functools
 import json
 import os
 import signal
@@ -14,17 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 30.0
 
 
+@functools.cache
 def tool() -> Path:
-    """Returns the tool `kvcache`, which `make` has built.
-
-    Raises:
-        FileNotFoundError: It has not.
-    """
+    """Returns the tool `kvcache`: `KVCACHE_TOOL`, which `make` sets, or what is built now."""
     given = os.environ.get("KVCACHE_TOOL")
-    for path in [Path(given)] if given else [ROOT / "target/debug/kvcache", ROOT / "target/release/kvcache"]:
-        if path.is_file():
-            return path
-    raise FileNotFoundError("no target/debug/kvcache: run cargo build -p kvcache-cli")
+    if given:
+        return Path(given)
+    built = subprocess.run([ROOT / "scripts/build_cli.sh"], check=True, capture_output=True, text=True)
+    return Path(built.stdout.strip())
 
 
 class CacheServer:
