@@ -7,7 +7,8 @@
 #   qemu/        unpacked packages of QEMU, as far as this system lacks them
 #   guest/       unpacked packages of the guest's programs and libraries
 #   vmlinux      the kernel as ELF: QEMU enters it directly (PVH) and saves the BIOS and the decompression
-#   modules/     kernel modules without debug information; `order` lists them in the order of loading
+#   modules/     kernel modules without debug information; `order` lists them in the order of loading, `order-share`
+#                those that a folder of the host needs, shared by 9p
 set -euo pipefail
 . "$(dirname "$0")/dev_paths.sh"
 
@@ -18,7 +19,7 @@ for command in apt-get apt-cache dpkg strip; do
   command -v "$command" >/dev/null || cannot "$command is missing: the guest is made of Debian packages"
 done
 
-folder="$KVCACHE_DEV_CACHE/rdma-guest-$(digest "$0")"
+folder="$KVCACHE_DEV_CACHE/rdma-guest-$(digest "$0" "$REPO/scripts/rdma_guest_kernel.py")"
 if [ -e "$folder/.complete" ]; then
   echo "$folder"
   exit
@@ -63,7 +64,7 @@ kernel="$(apt-cache "${apt[@]}" depends linux-image-amd64 | awk '/Depends: linux
 [ -n "$kernel" ] || cannot "there is no package linux-image-amd64"
 unpack "$folder/kernel" "$kernel"
 "$PYTHON" "$REPO/scripts/rdma_guest_kernel.py" "$folder/kernel" "$folder/vmlinux" "$folder/modules" \
-  crc32_generic dummy ib_uverbs rdma_rxe || cannot "the kernel of $kernel is of another kind than expected"
+  order=crc32_generic,dummy,ib_uverbs,rdma_rxe order-share=virtio_pci,9pnet_virtio,9p || cannot "the kernel of $kernel is of another kind than expected"
 for module in "$folder"/modules/*.ko; do strip -d "$module"; done
 
 rm -rf "$folder"/{lists,archives,kernel,pkgcache.bin,srcpkgcache.bin}

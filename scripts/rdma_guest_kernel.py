@@ -1,6 +1,8 @@
 """Takes apart an unpacked Debian kernel package: the kernel as ELF, and modules in the order of loading.
 
-    rdma_guest_kernel.py PACKAGE_ROOT VMLINUX MODULES_FOLDER MODULE...
+    rdma_guest_kernel.py PACKAGE_ROOT VMLINUX MODULES_FOLDER LIST=MODULE,MODULE,...
+
+Each list becomes a file of that name in the folder.
 
 Written out rather than called from kmod and the kernel's extract-vmlinux: both would be one more thing to install.
 """
@@ -59,15 +61,17 @@ def loading_order(modules: dict[str, Path], wanted: list[str]) -> list[Path]:
     return order
 
 
-def main(root: Path, vmlinux: Path, folder: Path, wanted: list[str]) -> None:
-    """Write the kernel, the modules and their `order`."""
+def main(root: Path, vmlinux: Path, folder: Path, lists: list[str]) -> None:
+    """Write the kernel, the modules and their lists."""
     (image,) = (root / "boot").glob("vmlinuz-*")
     vmlinux.write_bytes(elf_of(image.read_bytes()))
     modules = {path.stem.replace("-", "_"): path for path in root.rglob("*.ko")}
-    order = loading_order(modules, wanted)
-    for path in order:
-        shutil.copy(path, folder / path.name)
-    (folder / "order").write_text("".join(f"{path.name}\n" for path in order))
+    for entry in lists:
+        name, _, wanted = entry.partition("=")
+        order = loading_order(modules, wanted.split(","))
+        for path in order:
+            shutil.copy(path, folder / path.name)
+        (folder / name).write_text("".join(f"{path.name}\n" for path in order))
 
 
 if __name__ == "__main__":

@@ -19,4 +19,4 @@ fi
 # The profile of the tests: optimised, and most of it is built already.
 program="$(cargo build --locked -q --profile test -p rdma-guest --message-format=json-render-diagnostics |
   "$PYTHON" -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])')"
-exec tests/rdma/boot_small_guest.sh "$guest" "$program" "$@"
+exec tests/rdma/boot_guest.sh "$guest" "$program" "$@"

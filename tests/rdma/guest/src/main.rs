@@ -1,6 +1,8 @@
 //! Checks against real verbs. Runs inside of the virtual machine that `tests/rdma/run_small_guest.sh` boots, and just as
 //! well on a machine with a device: `cargo run -p rdma-guest`.
 //!
+//! `rdma-guest client ADDRESS PROCESS` runs the part that needs a server against one that is there, and kills it in the end.
+//!
 //! Prints a line for each check and a closing line; the exit status is 1 if a check failed, and 3 without RDMA.
 
 mod checks;
@@ -35,10 +37,18 @@ fn main() -> ExitCode {
         }
     };
     let mut checks = Checks::default();
-    devices::check_all(&mut checks, &rdma);
-    match rdma.open(&PortWish::default()) {
-        Err(error) => checks.run("a_port_opens", || Err(error.to_string())),
-        Ok(port) => {
+    let port = rdma.open(&PortWish::default()).map_err(|error| error.to_string());
+    match (port, arguments.as_slice()) {
+        (Err(error), _) => checks.run("a_port_opens", || Err(error)),
+        (Ok(port), [command, address, process]) if command == "client" => {
+            match (address.parse(), process.parse()) {
+                (Ok(address), Ok(process)) => store::check_foreign(&mut checks, &port, address, process),
+                _ => checks
+                    .run("arguments", || Err(format!("{address} and {process} are no address and process"))),
+            }
+        }
+        (Ok(port), _) => {
+            devices::check_all(&mut checks, &rdma);
             println!("port {}", port.name());
             for rule in RULES {
                 checks.run(rule.name, || (rule.check)(&port, &port));

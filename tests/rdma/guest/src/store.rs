@@ -1,6 +1,7 @@
 //! Our client against our server over a real device: bytes, misses, refusals, a server that dies or stops.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use kvcache_core::BlockKey;
@@ -13,19 +14,60 @@ use kvcache_rdma::verbs_client::{VerbsClient, VerbsClientConfig};
 use crate::checks::{Checks, expect, pinned_bytes};
 use crate::serve::{SLOT_BYTES, ServerProcess};
 
+impl ServerProcess {
+    fn target(&self) -> Target {
+        Target { address: self.address(), stock: false }
+    }
+}
+
 const DONE: RemoteOutcome = RemoteOutcome::Done;
 const MISSING: RemoteOutcome = RemoteOutcome::Missing;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn check_all(checks: &mut Checks, port: &Port) {
-    checks.run("bytes_loaded_are_bytes_stored", || bytes(port));
-    checks.run("missing_values_are_found_among_present_ones", || missing(port));
-    checks.run("too_large_is_refused_and_the_connection_goes_on", || too_large(port));
-    checks.run("values_are_replaced_and_deleted", || replaced(port));
-    checks.run("ten_thousand_small_requests", || many(port));
+    let with_server = |check: fn(&Port, Target) -> Result<(), String>| {
+        let server = ServerProcess::start(0)?;
+        check(port, server.target())
+    };
+    checks.run("bytes_loaded_are_bytes_stored", || with_server(bytes));
+    checks.run("missing_values_are_found_among_present_ones", || with_server(missing));
+    checks.run("too_large_is_refused_and_the_connection_goes_on", || with_server(too_large));
+    checks.run("values_are_replaced_and_deleted", || with_server(replaced));
+    checks.run("ten_thousand_small_requests", || with_server(many));
     checks.run("a_connection_pins_at_most_8_mib", || pinned(port));
     checks.run("a_server_killed_in_the_middle_fails_requests_and_hangs_none", || killed(port));
     checks.run("a_stopped_server_costs_the_patience_and_never_writes_late", || stopped(port));
+}
+
+/// The checks that any server must pass, against one that somebody else has started and that is process `server`.
+pub(crate) fn check_foreign(checks: &mut Checks, port: &Port, address: SocketAddr, server: i32) {
+    let target = Target { address, stock: true };
+    checks.run("bytes_loaded_are_bytes_stored", || bytes(port, target));
+    checks.run("missing_values_are_found_among_present_ones", || missing(port, target));
+    checks.run("values_of_another_length_are_no_hits", || other_lengths(port, target));
+    checks.run("values_are_replaced_and_deleted", || replaced(port, target));
+    checks.run("ten_thousand_small_requests", || many(port, target));
+    checks.run("a_server_killed_in_the_middle_fails_requests_and_hangs_none", || {
+        let kill = || {
+            // SAFETY: the number of a process that whoever started us has told us to kill.
+            unsafe { libc::kill(server, libc::SIGKILL) };
+        };
+        killed_in_the_middle(port, target, kill).map(|_| ())
+    });
+}
+
+/// Where a server is, and how long its connections take.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    address: SocketAddr,
+    stock: bool,
+}
+
+impl Target {
+    /// A stock server pins 512 MiB for a connection: that takes its time, and one must do.
+    fn config(self, config: VerbsClientConfig) -> VerbsClientConfig {
+        if self.stock { VerbsClientConfig { lanes: 1, connect_timeout: PATIENCE, ..config } } else { config }
+    }
 }
 
 /// A client with a slab of 64 blocks of the largest size.
@@ -38,9 +80,9 @@ struct Client {
 const BLOCKS: usize = 64;
 
 impl Client {
-    fn new(port: &Port, server: &ServerProcess, config: VerbsClientConfig) -> Result<Self, String> {
-        let store =
-            VerbsClient::new(server.address(), port.clone(), config).map_err(|error| error.to_string())?;
+    fn new(port: &Port, target: Target, config: VerbsClientConfig) -> Result<Self, String> {
+        let store = VerbsClient::new(target.address, port.clone(), target.config(config))
+            .map_err(|error| error.to_string())?;
         let memory = Memory::allocate(SLOT_BYTES * BLOCKS);
         let base = memory.address();
         store.register(memory).map_err(|error| error.to_string())?;
@@ -127,12 +169,11 @@ fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
         .collect()
 }
 
-fn bytes(port: &Port) -> Result<(), String> {
-    let server = ServerProcess::start(0)?;
+fn bytes(port: &Port, target: Target) -> Result<(), String> {
     for config in
         [VerbsClientConfig::default(), VerbsClientConfig { lanes: 1, checksums: false, ..Default::default() }]
     {
-        let mut client = Client::new(port, &server, config)?;
+        let mut client = Client::new(port, target, config)?;
         for bytes in [1, 4095, 4097, SLOT_BYTES] {
             let put: Vec<_> = (0..32).map(|number| (number, number as usize, bytes)).collect();
             put.iter().for_each(|(number, block, _)| client.fill(*block, bytes, number + 1));
@@ -148,33 +189,44 @@ fn bytes(port: &Port) -> Result<(), String> {
     Ok(())
 }
 
-fn missing(port: &Port) -> Result<(), String> {
-    let server = ServerProcess::start(0)?;
-    let mut client = Client::new(port, &server, VerbsClientConfig::default())?;
+fn missing(port: &Port, target: Target) -> Result<(), String> {
+    let mut client = Client::new(port, target, VerbsClientConfig::default())?;
+    // Names that no other check uses.
+    let first = 5_000;
     client.fill(0, 4096, 5);
-    let put: Vec<_> = (0..30).filter(|number| number % 3 != 0).map(|number| (number, 0, 4096)).collect();
+    let put: Vec<_> =
+        (0..30).filter(|number| number % 3 != 0).map(|number| (first + number, 0, 4096)).collect();
     expect("put", client.run(RemoteOp::Put, &put)?, vec![DONE; 20])?;
-    let get: Vec<_> = (0..30).map(|number| (number, 1 + number as usize, 4096)).collect();
+    let get: Vec<_> = (0..30).map(|number| (first + number, 1 + number as usize, 4096)).collect();
     let wanted: Vec<_> = (0..30).map(|number| if number % 3 == 0 { MISSING } else { DONE }).collect();
     expect("get", client.run(RemoteOp::Get, &get)?, wanted)?;
     expect("a value", client.content(2, 4096) == pattern(5, 4096), true)?;
     expect("what is missing writes nothing", client.content(1, 4096) == vec![0; 4096], true)
 }
 
-fn too_large(port: &Port) -> Result<(), String> {
-    let server = ServerProcess::start(0)?;
-    let mut client = Client::new(port, &server, VerbsClientConfig { lanes: 1, ..Default::default() })?;
+fn too_large(port: &Port, target: Target) -> Result<(), String> {
+    let mut client = Client::new(port, target, VerbsClientConfig { lanes: 1, ..Default::default() })?;
     let refused = RemoteOutcome::Failed(RemoteFailure::Refused);
     expect("a value above the slot", client.run(RemoteOp::Put, &[(1, 0, SLOT_BYTES + 1)])?, vec![refused])?;
     expect("the next value", client.run(RemoteOp::Put, &[(2, 0, SLOT_BYTES)])?, vec![DONE])?;
-    let corrupt = RemoteOutcome::Failed(RemoteFailure::Corrupt);
-    expect("asked for as a shorter one", client.run(RemoteOp::Get, &[(2, 1, 100)])?, vec![corrupt])?;
-    expect("asked for as a longer one", client.run(RemoteOp::Get, &[(2, 1, SLOT_BYTES + 9)])?, vec![corrupt])
+    other_lengths(port, target)
 }
 
-fn replaced(port: &Port) -> Result<(), String> {
-    let server = ServerProcess::start(0)?;
-    let mut client = Client::new(port, &server, VerbsClientConfig::default())?;
+fn other_lengths(port: &Port, target: Target) -> Result<(), String> {
+    let mut client = Client::new(port, target, VerbsClientConfig { lanes: 1, ..Default::default() })?;
+    let corrupt = RemoteOutcome::Failed(RemoteFailure::Corrupt);
+    expect("put", client.run(RemoteOp::Put, &[(3, 0, SLOT_BYTES)])?, vec![DONE])?;
+    expect("asked for as a shorter one", client.run(RemoteOp::Get, &[(3, 1, 100)])?, vec![corrupt])?;
+    expect(
+        "asked for as a longer one",
+        client.run(RemoteOp::Get, &[(3, 1, SLOT_BYTES + 9)])?,
+        vec![corrupt],
+    )?;
+    expect("asked for as it is", client.run(RemoteOp::Get, &[(3, 1, SLOT_BYTES)])?, vec![DONE])
+}
+
+fn replaced(port: &Port, target: Target) -> Result<(), String> {
+    let mut client = Client::new(port, target, VerbsClientConfig::default())?;
     for seed in 1..4 {
         client.fill(0, SLOT_BYTES, seed);
         expect("put", client.run(RemoteOp::Put, &[(1, 0, SLOT_BYTES)])?, vec![DONE])?;
@@ -187,9 +239,8 @@ fn replaced(port: &Port) -> Result<(), String> {
 }
 
 /// One key a request, 64 in flight, half of them missing.
-fn many(port: &Port) -> Result<(), String> {
+fn many(port: &Port, target: Target) -> Result<(), String> {
     const REQUESTS: usize = 10_000;
-    let server = ServerProcess::start(0)?;
     let config = VerbsClientConfig {
         lanes: 1,
         request_keys_max: 1,
@@ -197,7 +248,7 @@ fn many(port: &Port) -> Result<(), String> {
         checksums: false,
         ..Default::default()
     };
-    let mut client = Client::new(port, &server, config)?;
+    let mut client = Client::new(port, target, config)?;
     let mut values = 0;
     let started = Instant::now();
     for round in 0..REQUESTS / 64 + 1 {
@@ -221,7 +272,8 @@ fn many(port: &Port) -> Result<(), String> {
 fn pinned(port: &Port) -> Result<(), String> {
     let server = ServerProcess::start(0)?;
     let (ours, theirs) = (pinned_bytes("self")?, server.pinned_bytes()?);
-    let mut client = Client::new(port, &server, VerbsClientConfig { lanes: 1, ..Default::default() })?;
+    let mut client =
+        Client::new(port, server.target(), VerbsClientConfig { lanes: 1, ..Default::default() })?;
     expect("put", client.run(RemoteOp::Put, &[(1, 0, 4096)])?, vec![DONE])?;
     let ours = pinned_bytes("self")? - ours - (SLOT_BYTES * BLOCKS) as u64;
     let theirs = server.pinned_bytes()? - theirs;
@@ -232,12 +284,28 @@ fn pinned(port: &Port) -> Result<(), String> {
 
 fn killed(port: &Port) -> Result<(), String> {
     let mut server = ServerProcess::start(0)?;
+    let address = server.address();
+    let mut client = killed_in_the_middle(port, server.target(), || server.kill())?;
+    // It comes back at the same place, empty, and is found.
+    let server = ServerProcess::start(address.port())?;
+    let deadline = Instant::now() + PATIENCE;
+    while client.run(RemoteOp::Put, &[(0, 0, 4096)])? != [DONE] {
+        expect("it is found again in time", Instant::now() < deadline, true)?;
+        std::thread::yield_now();
+    }
+    expect("get", client.run(RemoteOp::Get, &[(0, 0, 4096), (1, 1, 4096)])?, vec![DONE, MISSING])?;
+    drop(server);
+    Ok(())
+}
+
+/// Loads are in flight when the server is killed. The client is given back.
+fn killed_in_the_middle(port: &Port, target: Target, kill: impl FnOnce()) -> Result<Client, String> {
     let config = VerbsClientConfig { lanes: 2, request_keys_max: 1, ..Default::default() };
-    let mut client = Client::new(port, &server, config)?;
+    let mut client = Client::new(port, target, config)?;
     let values: Vec<_> = (0..64).map(|number| (number, number as usize, SLOT_BYTES)).collect();
     expect("put", client.run(RemoteOp::Put, &values)?, vec![DONE; 64])?;
     let tickets = client.begin(RemoteOp::Get, &values, PATIENCE);
-    server.kill();
+    kill();
     let started = Instant::now();
     let outcomes = client.ends(&tickets, 2 * PATIENCE)?;
     let done = outcomes.iter().filter(|outcome| **outcome == DONE).count();
@@ -247,22 +315,13 @@ fn killed(port: &Port) -> Result<(), String> {
     );
     let unreachable = RemoteOutcome::Failed(RemoteFailure::Unreachable);
     expect("the others", outcomes.iter().all(|outcome| [DONE, unreachable].contains(outcome)), true)?;
-    // It comes back at the same place, empty, and is found.
-    let server = ServerProcess::start(server.address().port())?;
-    let deadline = Instant::now() + PATIENCE;
-    while client.run(RemoteOp::Put, &values[..1])? != [DONE] {
-        expect("it is found again in time", Instant::now() < deadline, true)?;
-        std::thread::yield_now();
-    }
-    expect("get", client.run(RemoteOp::Get, &values[..2])?, vec![DONE, MISSING])?;
-    drop(server);
-    Ok(())
+    Ok(client)
 }
 
 fn stopped(port: &Port) -> Result<(), String> {
     let server = ServerProcess::start(0)?;
     let config = VerbsClientConfig { lanes: 1, request_keys_max: 8, ..Default::default() };
-    let mut client = Client::new(port, &server, config)?;
+    let mut client = Client::new(port, server.target(), config)?;
     let values: Vec<_> = (0..32).map(|number| (number, number as usize, SLOT_BYTES)).collect();
     expect("put", client.run(RemoteOp::Put, &values)?, vec![DONE; 32])?;
     server.signal(libc::SIGSTOP);
