@@ -239,14 +239,24 @@ impl Server {
         let lane = if bulk { &mut self.bulk } else { &mut self.small };
         let first = lane.first;
         let Some(connection) = lane.places.get_mut(place - first).and_then(Option::take) else { return };
+        let owed = connection.owes();
         connection.close(failure_of(fault.reason), &mut news.ends);
-        self.fault(fault, bulk, now, news);
+        if owed {
+            self.fault(fault, bulk, now, news);
+        } else {
+            // Servers close what nobody uses, and restart: whether this one is well shows with the next request.
+            self.count(&fault);
+        }
+    }
+
+    fn count(&mut self, fault: &Fault) {
+        self.stats.faults[fault.reason as usize] += 1;
+        self.stats.last_fault = Some(format!("{}: {}", fault.reason.name(), fault.text));
     }
 
     fn fault(&mut self, fault: Fault, bulk: bool, now: Duration, news: &mut News) {
-        let Fault { reason, text } = fault;
-        self.stats.faults[reason as usize] += 1;
-        self.stats.last_fault = Some(format!("{}: {text}", reason.name()));
+        self.count(&fault);
+        let reason = fault.reason;
         let lane = if bulk { &mut self.bulk } else { &mut self.small };
         if reason.is_ours() {
             return;

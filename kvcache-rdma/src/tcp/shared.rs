@@ -18,6 +18,9 @@ use super::server::ConnectionStats;
 /// Transfers that the I/O thread has not seen yet, at most.
 const INBOX_TRANSFERS_MAX: usize = 65_536;
 
+/// Commands that it has not seen yet, at most; more questions are answered with nothing.
+const INBOX_COMMANDS_MAX: usize = 65_536;
+
 /// How long a snapshot of counters may take; then an older one will do.
 const STATS_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -104,6 +107,27 @@ impl Shared {
             self.arrived.notify_all();
         }
         self.wake();
+    }
+
+    pub(super) fn ask(
+        &self,
+        question: u64,
+        spaces: Arc<[RemoteSpace]>,
+        blocks: &[BlockKey],
+        patience: Duration,
+    ) {
+        let deadline = self.now().saturating_add(patience);
+        let mut inbox = self.inbox.lock();
+        if inbox.commands.len() < INBOX_COMMANDS_MAX {
+            inbox.commands.push(Command::Ask { question, spaces, blocks: blocks.to_vec(), deadline });
+            drop(inbox);
+            self.wake();
+        } else {
+            drop(inbox);
+            let present = vec![false; blocks.len()];
+            self.outbox.lock().answers.push(PresenceAnswer { question, present });
+            self.arrived.notify_all();
+        }
     }
 
     pub(super) fn push(&self, command: Command) {

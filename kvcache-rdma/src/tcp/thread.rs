@@ -72,8 +72,7 @@ impl IoThread {
         blocks: &[BlockKey],
         patience: Duration,
     ) {
-        let deadline = self.shared.now().saturating_add(patience);
-        self.shared.push(Command::Ask { question, spaces, blocks: blocks.to_vec(), deadline });
+        self.shared.ask(question, spaces, blocks, patience);
     }
 
     pub(crate) fn cancel(&self, tickets: &[u64]) {
