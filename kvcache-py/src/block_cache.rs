@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvcache_core::BlockKey;
-use kvcache_core::block_cache::{BlockCache as Core, BlockCacheConfig};
+use kvcache_core::block_cache::{BlockCache as Core, BlockCacheConfig, L2Config};
 use kvcache_core::block_key::{HashAlgorithm, TokenHasher};
 use kvcache_core::fingerprint::Namespace;
+use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
 use parking_lot::RwLock;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
@@ -16,6 +18,7 @@ use pyo3::types::{PyAny, PyBytes, PyDict};
 
 use crate::buffer::{Bytes, Keys, is_native_order, numbers};
 use crate::planner::value_error;
+use crate::remote::{ingestion_of, ring_config};
 
 /// A cache of fixed-size blocks, keyed by the tokens before them.
 #[pyclass(frozen, module = "aibrix_connector._native")]
@@ -24,6 +27,7 @@ pub(crate) struct BlockCache {
     namespace: Namespace,
     hash: HashAlgorithm,
     block_bytes: usize,
+    has_l2: bool,
 }
 
 static FROM_BUFFER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
@@ -32,7 +36,7 @@ static FROM_BUFFER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
 impl BlockCache {
     #[new]
     #[pyo3(signature = (block_bytes, capacity_bytes, *, eviction="default", namespace=None, remote=None, slab_path=None,
-                        copy_threads=None, hash=None))]
+                        copy_threads=None, hash=None, ingestion="all", token_file=None, tls_ca=None, tls_name=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
@@ -44,6 +48,10 @@ impl BlockCache {
         slab_path: Option<PathBuf>,
         copy_threads: Option<&Bound<'_, PyAny>>,
         hash: Option<&str>,
+        ingestion: &str,
+        token_file: Option<PathBuf>,
+        tls_ca: Option<PathBuf>,
+        tls_name: Option<String>,
     ) -> PyResult<Self> {
         let block_bytes =
             count_in_memory(block_bytes, "block_bytes", "give the bytes of one block, for all layers")?;
@@ -54,16 +62,31 @@ impl BlockCache {
                 count_in_memory(threads, "copy_threads", "use 1 to copy on the caller's thread, or more")?
             }
         };
-        if let Some(remote) = remote {
-            return Err(PyValueError::new_err(format!(
-                "remote {remote:?} cannot be used: cache servers (L2) are not part of this version, leave it out"
-            )));
-        }
         let hash = match hash {
             // A cache that others may read must not be at the mercy of chosen tokens.
-            None if slab_path.is_some() => HashAlgorithm::Blake3,
+            None if slab_path.is_some() || remote.is_some() => HashAlgorithm::Blake3,
             None => HashAlgorithm::Xxh3,
             Some(name) => name.parse().map_err(value_error)?,
+        };
+        let ingestion = ingestion_of(ingestion)?;
+        let l2 = match remote {
+            None => None,
+            Some(url) => {
+                let Some(namespace) = &namespace else {
+                    return Err(PyValueError::new_err(
+                        "remote needs a namespace: name the model and everything else that makes its blocks different",
+                    ));
+                };
+                if hash == HashAlgorithm::Xxh3 {
+                    return Err(PyValueError::new_err(
+                        "hash \"xxh3\" cannot be used with remote, since others choose tokens there: use \"blake3\" or leave it \
+                         out",
+                    ));
+                }
+                let ring = py.detach(|| ring_config(&url, token_file, tls_ca, tls_name))?;
+                let config = L2Config { ingestion, ..L2Config::new(Namespace::of_text(namespace)) };
+                Some((ring, config))
+            }
         };
         let config = BlockCacheConfig {
             eviction: eviction.to_owned(),
@@ -72,14 +95,15 @@ impl BlockCache {
             copy_threads,
             ..BlockCacheConfig::new(block_bytes, capacity_bytes)
         };
-        let core = py.detach(|| Core::open(&config)).map_err(value_error)?;
+        let has_l2 = l2.is_some();
+        let core = py.detach(|| open_core(&config, l2))?;
         for warning in core.warnings() {
             let category = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
             let text = std::ffi::CString::new(warning.as_str()).unwrap_or_default();
             PyErr::warn(py, &category, &text, 1)?;
         }
         let namespace = Namespace::of_text(namespace.as_deref().unwrap_or(""));
-        Ok(Self { core: RwLock::new(Some(Arc::new(core))), namespace, hash, block_bytes })
+        Ok(Self { core: RwLock::new(Some(Arc::new(core))), namespace, hash, block_bytes, has_l2 })
     }
 
     /// Keys of the whole blocks of `tokens`.
@@ -129,11 +153,13 @@ impl BlockCache {
 
     /// Number of leading blocks that are here.
     #[pyo3(name = "match")]
-    fn match_prefix(&self, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+    fn match_prefix(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
         let core = self.open()?;
         let keys = Keys::of(keys)?;
         // SAFETY: the caller's array is not changed during the call, as the documentation asks.
-        Ok(core.match_prefix(unsafe { keys.as_slice() }))
+        let keys = unsafe { keys.as_slice() };
+        // Without L2 it takes less time than to give the GIL away.
+        Ok(if self.has_l2 { py.detach(|| core.match_prefix(keys)) } else { core.match_prefix(keys) })
     }
 
     /// Stores blocks; returns how many leading ones the cache holds then.
@@ -155,11 +181,22 @@ impl BlockCache {
     }
 
     /// Removes blocks; returns how many there were.
-    fn delete(&self, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+    fn delete(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
         let core = self.open()?;
         let keys = Keys::of(keys)?;
         // SAFETY: as in `match_prefix`.
-        Ok(core.delete(unsafe { keys.as_slice() }))
+        let keys = unsafe { keys.as_slice() };
+        Ok(py.detach(|| core.delete(keys)))
+    }
+
+    /// Waits until no block is on its way to L2; whether none is.
+    #[pyo3(signature = (timeout_s=10.0))]
+    fn flush(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
+        let core = self.open()?;
+        let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
+            PyValueError::new_err(format!("timeout_s is {timeout_s}: give seconds from 0 up"))
+        })?;
+        Ok(py.detach(|| core.flush(timeout)))
     }
 
     /// Removes everything.
@@ -175,6 +212,23 @@ impl BlockCache {
         crate::stats::add_directory(&out, &stats.directory)?;
         out.set_item("block_bytes", stats.block_bytes)?;
         out.set_item("slab_bytes", stats.slab_bytes)?;
+        if let Some(stats) = stats.l2 {
+            let l2 = PyDict::new(py);
+            for (name, value) in [
+                ("questions", stats.questions),
+                ("questions_late", stats.questions_late),
+                ("fetched", stats.fetched),
+                ("missing", stats.missing),
+                ("fetch_failed", stats.fetch_failed),
+                ("demoted", stats.demoted),
+                ("demote_failed", stats.demote_failed),
+                ("demote_dropped", stats.demote_dropped),
+                ("demoting", stats.demoting as u64),
+            ] {
+                l2.set_item(name, value)?;
+            }
+            out.set_item("l2", l2)?;
+        }
         Ok(out)
     }
 
@@ -207,6 +261,16 @@ impl BlockCache {
             .clone()
             .ok_or_else(|| PyValueError::new_err("the cache is closed: open a new BlockCache"))
     }
+}
+
+fn open_core(config: &BlockCacheConfig, l2: Option<(RingConfig, L2Config)>) -> PyResult<Core> {
+    let core = Core::open(config).map_err(value_error)?;
+    let Some((ring, config)) = l2 else { return Ok(core) };
+    let store = Arc::new(RingStore::open(&ring).map_err(value_error)?);
+    let presence = Box::new(RingPresence::open(&ring).map_err(value_error)?);
+    core.with_l2(config, store, presence).map_err(|error| {
+        PyValueError::new_err(format!("cannot start the thread of L2: {error}; raise the limit of threads"))
+    })
 }
 
 /// A number from 0 up. Python's own errors for other values name neither the argument nor what to do.

@@ -43,16 +43,7 @@ impl Remote {
         presence_wait_s: f64,
         in_flight: usize,
     ) -> PyResult<Self> {
-        let ingestion = match ingestion {
-            "all" => Ingestion::All,
-            "hot" => Ingestion::Hot,
-            "evicted" => Ingestion::Evicted,
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "unknown ingestion {ingestion:?}: use \"all\", \"hot\" or \"evicted\""
-                )));
-            }
-        };
+        let ingestion = ingestion_of(ingestion)?;
         let mut ring = ring_config(url, token_file, tls_ca, tls_name)?;
         ring.client = RingClientConfig { replicas, ..ring.client };
         let tier = RemoteTierConfig {
@@ -85,6 +76,18 @@ impl Remote {
             patience: self.patience,
             in_flight_max: self.in_flight,
         })
+    }
+}
+
+/// Which blocks go to L2, by name.
+pub(crate) fn ingestion_of(name: &str) -> PyResult<Ingestion> {
+    match name {
+        "all" => Ok(Ingestion::All),
+        "hot" => Ok(Ingestion::Hot),
+        "evicted" => Ok(Ingestion::Evicted),
+        _ => Err(PyValueError::new_err(format!(
+            "unknown ingestion {name:?}: use \"all\", \"hot\" or \"evicted\""
+        ))),
     }
 }
 

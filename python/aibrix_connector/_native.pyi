@@ -61,6 +61,10 @@ class BlockCache:
         slab_path: str | PathLike[str] | None = None,
         copy_threads: int | None = None,
         hash: Literal["blake3", "xxh3"] | None = None,
+        ingestion: Literal["all", "hot", "evicted"] = "all",
+        token_file: str | PathLike[str] | None = None,
+        tls_ca: str | PathLike[str] | None = None,
+        tls_name: str | None = None,
     ) -> Self:
         """Opens a cache. Takes milliseconds: memory is taken in the background, and used as it arrives.
 
@@ -71,20 +75,29 @@ class BlockCache:
             eviction: Which block leaves when room is needed: ``default`` (S3-FIFO that adapts), ``lru``, ``s3fifo``,
                 ``s3fifo-fixed``.
             namespace: Separates caches whose blocks must not be mixed: name the model and all else that makes the bytes
-                of a block different. Part of every key. Mandatory with ``slab_path``.
-            remote: Not part of this version; must be None.
+                of a block different. Part of every key. Mandatory with ``slab_path`` and ``remote``.
+            remote: A ring of cache servers that share blocks with other caches of the same namespace and block size:
+                ``tcp://host:port,host:port``, ``infinistore+tcp://...``, ``tls://...``, ``redis://host/key`` or
+                ``file:///members.json``. A block that is not here is asked for there, a block stored here is stored
+                there in the background. Servers that fail or do not answer are misses: nothing raises.
             slab_path: A directory in shared memory such as ``/dev/shm``. Blocks are kept in a file there, and a later
                 process with the same namespace and sizes finds them, also after SIGKILL. None keeps them in private
                 memory that is gone with the process.
             copy_threads: Threads that copy, the caller's included. None and 1 copy on the caller's thread.
-            hash: How tokens become keys. None means ``blake3`` with a ``slab_path`` and ``xxh3`` without. ``xxh3`` is
-                faster and for private, single-tenant caches only: whoever chooses tokens can make keys collide.
+            hash: How tokens become keys. None means ``blake3`` with a ``slab_path`` or ``remote`` and ``xxh3`` without.
+                ``xxh3`` is faster and for private, single-tenant caches only: whoever chooses tokens can make keys
+                collide. Not with ``remote``.
+            ingestion: Which blocks go to ``remote``: ``all`` when they are stored, ``hot`` when they are used again,
+                ``evicted`` shortly before they leave.
+            token_file: A file with the token that the servers ask for.
+            tls_ca: With ``tls://``: a PEM file with the certificates that sign the servers'.
+            tls_name: With ``tls://``: the name in the servers' certificates, where it is not their host.
 
         Raises:
             TypeError: A size is not a whole number.
             ValueError: Names the value and the remedy: a negative size, no or too little capacity, more than there is
-                memory, an unknown policy or hash, a directory that cannot be written, a ``slab_path`` without
-                ``namespace``.
+                memory, an unknown policy or hash, a directory that cannot be written, a ``slab_path`` or a ``remote``
+                without ``namespace``, a ``remote`` that cannot be understood.
 
         Warns:
             RuntimeWarning: The cache works, but not as asked: for example too little shared memory, so that blocks are
@@ -116,6 +129,8 @@ class BlockCache:
     def match(self, keys: _Array) -> int:
         """Returns the number of leading blocks that are in the cache. Changes nothing, copies nothing.
 
+        With ``remote`` blocks on the ring count as well; servers that do not answer within 50 ms have none.
+
         Args:
             keys: uint8 of shape ``[blocks, 16]``, or ``16 * blocks`` bytes.
 
@@ -126,6 +141,8 @@ class BlockCache:
 
     def put(self, keys: _Array, data: _Array) -> int:
         """Stores blocks. Those that are there already are not copied again.
+
+        With ``remote`` they go there in the background; what exceeds the bound of blocks on their way stays here only.
 
         Args:
             keys: uint8 of shape ``[blocks, 16]``: a prefix from its *first* block on, so that nothing is behind a hole.
@@ -142,12 +159,14 @@ class BlockCache:
     def get(self, keys: _Array, out: _Array) -> int:
         """Copies the leading blocks that are in the cache into ``out``.
 
+        With ``remote`` blocks that are not here are fetched, verified and kept. It waits 2 s for them at most.
+
         Args:
             keys: uint8 of shape ``[blocks, 16]``.
             out: Writable, ``blocks * block_bytes`` bytes, C-contiguous.
 
         Returns:
-            Blocks copied. The rest of ``out`` is left as it was.
+            Blocks copied. The rest of ``out`` is left as it was; with ``remote`` it may hold anything.
 
         Raises:
             TypeError: An argument exports no buffer of numbers.
@@ -155,15 +174,24 @@ class BlockCache:
         """
 
     def delete(self, keys: _Array) -> int:
-        """Removes blocks, here and for a later process; returns how many there were.
+        """Removes blocks, here, on ``remote`` and for a later process; returns how many there were.
 
         Raises:
             TypeError: ``keys`` is no buffer of uint8.
             ValueError: ``keys`` has another shape, or the cache is closed.
         """
 
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Waits until no block is on its way to ``remote``, for ``timeout_s`` at most; returns whether none is.
+
+        Raises:
+            ValueError: ``timeout_s`` is negative or no number, or the cache is closed.
+        """
+
     def clear(self) -> None:
         """Removes every block, here and for a later process.
+
+        On ``remote`` other caches keep theirs. This cache finds none of them from then on, and shares none.
 
         Raises:
             ValueError: The cache is closed.
@@ -178,6 +206,11 @@ class BlockCache:
         ``cancelled_fills``, ``adopted`` (found after a restart) and ``removed`` only grow. ``metadata_bytes`` is memory
         beside the blocks, ``slab_bytes`` that of the blocks. ``policy`` is the eviction policy's own name.
 
+        With ``remote`` there is ``l2``: ``questions`` about presence and those that were ``questions_late``; blocks
+        ``fetched``, ``missing`` there, and ``fetch_failed`` (late, damaged, unreachable); blocks ``demoted``, refused
+        or late (``demote_failed``), left out because too many were on their way (``demote_dropped``), and
+        ``demoting`` now.
+
         Raises:
             ValueError: The cache is closed.
         """
@@ -185,7 +218,8 @@ class BlockCache:
     def close(self) -> None:
         """Gives the memory back once calls under way have returned. May be repeated.
 
-        Blocks in a slab stay for a later process.
+        Blocks in a slab stay for a later process. Blocks on their way to ``remote`` may not arrive: :meth:`flush`
+        first.
         """
 
     def __enter__(self) -> Self:

@@ -50,8 +50,8 @@ def opening(**arguments: Any) -> Callable[[], Any]:
             'unknown hash "md5": use "blake3" (safe to share) or "xxh3" (faster, private single-tenant caches only)',
         ),
         (
-            {"remote": "10.0.0.1:12345"},
-            'remote "10.0.0.1:12345" cannot be used: cache servers (L2) are not part of this version, leave it out',
+            {"remote": "tcp://10.0.0.1:12345"},
+            "remote needs a namespace: name the model and everything else that makes its blocks different",
         ),
         (
             {"slab_path": "/dev/shm/x"},

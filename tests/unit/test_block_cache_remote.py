@@ -1,0 +1,118 @@
+"""`BlockCache` with a ring of real cache servers behind it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aibrix_connector import BlockCache
+
+from tests.e2e.cache_server import CacheServer
+
+BLOCK_BYTES = 4096
+TOKENS: Any = np.arange(320, dtype=np.int32)
+
+
+def blocks_of(keys: Any) -> Any:
+    """Returns bytes that are a function of the keys, so that any mix-up shows."""
+    return np.stack([np.resize(key, BLOCK_BYTES) for key in keys]).copy()
+
+
+class Servers:
+    """Servers on free ports of loopback, killed with the test at the latest."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.running: list[CacheServer] = []
+
+    def start(self, count: int) -> str:
+        for index in range(count):
+            self.running.append(CacheServer(self.logs / f"server-{index}.log", capacity="64MiB"))
+        return "tcp://" + ",".join(server.address for server in self.running)
+
+    def kill(self) -> None:
+        for server in self.running:
+            server.kill()
+        self.running = []
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    started = Servers(tmp_path)
+    yield started
+    started.kill()
+
+
+def cache(remote: str, **settings: Any) -> BlockCache:
+    return BlockCache(BLOCK_BYTES, 64 * BLOCK_BYTES, namespace="test", remote=remote, **settings)
+
+
+def test_caches_share_blocks(servers: Servers) -> None:
+    remote = servers.start(3)
+    with cache(remote) as first, cache(remote) as second:
+        keys = first.hash_tokens(TOKENS)
+        data = blocks_of(keys)
+        assert second.match(keys) == 0
+        assert first.put(keys[:12], data[:12]) == 12
+        assert first.flush()
+        assert first.stats()["l2"]["demoted"] == 12
+        assert second.match(keys) == 12
+        out: Any = np.zeros_like(data)
+        assert second.get(keys, out) == 12
+        assert np.array_equal(out[:12], data[:12])
+        assert second.stats()["l2"]["fetched"] == 12
+        # Now they are its own as well.
+        servers.kill()
+        assert second.get(keys[:12], out[:12]) == 12
+
+
+def test_other_names_share_nothing(servers: Servers) -> None:
+    remote = servers.start(1)
+    with cache(remote) as first, BlockCache(BLOCK_BYTES, 1 << 20, namespace="other", remote=remote) as second:
+        keys = first.hash_tokens(TOKENS)
+        first.put(keys, blocks_of(keys))
+        assert first.flush()
+        assert second.match(keys) == 0
+        assert second.match(second.hash_tokens(TOKENS)) == 0
+
+
+def test_dead_servers_are_misses(servers: Servers) -> None:
+    remote = servers.start(2)
+    with cache(remote) as opened:
+        keys = opened.hash_tokens(TOKENS)
+        data = blocks_of(keys)
+        servers.kill()
+        assert opened.match(keys) == 0
+        assert opened.put(keys, data) == 20
+        assert opened.flush()
+        assert opened.stats()["l2"]["demote_failed"] == 20
+        out: Any = np.zeros_like(data)
+        assert opened.get(keys, out) == 20
+
+
+def test_deleting_reaches_the_servers(servers: Servers) -> None:
+    remote = servers.start(2)
+    with cache(remote) as first, cache(remote) as second:
+        keys = first.hash_tokens(TOKENS)
+        first.put(keys, blocks_of(keys))
+        assert first.flush()
+        assert first.delete(keys[5:]) == 15
+        assert (first.match(keys), second.match(keys)) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"remote": "10.0.0.1:12345"}, "has no scheme"),
+        ({"namespace": None}, "remote needs a namespace"),
+        ({"hash": "xxh3"}, 'hash "xxh3" cannot be used with remote'),
+        ({"ingestion": "some"}, "unknown ingestion"),
+        ({"remote": "tls://localhost:1"}, "tls_ca is missing"),
+        ({"token_file": "/nowhere"}, "cannot read the token file /nowhere"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"namespace": "n", "remote": "tcp://localhost:1"} | settings
+    with pytest.raises(ValueError, match=message):
+        BlockCache(BLOCK_BYTES, 1 << 20, **arguments)
