@@ -28,12 +28,31 @@ def tool() -> Path:
 class CacheServer:
     """A running server; a context manager that kills it."""
 
-    def __init__(self, log: Path, *, capacity: str = "256MiB", port: int = 0, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *,
+        capacity: str = "256MiB",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        flags: tuple[str, ...] = (),
+        within: tuple[str, ...] = (),
+    ) -> None:
+        """Starts it and waits until it listens.
+
+        Args:
+            log: For its output.
+            capacity: Memory for values.
+            host: The address to listen on.
+            port: The port; a free one if it is 0.
+            flags: More of `kvcache serve`.
+            within: A command that becomes the one that follows it, as `nsenter` does.
+        """
         self.log = log
-        listen = ["--listen", f"127.0.0.1:{port}", "--manage", "127.0.0.1:0"]
+        listen = ["--listen", f"{host}:{port}", "--manage", "127.0.0.1:0"]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [tool(), "serve", *listen, "--capacity", capacity, *flags], stdout=output, stderr=output
+                [*within, tool(), "serve", *listen, "--capacity", capacity, *flags], stdout=output, stderr=output
             )
         ready = self._wait_until_ready()
         self.address, self.manage = ready["listen"], ready["manage"]
