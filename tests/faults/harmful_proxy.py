@@ -154,7 +154,7 @@ class HarmfulProxy:
 
     def _write(self, way: _Way, now: float) -> None:
         while way.waiting and way.waiting[0][0] <= now and way.source in self._ways:
-            due, piece = way.waiting.popleft()
+            _, piece = way.waiting.popleft()
             try:
                 sent = way.sink.send(piece)
             except BlockingIOError:
