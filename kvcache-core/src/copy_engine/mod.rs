@@ -12,6 +12,7 @@
 //! Memory named by a batch stays reserved (neither freed, nor reused, nor read) until its end was seen: a deadline that
 //! passed, or a lost interest in the outcome, does not stop a copy.
 
+pub mod checked_copy;
 pub mod drill;
 mod host;
 pub mod stream_copy;
