@@ -14,15 +14,26 @@
 //! | [`Put`](FrameOp::Put), values as payload | [`Batch<PutItem>`] | [`Statuses`] | |
 //! | [`Delete`](FrameOp::Delete) | [`Batch<Named>`] | [`Statuses`] | |
 //! | [`Stats`](FrameOp::Stats) | empty | [`Stats`] | |
+//!
+//! On the server's host a connection over a Unix socket has four more, see [`Features::SHARED_MEMORY`]:
+//!
+//! | request | body | answer's body |
+//! |---|---|---|
+//! | [`Lease`](FrameOp::Lease) | [`Batch<GetItem>`] | [`LeasedValues`] |
+//! | [`Reserve`](FrameOp::Reserve) | [`Numbers`], the lengths | [`LeasedRooms`] |
+//! | [`Commit`](FrameOp::Commit) | [`Batch<CommitItem>`] | [`Statuses`] |
+//! | [`Release`](FrameOp::Release) | [`Numbers`], the leases | none: nobody waits for it |
 
 mod batch;
 mod frame;
 mod hello;
+mod leases;
 mod replies;
 mod stats;
 
 pub use batch::{Batch, GetItem, ItemFields, Named, PutItem};
 pub use frame::{FrameHead, FrameHeader, FrameOp, flags, write_frame};
-pub use hello::{Features, Hello, Limits, VERSION, Welcome};
+pub use hello::{Features, Hello, Limits, VERSION, Welcome, local_socket_name};
+pub use leases::{CommitItem, LeasedRoom, LeasedRooms, LeasedValue, LeasedValues, Numbers};
 pub use replies::{ExistsReply, GetOutcome, GetReplies, Statuses};
 pub use stats::{Stats, encode_stats};

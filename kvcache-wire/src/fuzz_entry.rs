@@ -5,8 +5,8 @@
 
 use crate::Status;
 use crate::extension::{
-    Batch, ExistsReply, FrameHeader, GetItem, GetReplies, Hello, ItemFields, Named, PutItem, Stats, Statuses,
-    Welcome, encode_stats, write_frame,
+    Batch, CommitItem, ExistsReply, FrameHeader, GetItem, GetReplies, Hello, ItemFields, LeasedRooms,
+    LeasedValues, Named, Numbers, PutItem, Stats, Statuses, Welcome, encode_stats, write_frame,
 };
 use crate::stock::{
     Caps, ConnectionInfo, GetReply, Header, RemoteMetaRequest, TcpPayloadRequest, decode_keys, encode_keys,
@@ -16,7 +16,7 @@ use crate::stock::{
 pub type Entry = fn(&[u8]) -> bool;
 
 /// Every entry function by the name of its fuzz target.
-pub const ENTRIES: [(&str, Entry); 16] = [
+pub const ENTRIES: [(&str, Entry); 20] = [
     ("stock_header", stock_header),
     ("stock_keys", stock_keys),
     ("stock_tcp_payload", stock_tcp_payload),
@@ -29,10 +29,14 @@ pub const ENTRIES: [(&str, Entry); 16] = [
     ("batch_named", batch::<Named>),
     ("batch_get", batch::<GetItem>),
     ("batch_put", batch::<PutItem>),
+    ("batch_commit", batch::<CommitItem>),
     ("exists_reply", exists_reply),
     ("get_replies", get_replies),
     ("statuses", statuses),
     ("stats", stats),
+    ("leased_values", leased_values),
+    ("leased_rooms", leased_rooms),
+    ("numbers", numbers),
 ];
 
 /// [`Header::decode`].
@@ -171,6 +175,35 @@ pub fn stats(bytes: &[u8]) -> bool {
     let Ok(stats) = Stats::decode(bytes) else { return false };
     let mut again = Vec::new();
     let written = encode_stats(&mut again, &stats.iter().collect::<Vec<_>>());
+    assert!(written.is_ok() && again == bytes);
+    true
+}
+
+/// [`LeasedValues::decode`]: the first byte is the number of keys.
+pub fn leased_values(bytes: &[u8]) -> bool {
+    let [keys, body @ ..] = bytes else { return false };
+    let Ok(values) = LeasedValues::decode(body, u32::from(*keys)) else { return false };
+    let mut again = Vec::new();
+    LeasedValues::encode(&mut again, values.lease, &values.iter().collect::<Vec<_>>());
+    assert_eq!(again, body);
+    true
+}
+
+/// [`LeasedRooms::decode`]: the first byte is the number of values.
+pub fn leased_rooms(bytes: &[u8]) -> bool {
+    let [values, body @ ..] = bytes else { return false };
+    let Ok(rooms) = LeasedRooms::decode(body, u32::from(*values)) else { return false };
+    let mut again = Vec::new();
+    LeasedRooms::encode(&mut again, &rooms.iter().collect::<Vec<_>>());
+    assert_eq!(again, body);
+    true
+}
+
+/// [`Numbers::decode`].
+pub fn numbers(bytes: &[u8]) -> bool {
+    let Ok(numbers) = Numbers::decode(bytes, CAPS.keys_max) else { return false };
+    let mut again = Vec::new();
+    let written = Numbers::encode(&mut again, &numbers.iter().collect::<Vec<_>>());
     assert!(written.is_ok() && again == bytes);
     true
 }

@@ -5,8 +5,9 @@ mod hex;
 use hex::{hex, unhex};
 use kvcache_wire::Status;
 use kvcache_wire::extension::{
-    Batch, ExistsReply, Features, FrameHead, FrameHeader, FrameOp, GetItem, GetOutcome, GetReplies, Hello,
-    Limits, Named, PutItem, Stats, Statuses, Welcome, encode_stats, flags, write_frame,
+    Batch, CommitItem, ExistsReply, Features, FrameHead, FrameHeader, FrameOp, GetItem, GetOutcome,
+    GetReplies, Hello, LeasedRoom, LeasedRooms, LeasedValue, LeasedValues, Limits, Named, Numbers, PutItem,
+    Stats, Statuses, Welcome, encode_stats, flags, write_frame,
 };
 use kvcache_wire::stock::Header;
 
@@ -88,4 +89,44 @@ fn bodies() {
     let stats = "0100000007000000000000000676616c756573";
     assert_eq!(body(&|out| encode_stats(out, &[("values", 7)]).expect("short")), stats);
     assert_eq!(Stats::decode(&unhex(stats)).map(|stats| stats.get("values")), Ok(Some(7)));
+}
+
+#[test]
+fn leases() {
+    let body = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        write(&mut out);
+        hex(&out)
+    };
+    let value =
+        LeasedValue { status: Status::OK, value_bytes: 4096, checksum: Some(0x0a0b), offset_bytes: 0x3000 };
+    let values = [value, LeasedValue::without_value(Status::NOT_FOUND)];
+    let bytes = "070000000000000002000000c800010000100000000000000b0a0000000000000030000000000000\
+                 94010000000000000000000000000000000000000000000000000000";
+    assert_eq!(body(&|out| LeasedValues::encode(out, 7, &values)), bytes);
+    let bytes = unhex(bytes);
+    let read = LeasedValues::decode(&bytes, 2).expect("good");
+    assert_eq!((read.lease, read.iter().collect::<Vec<_>>()), (7, values.to_vec()));
+
+    let bytes = "0200000000200000000000000100000000000000";
+    assert_eq!(body(&|out| Numbers::encode(out, &[0x2000, 1]).expect("few")), bytes);
+    assert_eq!(Numbers::decode(&unhex(bytes), 2).map(|read| read.iter().collect()), Ok(vec![0x2000, 1]));
+
+    let rooms = [
+        LeasedRoom { status: Status::OK, lease: 9, offset_bytes: 0x5000 },
+        LeasedRoom::refused(Status::OUT_OF_MEMORY),
+    ];
+    let bytes = "02000000c80009000000000000000050000000000000fb0100000000000000000000000000000000";
+    assert_eq!(body(&|out| LeasedRooms::encode(out, &rooms)), bytes);
+    assert_eq!(LeasedRooms::decode(&unhex(bytes), 2).map(|read| read.iter().collect()), Ok(rooms.to_vec()));
+
+    let commit = (CommitItem { lease: 9, checksum: 0x0a0b }, b"k".as_slice());
+    assert_eq!(
+        body(&|out| Batch::encode(out, b"", [commit].into_iter()).expect("small")),
+        "010000000000000009000000000000000b0a00000000000001006b"
+    );
+    let release = FrameHead::request(FrameOp::Release, 0, 1);
+    let mut frame = Vec::new();
+    write_frame(&mut frame, release, 0, |out| Numbers::encode(out, &[9])).expect("small");
+    assert_eq!(hex(&frame[..16]), "4b5643660a00c8000100000000000000");
 }

@@ -4,8 +4,9 @@ mod hex;
 
 use hex::hex;
 use kvcache_wire::extension::{
-    Batch, ExistsReply, FrameHead, FrameHeader, FrameOp, GetItem, GetOutcome, GetReplies, Hello, Named,
-    PutItem, Stats, Statuses, Welcome, encode_stats, flags, write_frame,
+    Batch, ExistsReply, FrameHead, FrameHeader, FrameOp, GetItem, GetOutcome, GetReplies, Hello, LeasedRoom,
+    LeasedRooms, LeasedValue, LeasedValues, Named, Numbers, PutItem, Stats, Statuses, Welcome, encode_stats,
+    flags, write_frame,
 };
 use kvcache_wire::stock::{
     Caps, ConnectionInfo, Header, PayloadOp, RemoteMetaRequest, RemoteOp, TcpPayloadRequest, decode_keys,
@@ -257,7 +258,7 @@ fn frame_error(change: impl FnOnce(&mut Vec<u8>)) -> DecodeError {
 #[test]
 fn a_frame_that_is_none() {
     assert!(matches!(frame_error(|frame| frame[0] = 0), DecodeError::BadMagic { .. }));
-    assert!(matches!(frame_error(|frame| frame[4] = 9), DecodeError::UnknownCode { code: 9, .. }));
+    assert!(matches!(frame_error(|frame| frame[4] = 11), DecodeError::UnknownCode { code: 11, .. }));
     assert!(matches!(frame_error(|frame| frame[5] = flags::VERIFY), DecodeError::UnknownCode { .. }));
     assert!(matches!(frame_error(|frame| frame[6] = 1), DecodeError::BadValue { .. }));
     assert!(matches!(frame_error(|frame| frame.push(0)), DecodeError::Mismatch { left: 1, right: 0, .. }));
@@ -333,6 +334,26 @@ fn answers_for_another_number_of_keys() {
     Statuses::encode(&mut statuses, &[Status::OK, Status::NOT_FOUND]);
     assert!(matches!(Statuses::decode(&statuses, 1), Err(DecodeError::Mismatch { .. })));
     assert!(matches!(Statuses::decode(&statuses[..7], 2), Err(DecodeError::Truncated { .. })));
+}
+
+#[test]
+fn leases_of_another_number_or_cut_short() {
+    let mut values = Vec::new();
+    LeasedValues::encode(&mut values, 1, &[LeasedValue::without_value(Status::NOT_FOUND); 2]);
+    assert!(matches!(LeasedValues::decode(&values, 1), Err(DecodeError::Mismatch { .. })));
+    assert!(matches!(LeasedValues::decode(&values[..20], 2), Err(DecodeError::Truncated { .. })));
+    values[14] = 2;
+    assert!(matches!(LeasedValues::decode(&values, 2), Err(DecodeError::UnknownCode { code: 2, .. })));
+    let mut rooms = Vec::new();
+    LeasedRooms::encode(&mut rooms, &[LeasedRoom::refused(Status::OUT_OF_MEMORY)]);
+    assert!(matches!(LeasedRooms::decode(&rooms, 2), Err(DecodeError::Mismatch { .. })));
+    assert!(matches!(LeasedRooms::decode(&rooms[..9], 1), Err(DecodeError::Truncated { .. })));
+    let mut numbers = Vec::new();
+    Numbers::encode(&mut numbers, &[1, 2, 3]).expect("few");
+    assert!(matches!(Numbers::decode(&numbers, 2), Err(DecodeError::AboveLimit { .. })));
+    assert!(matches!(Numbers::decode(&numbers[..9], 3), Err(DecodeError::Truncated { .. })));
+    numbers.push(0);
+    assert!(matches!(Numbers::decode(&numbers, 3), Err(DecodeError::TrailingBytes { .. })));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A short seeded run of what the fuzz targets do: good inputs of every decoder, damaged in every way that matters.
 
 use kvcache_wire::extension::{
-    Batch, ExistsReply, FrameHead, FrameOp, GetItem, GetOutcome, GetReplies, Hello, Named, PutItem, Statuses,
-    encode_stats, write_frame,
+    Batch, CommitItem, ExistsReply, FrameHead, FrameOp, GetItem, GetOutcome, GetReplies, Hello, LeasedRoom,
+    LeasedRooms, LeasedValue, LeasedValues, Named, Numbers, PutItem, Statuses, encode_stats, write_frame,
 };
 use kvcache_wire::fuzz_entry::ENTRIES;
 use kvcache_wire::stock::{
@@ -87,6 +87,21 @@ fn good_inputs() -> Vec<Vec<u8>> {
         out.push(2);
         Statuses::encode(out, &[Status::OK, Status::OUT_OF_MEMORY]);
     });
+    body(&|out| {
+        let item = CommitItem { lease: 4, checksum: 3 };
+        Batch::encode(out, b"pre", suffixes.iter().map(|suffix| (item, *suffix))).expect("small");
+    });
+    body(&|out| {
+        out.push(2);
+        let there = LeasedValue { status: Status::OK, value_bytes: 9, checksum: Some(1), offset_bytes: 4096 };
+        LeasedValues::encode(out, 3, &[there, LeasedValue::without_value(Status::NOT_FOUND)]);
+    });
+    body(&|out| {
+        out.push(2);
+        let there = LeasedRoom { status: Status::OK, lease: 9, offset_bytes: 4096 };
+        LeasedRooms::encode(out, &[there, LeasedRoom::refused(Status::OUT_OF_MEMORY)]);
+    });
+    body(&|out| Numbers::encode(out, &[1, 2, 1 << 40]).expect("few"));
     body(&|out| encode_stats(out, &[("values", 3), ("hits_total", 1 << 40)]).expect("short"));
     body(&|out| {
         let head = FrameHead::request(FrameOp::Get, 0, 77);

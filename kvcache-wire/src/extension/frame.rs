@@ -19,6 +19,14 @@ pub enum FrameOp {
     Delete = 5,
     /// The server's counters.
     Stats = 6,
+    /// Where values lie, for clients that have the pool mapped; they stay there until released, or for a while.
+    Lease = 7,
+    /// Where values may be written.
+    Reserve = 8,
+    /// Values were written: they are to be found from now on.
+    Commit = 9,
+    /// Leases, of values or of room, are given back. The one request without an answer.
+    Release = 10,
     /// From the server only: this connection ends, the body says why as text.
     Close = 0x7f,
 }
@@ -32,6 +40,10 @@ impl FrameOp {
             4 => Self::Put,
             5 => Self::Delete,
             6 => Self::Stats,
+            7 => Self::Lease,
+            8 => Self::Reserve,
+            9 => Self::Commit,
+            10 => Self::Release,
             0x7f => Self::Close,
             _ => return Err(DecodeError::UnknownCode { what: "frame operation", code: code.into() }),
         })

@@ -15,6 +15,9 @@ pub struct Features(pub u64);
 impl Features {
     /// The server compares checksums before it publishes, where a put asks for it.
     pub const VERIFY_ON_PUT: Self = Self(1);
+    /// The client maps the server's pool: two descriptors of it come with the welcome, and leases can be asked for.
+    /// Over Unix sockets only.
+    pub const SHARED_MEMORY: Self = Self(2);
 
     /// Whether all of `others` are among these.
     pub fn contain(self, others: Self) -> bool {
@@ -26,6 +29,11 @@ impl Features {
     pub fn and(self, others: Self) -> Self {
         Self(self.0 & others.0)
     }
+}
+
+/// The name of the Unix socket beside TCP `port`, in the abstract namespace and without its leading zero byte.
+pub fn local_socket_name(port: u16) -> String {
+    format!("kvcache-{port}")
 }
 
 /// The client's opening: a stock request with the operation `H`.

@@ -194,7 +194,7 @@ impl<'a> Statuses<'a> {
     }
 }
 
-fn expect_count(found: u32, keys: u32) -> Result<(), DecodeError> {
+pub(super) fn expect_count(found: u32, keys: u32) -> Result<(), DecodeError> {
     if found == keys {
         return Ok(());
     }
