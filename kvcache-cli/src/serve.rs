@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Takes all memory at the start, in the background.
     #[arg(long)]
     populate: bool,
+    /// Does without shared memory: clients of this host use TCP like all others.
+    #[arg(long)]
+    no_shared_memory: bool,
     /// What is logged to standard error: error, warn, info, debug or off.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     log: log::LevelFilter,
@@ -118,6 +121,7 @@ fn config(args: &Args) -> Result<ServerConfig, ServeError> {
         connections_max: args.max_connections.get(),
         threads: args.threads.map(NonZeroUsize::get),
         populate: args.populate,
+        shared_memory: !args.no_shared_memory,
         timeouts: Timeouts { idle: args.idle_timeout.map(Duration::from_secs), ..Timeouts::default() },
         ..ServerConfig::default()
     })

@@ -38,6 +38,8 @@ pub struct ServerConfig {
     pub threads: Option<usize>,
     /// Back the pool with memory from the start on, in the background, instead of when it is first used.
     pub populate: bool,
+    /// Whether clients on this host may map the pool and copy values themselves.
+    pub shared_memory: bool,
     /// How long peers may take.
     pub timeouts: Timeouts,
     /// Whether clients are served over RDMA as well. With a token they are not, unless `allow_stock`: that protocol cannot
@@ -61,6 +63,7 @@ impl Default for ServerConfig {
             connections_max: 4096,
             threads: None,
             populate: false,
+            shared_memory: true,
             timeouts: Timeouts::default(),
             rdma: RdmaConfig::default(),
         }
@@ -107,6 +110,8 @@ pub struct Timeouts {
     pub payload_bytes_per_second_min: u64,
     /// Between requests; `None`: for ever.
     pub idle: Option<Duration>,
+    /// How long a client with shared memory may take to copy values: then they can go although it has not given them back.
+    pub lease: Duration,
     /// What runs when the server is stopped may take so long to end.
     pub grace: Duration,
 }
@@ -122,12 +127,13 @@ impl Timeouts {
 }
 
 impl Default for Timeouts {
-    /// 10 s a request, 1 MiB/s, no limit between requests, 5 s to end.
+    /// 10 s a request, 1 MiB/s, no limit between requests, 10 s a lease, 5 s to end.
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
             payload_bytes_per_second_min: 1 << 20,
             idle: None,
+            lease: Duration::from_secs(10),
             grace: Duration::from_secs(5),
         }
     }

@@ -61,14 +61,14 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAccep
     }
     let Some(acceptor) = tls else {
         let (reader, writer) = stream.into_split();
-        let end = session::serve(&shared, stopping, reader, writer).await;
+        let end = session::serve(&shared, stopping, reader, writer, None).await;
         log::debug!("a connection ends: {end:?}");
         return;
     };
     match tokio::time::timeout(shared.timeouts.request, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let (reader, writer) = tokio::io::split(stream);
-            let end = session::serve(&shared, stopping, reader, writer).await;
+            let end = session::serve(&shared, stopping, reader, writer, None).await;
             log::debug!("a TLS connection ends: {end:?}");
         }
         Ok(Err(error)) => {
@@ -88,10 +88,10 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Counts a connection for as long as it lives, however it ends.
-struct Open<'a>(&'a Shared);
+pub(crate) struct Open<'a>(&'a Shared);
 
 impl<'a> Open<'a> {
-    fn new(shared: &'a Shared) -> Self {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
         shared.metrics.connections.add(1);
         Self(shared)
     }

@@ -18,6 +18,7 @@ mod config;
 mod connections;
 mod error;
 mod incoming;
+mod local;
 mod manage;
 mod metrics;
 mod outgoing;

@@ -16,6 +16,9 @@ pub(crate) struct Metrics {
     pub(crate) deletes: Counter,
     pub(crate) received_bytes: Counter,
     pub(crate) sent_bytes: Counter,
+    pub(crate) shared_written_bytes: Counter,
+    pub(crate) shared_read_bytes: Counter,
+    pub(crate) leases_expired: Counter,
     pub(crate) connections_total: Counter,
     pub(crate) connections: Counter,
     errors: [Counter; Fault::ALL.len()],
@@ -138,7 +141,7 @@ impl Metrics {
     }
 
     /// Names (without `kvcache_server_`), helps and values of everything that is one number.
-    pub(crate) fn numbers(&self, store: &StoreStats) -> [(&'static str, Kind, &'static str, u64); 15] {
+    pub(crate) fn numbers(&self, store: &StoreStats) -> [(&'static str, Kind, &'static str, u64); 18] {
         use Kind::{Counter, Gauge};
         [
             ("values", Gauge, "Values that can be found.", store.values),
@@ -169,6 +172,24 @@ impl Metrics {
             ),
             ("received_bytes_total", Counter, "Bytes of values received.", self.received_bytes.get()),
             ("sent_bytes_total", Counter, "Bytes of values sent.", self.sent_bytes.get()),
+            (
+                "shared_written_bytes_total",
+                Counter,
+                "Bytes of values that clients of this host wrote to the pool themselves.",
+                self.shared_written_bytes.get(),
+            ),
+            (
+                "shared_read_bytes_total",
+                Counter,
+                "Bytes of values whose place clients of this host were told.",
+                self.shared_read_bytes.get(),
+            ),
+            (
+                "leases_expired_total",
+                Counter,
+                "Leases of values that a client of this host did not give back in time.",
+                self.leases_expired.get(),
+            ),
             ("connections", Gauge, "Connections now.", self.connections.get()),
             ("connections_total", Counter, "Connections accepted.", self.connections_total.get()),
         ]

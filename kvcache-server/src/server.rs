@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::session::Shared;
 use crate::store::{Store, StoreConfig};
-use crate::{Error, ServerConfig, connections, manage, rdma};
+use crate::{Error, ServerConfig, connections, local, manage, rdma};
 
 /// A running server with threads of its own. Dropping it cuts connections off; [`stop`](Self::stop) lets them end.
 #[derive(Debug)]
@@ -74,12 +74,30 @@ impl Server {
         if config.populate {
             populate(Arc::clone(&shared));
         }
+        let local = config.shared_memory.then(|| listen_locally(&runtime, address)).flatten();
         let (stop, stopping) = watch::channel(false);
         if let Some(listener) = manage_listener {
             runtime.spawn(manage::serve(Arc::clone(&shared), listener, stopping.clone()));
         }
-        let accepting =
-            connections::accept(Arc::clone(&shared), listener, tls, config.connections_max, stopping);
+        let connections_max = config.connections_max;
+        let accepting = {
+            let shared = Arc::clone(&shared);
+            async move {
+                let tcp = connections::accept(
+                    Arc::clone(&shared),
+                    listener,
+                    tls,
+                    connections_max,
+                    stopping.clone(),
+                );
+                match local {
+                    None => tcp.await,
+                    Some(local) => {
+                        tokio::join!(tcp, local::accept(shared, local, connections_max, stopping));
+                    }
+                }
+            }
+        };
         let accepting = Some(runtime.spawn(accepting));
         Ok(Self { address, manage_address, shared, stop, accepting, runtime: Some(runtime) })
     }
@@ -165,6 +183,16 @@ pub fn run_until_signal(config: ServerConfig, ready: impl FnOnce(&Server)) -> Re
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<TcpListener, Error> {
     runtime.block_on(TcpListener::bind(address)).map_err(|source| Error::Listen { address, source })
+}
+
+/// The Unix socket beside the TCP port. Without it clients of this host use TCP like others.
+fn listen_locally(runtime: &Runtime, address: SocketAddr) -> Option<local::LocalListener> {
+    let _inside = runtime.enter();
+    local::LocalListener::bind(address.port())
+        .inspect_err(|error| {
+            log::warn!("no shared memory for clients of this host: the Unix socket of {address}: {error}");
+        })
+        .ok()
 }
 
 fn local_address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, Error> {

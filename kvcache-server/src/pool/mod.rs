@@ -5,6 +5,7 @@
 //! [`OpenExtent`], which one owner fills; sealed, it is shared and never changes again. Dropping the last handle
 //! returns the memory, hence no reader and no writer ever finds somebody else's bytes.
 
+mod backed;
 mod free_extents;
 mod mapping;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use backed::BackedGranules;
 use free_extents::FreeExtents;
 use mapping::Mapping;
 pub use mapping::PoolError;
@@ -27,6 +29,7 @@ pub const GRANULE_BYTES: u64 = 4096;
 pub struct Pool {
     mapping: Mapping,
     free: Mutex<FreeExtents>,
+    backed: BackedGranules,
 }
 
 impl Pool {
@@ -38,7 +41,8 @@ impl Pool {
     pub fn new(capacity_bytes: u64) -> Result<Arc<Self>, PoolError> {
         let granules = capacity_bytes.div_ceil(GRANULE_BYTES).max(1);
         let mapping = Mapping::new(granules * GRANULE_BYTES)?;
-        Ok(Arc::new(Self { mapping, free: Mutex::new(FreeExtents::new(granules)) }))
+        let (free, backed) = (Mutex::new(FreeExtents::new(granules)), BackedGranules::new(granules));
+        Ok(Arc::new(Self { mapping, free, backed }))
     }
 
     /// Takes `bytes` bytes, at least one granule; `None` if no gap is large enough. O(log n) of the number of gaps.
@@ -101,6 +105,33 @@ impl OpenExtent {
         unsafe { self.pool.mapping.slice_mut(self.first * GRANULE_BYTES, self.bytes) }
     }
 
+    /// Where the bytes begin within the pool.
+    pub fn offset_bytes(&self) -> u64 {
+        self.first * GRANULE_BYTES
+    }
+
+    /// Length of the content.
+    pub fn len_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Has the system back all of it with memory now, unless that was done before.
+    ///
+    /// For extents that another process fills: memory that runs out is an error here, and the end of that process there.
+    ///
+    /// # Errors
+    ///
+    /// The system has no memory.
+    pub fn back(&self) -> std::io::Result<()> {
+        let pool = &self.pool;
+        if !pool.backed.contains(self.first, self.granules) {
+            let start = self.offset_bytes();
+            pool.populate(start..start + self.granules * GRANULE_BYTES)?;
+            pool.backed.insert(self.first, self.granules);
+        }
+        Ok(())
+    }
+
     /// Ends the filling: from now on the bytes are shared and do not change.
     pub fn seal(self) -> Extent {
         Extent { open: self }
@@ -128,7 +159,7 @@ impl Extent {
 
     /// Where the bytes begin within the pool.
     pub fn offset_bytes(&self) -> u64 {
-        self.open.first * GRANULE_BYTES
+        self.open.offset_bytes()
     }
 
     /// Length of the content.

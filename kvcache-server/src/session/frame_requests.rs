@@ -11,9 +11,10 @@ use kvcache_wire::{DecodeError, EncodeError, Status};
 
 use super::Shared;
 use super::put_request::PutRequest;
+use crate::local::{self, Leases};
 use crate::metrics::Operation;
 use crate::outgoing::Outgoing;
-use crate::store::Value;
+use crate::store::{Refused, Value};
 
 /// What a request has led to.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(super) fn handle<W: tokio::io::AsyncWrite + Unpin>(
     body: &[u8],
     started: Instant,
     outgoing: &mut Outgoing<W>,
+    leases: Option<&mut Leases>,
 ) -> Result<Handled, DecodeError> {
     let head = header.head;
     if head.is_answer || head.op == FrameOp::Close {
@@ -66,8 +68,15 @@ pub(super) fn handle<W: tokio::io::AsyncWrite + Unpin>(
             let request = PutRequest::new(shared, head, &batch, started);
             return Ok(Handled::Receiving(Box::new(request)));
         }
+        FrameOp::Lease | FrameOp::Reserve | FrameOp::Commit | FrameOp::Release => {
+            let Some(leases) = leases else {
+                return Err(DecodeError::UnknownCode { what: "request over TCP", code: head.op as u32 });
+            };
+            let (operation, answer) = local::handle(shared, leases, head, body)?;
+            (operation, answer, Vec::new())
+        }
         FrameOp::Stats => (Operation::Other, stats(shared, head), Vec::new()),
-        FrameOp::Ping | FrameOp::Close => (Operation::Other, frame(head, 0, |_| Ok(())), Vec::new()),
+        FrameOp::Ping | FrameOp::Close => (Operation::Other, answer_frame(head, 0, |_| Ok(())), Vec::new()),
     };
     shared.metrics.request(operation, started.elapsed());
     outgoing.push(answer, values);
@@ -82,7 +91,7 @@ fn exists(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8>
     let mut names = Names::new(shared, batch.prefix());
     let mut present =
         batch.items().map(|(_, suffix)| names.of(suffix).is_some_and(|key| shared.store.contains(key)));
-    frame(head, 0, |out| {
+    answer_frame(head, 0, |out| {
         if head.flags & flags::LEADING_ONLY != 0 {
             let leading = present.take_while(|present| *present).count();
             ExistsReply::encode_leading(out, leading as u32);
@@ -122,7 +131,7 @@ fn get(shared: &Shared, head: FrameHead, batch: &Batch<'_, GetItem>) -> (Vec<u8>
     metrics.hits.add(values.len() as u64);
     metrics.misses.add((outcomes.len() - values.len()) as u64);
     metrics.sent_bytes.add(payload_bytes);
-    let answer = frame(head, payload_bytes, |out| {
+    let answer = answer_frame(head, payload_bytes, |out| {
         GetReplies::encode(out, &outcomes);
         Ok(())
     });
@@ -138,7 +147,7 @@ fn delete(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8>
         .collect();
     let deleted = statuses.iter().filter(|status| status.is_ok()).count();
     shared.metrics.deletes.add(deleted as u64);
-    frame(head, 0, |out| {
+    answer_frame(head, 0, |out| {
         Statuses::encode(out, &statuses);
         Ok(())
     })
@@ -146,11 +155,11 @@ fn delete(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8>
 
 fn stats(shared: &Shared, head: FrameHead) -> Vec<u8> {
     let numbers = shared.metrics.numbers(&shared.store.stats());
-    frame(head, 0, |out| encode_stats(out, &numbers.map(|(name, _, _, value)| (name, value))))
+    answer_frame(head, 0, |out| encode_stats(out, &numbers.map(|(name, _, _, value)| (name, value))))
 }
 
 /// An answer whose body is far smaller than what a frame carries.
-fn frame(
+pub(crate) fn answer_frame(
     head: FrameHead,
     payload: u64,
     body: impl FnOnce(&mut Vec<u8>) -> Result<(), EncodeError>,
@@ -163,22 +172,31 @@ fn frame(
     out
 }
 
+/// What a client is told where there is no room.
+pub(crate) fn status_of(refused: Refused) -> Status {
+    match refused {
+        Refused::Empty => Status::BAD_REQUEST,
+        Refused::TooLarge { .. } => Status::TOO_LARGE,
+        Refused::Full { .. } | Refused::Busy { .. } => Status::OUT_OF_MEMORY,
+    }
+}
+
 /// Puts prefix and suffix together, in one piece of memory for all keys of a batch.
-struct Names {
+pub(crate) struct Names {
     name: Vec<u8>,
     prefix_bytes: usize,
     bytes_max: usize,
 }
 
 impl Names {
-    fn new(shared: &Shared, prefix: &[u8]) -> Self {
+    pub(crate) fn new(shared: &Shared, prefix: &[u8]) -> Self {
         let bytes_max = shared.limits.key_bytes_max as usize;
         Self { name: prefix.to_vec(), prefix_bytes: prefix.len(), bytes_max }
     }
 
     /// The whole key; `None` if it is longer than any that is stored. Looking for such keys would cost: a long prefix
     /// is sent once and would be hashed for each of thousands of suffixes.
-    fn of(&mut self, suffix: &[u8]) -> Option<&[u8]> {
+    pub(crate) fn of(&mut self, suffix: &[u8]) -> Option<&[u8]> {
         if self.prefix_bytes + suffix.len() > self.bytes_max {
             return None;
         }

@@ -12,6 +12,7 @@ use super::put_request::PutRequest;
 use super::stock::fault_of;
 use super::{End, Shared, Stopping, stopped};
 use crate::incoming::Incoming;
+use crate::local::Leases;
 use crate::metrics::{Fault, Operation};
 use crate::outgoing::Outgoing;
 
@@ -24,6 +25,7 @@ pub(super) async fn serve<R, W>(
     mut stopping: Stopping,
     incoming: &mut Incoming<R>,
     outgoing: &mut Outgoing<W>,
+    mut leases: Option<&mut Leases>,
 ) -> End
 where
     R: AsyncRead + Unpin,
@@ -54,7 +56,8 @@ where
         // Requests that are here already are answered together, in one call of the system.
         let collects = reads && incoming.is_buffered();
         let writes = !outgoing.is_idle() && !collects;
-        if let Some(earliest) = deadlines.earliest()
+        let expiry = leases.as_ref().and_then(|leases| leases.next_expiry());
+        if let Some(earliest) = deadlines.earliest().into_iter().chain(expiry).min()
             && tokio::time::Instant::from_std(earliest) < alarm.deadline()
         {
             alarm.as_mut().reset(earliest.into());
@@ -68,7 +71,7 @@ where
             read = incoming.read_into(reading.destination()), if reads => match read {
                 Ok(bytes) => {
                     let was_idle = outgoing.is_idle();
-                    if let Err(error) = reading.filled(shared, bytes, outgoing) {
+                    if let Err(error) = reading.filled(shared, bytes, outgoing, leases.as_deref_mut()) {
                         log::debug!("closing a connection: {error}");
                         close(outgoing, Status::BAD_REQUEST, &error.to_string());
                         ending = Some(End::Fault(fault_of(&error)));
@@ -84,6 +87,9 @@ where
             },
             () = stopped(&mut stopping), if ending.is_none() && !stops => {}
             () = alarm.as_mut() => {
+                if let Some(leases) = &mut leases {
+                    shared.metrics.leases_expired.add(leases.expire(Instant::now()));
+                }
                 if deadlines.earliest().is_some_and(|earliest| earliest <= Instant::now()) {
                     let is_idle = reading.is_between_requests() && outgoing.is_idle();
                     return if is_idle { End::Closed } else { fault(shared, Fault::Timeout) };
@@ -155,6 +161,7 @@ impl Reading {
         shared: &Shared,
         bytes: usize,
         outgoing: &mut Outgoing<W>,
+        leases: Option<&mut Leases>,
     ) -> Result<(), DecodeError> {
         match self {
             Self::Header { bytes: header, filled } => {
@@ -172,7 +179,7 @@ impl Reading {
             && *filled == header.body_bytes as usize
         {
             header.verify(body)?;
-            *self = match handle(shared, header, body, *started, outgoing)? {
+            *self = match handle(shared, header, body, *started, outgoing, leases)? {
                 Handled::Answered => Self::start(),
                 Handled::Receiving(request) => Self::Values { request, payload_bytes: header.payload_bytes },
             };

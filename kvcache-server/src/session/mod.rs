@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::incoming::Incoming;
+use crate::local::Local;
 use crate::metrics::{Fault, Metrics};
 use crate::outgoing::Outgoing;
 use crate::rdma::RdmaServer;
@@ -54,16 +55,28 @@ pub(crate) enum End {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve<R, W>(shared: &Shared, stopping: Stopping, reader: R, writer: W) -> End
+///
+/// `local` is what a connection over a Unix socket has beyond others.
+pub(crate) async fn serve<R, W>(
+    shared: &Shared,
+    mut stopping: Stopping,
+    reader: R,
+    writer: W,
+    mut local: Option<Local>,
+) -> End
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut incoming = Incoming::new(reader);
     let mut outgoing = Outgoing::new(writer);
-    let end = match stock::serve(shared, stopping.clone(), &mut incoming, &mut outgoing).await {
+    let end = match stock::serve(shared, stopping.clone(), &mut incoming, &mut outgoing, local.as_ref()).await
+    {
         stock::Next::End(end) => end,
-        stock::Next::Frames => frames::serve(shared, stopping, &mut incoming, &mut outgoing).await,
+        stock::Next::Frames { shares_memory } => {
+            let leases = local.as_mut().filter(|_| shares_memory).map(|local| &mut local.leases);
+            frames::serve(shared, stopping.clone(), &mut incoming, &mut outgoing, leases).await
+        }
     };
     // A close with bytes unread would make the system throw away an answer that tells why.
     let _ = tokio::time::timeout(FAREWELL, async {
@@ -72,8 +85,19 @@ where
         incoming.discard(FAREWELL_BYTES).await
     })
     .await;
+    if let Some(mut local) = local
+        && local.leases.end_values()
+    {
+        // The client may still write to its room: it is free when the client has closed its half, too.
+        tokio::select! {
+            _ = incoming.discard(u64::MAX) => {}
+            () = stopped(&mut stopping) => {}
+        }
+    }
     end
 }
+
+pub(crate) use frame_requests::{Names, answer_frame, status_of};
 
 const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES: u64 = 1 << 20;

@@ -5,8 +5,8 @@ use std::time::Instant;
 use kvcache_wire::extension::{Batch, FrameHead, PutItem, Statuses, flags, write_frame};
 use kvcache_wire::{Status, checksum};
 
-use super::Shared;
-use crate::store::{Refused, Reservation};
+use super::{Shared, status_of};
+use crate::store::Reservation;
 
 /// Receives the values of a put one after the other, each straight into the pool.
 ///
@@ -131,11 +131,7 @@ impl PutRequest {
             {
                 Err(Status::TOO_LARGE)
             } else {
-                shared.store.reserve(key, item.fields.value_bytes).map_err(|refused| match refused {
-                    Refused::Empty => Status::BAD_REQUEST,
-                    Refused::TooLarge { .. } => Status::TOO_LARGE,
-                    Refused::Full { .. } | Refused::Busy { .. } => Status::OUT_OF_MEMORY,
-                })
+                shared.store.reserve(key, item.fields.value_bytes).map_err(status_of)
             };
             if item.fields.value_bytes > 0 {
                 return;

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{End, Shared, Stopping, broken, stopped};
 use crate::config::{STOCK_BODY_BYTES_MAX, STOCK_CAPS};
 use crate::incoming::Incoming;
+use crate::local::{self, Local};
 use crate::metrics::{Fault, Operation};
 use crate::outgoing::Outgoing;
 use crate::store::Refused;
@@ -23,7 +24,10 @@ pub(super) enum Next {
     /// The connection ends.
     End(End),
     /// The client has said hello.
-    Frames,
+    Frames {
+        /// Whether it has the pool mapped.
+        shares_memory: bool,
+    },
 }
 
 /// Serves requests until the connection ends or changes to frames.
@@ -32,16 +36,19 @@ pub(super) async fn serve<R, W>(
     stopping: Stopping,
     incoming: &mut Incoming<R>,
     outgoing: &mut Outgoing<W>,
+    local: Option<&Local>,
 ) -> Next
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut session = Session { shared, stopping, incoming, outgoing, queue_pair: None };
+    let mut session = Session { shared, stopping, incoming, outgoing, local, queue_pair: None };
     loop {
         match session.request().await {
-            Ok(false) => {}
-            Ok(true) => return Next::Frames,
+            Ok(None) => {}
+            Ok(Some(features)) => {
+                return Next::Frames { shares_memory: features.contain(Features::SHARED_MEMORY) };
+            }
             Err(end) => {
                 if let End::Fault(fault) = end {
                     shared.metrics.fault(fault);
@@ -57,13 +64,14 @@ struct Session<'s, R, W> {
     stopping: Stopping,
     incoming: &'s mut Incoming<R>,
     outgoing: &'s mut Outgoing<W>,
+    local: Option<&'s Local>,
     /// The client's RDMA connection, which ends with this one.
     queue_pair: Option<Connection>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
-    /// One request and its answer; whether frames follow.
-    async fn request(&mut self) -> Result<bool, End> {
+    /// One request and its answer; what was agreed on if frames follow.
+    async fn request(&mut self) -> Result<Option<Features>, End> {
         let mut header = [0; Header::BYTES];
         let started = self.first_bytes(&mut header).await?;
         let request = self.shared.timeouts.request;
@@ -98,7 +106,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         // A put's time includes the arrival of the value.
         self.shared.metrics.request(operation, started.elapsed());
         self.answer().await?;
-        Ok(false)
+        Ok(None)
     }
 
     /// Waits for a request, for as long as peers may be silent, and returns how much of the header has come.
@@ -273,7 +281,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         Ok(())
     }
 
-    async fn hello(&mut self, body: &[u8]) -> Result<bool, End> {
+    async fn hello(&mut self, body: &[u8]) -> Result<Option<Features>, End> {
         let shared = self.shared;
         let refusal = match Hello::decode(body) {
             Err(error) => {
@@ -288,18 +296,36 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                 Status::VERSION_UNSUPPORTED
             }
             Ok(hello) => {
-                let features = hello.features.and(Features::VERIFY_ON_PUT);
+                let features = self.share_memory(hello.features);
                 let (server_id, limits) = (shared.server_id, shared.limits);
                 let welcome = Welcome { version: VERSION, features, server_id, limits };
                 self.outgoing.push(welcome.encode(), Vec::new());
                 self.answer().await?;
-                return Ok(true);
+                return Ok(Some(features));
             }
         };
         shared.metrics.fault(Fault::Malformed);
         self.outgoing.push(status(refusal), Vec::new());
         self.answer().await?;
-        Ok(false)
+        Ok(None)
+    }
+
+    /// What both sides can do. If that is to share memory, descriptors of the pool leave with the welcome.
+    fn share_memory(&self, wanted: Features) -> Features {
+        let without = wanted.and(Features::VERIFY_ON_PUT);
+        let Some(local) = self.local.filter(|_| wanted.contain(Features::SHARED_MEMORY)) else {
+            return without;
+        };
+        match local::descriptors(self.shared) {
+            Ok(descriptors) => {
+                local.passing.push(descriptors);
+                Features(without.0 | Features::SHARED_MEMORY.0)
+            }
+            Err(error) => {
+                log::warn!("no shared memory for a client of this host: {error}");
+                without
+            }
+        }
     }
 }
 

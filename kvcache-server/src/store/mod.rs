@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::pool::{Pool, PoolError};
 use residents::Residents;
 use shards::Shards;
-pub use value::{Refused, Reservation, Value};
+pub use value::{Refused, Reservation, Room, Value};
 
 /// How large a store is and what it evicts.
 #[derive(Clone, Debug)]
@@ -100,8 +100,20 @@ impl Store {
     ///
     /// See [`Refused`]. A value that could never fit evicts nothing.
     pub fn reserve(&self, key: &[u8], bytes: u64) -> Result<Reservation, Refused> {
+        if key.is_empty() {
+            return Err(Refused::Empty);
+        }
+        self.reserve_room(bytes)?.for_key(key)
+    }
+
+    /// As [`reserve`](Self::reserve), for a value whose key is said later.
+    ///
+    /// # Errors
+    ///
+    /// As [`reserve`](Self::reserve).
+    pub fn reserve_room(&self, bytes: u64) -> Result<Room, Refused> {
         let capacity_bytes = self.pool.capacity_bytes();
-        if bytes == 0 || key.is_empty() {
+        if bytes == 0 {
             return Err(Refused::Empty);
         }
         if bytes > capacity_bytes {
@@ -112,7 +124,7 @@ impl Store {
             None => self.allocate_evicting(bytes)?,
         };
         let share = value::ReservedShare::new(&self.reserved_bytes, bytes);
-        Ok(Reservation { key: key.into(), extent, share })
+        Ok(Room { extent, share })
     }
 
     fn allocate_evicting(&self, bytes: u64) -> Result<crate::pool::OpenExtent, Refused> {

@@ -40,6 +40,46 @@ impl Value {
     }
 }
 
+/// Memory for a value whose key is not known yet. Dropping it gives the memory back.
+#[derive(Debug)]
+pub struct Room {
+    pub(super) extent: OpenExtent,
+    pub(super) share: ReservedShare,
+}
+
+impl Room {
+    /// Where it begins within the pool.
+    pub fn offset_bytes(&self) -> u64 {
+        self.extent.offset_bytes()
+    }
+
+    /// Length of the value.
+    pub fn len_bytes(&self) -> u64 {
+        self.extent.len_bytes()
+    }
+
+    /// Has memory behind all of it from now on, see [`OpenExtent::back`].
+    ///
+    /// # Errors
+    ///
+    /// The system has no memory.
+    pub fn back(&self) -> std::io::Result<()> {
+        self.extent.back()
+    }
+
+    /// Says the key.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Empty`] for a key of no bytes.
+    pub fn for_key(self, key: &[u8]) -> Result<Reservation, Refused> {
+        if key.is_empty() {
+            return Err(Refused::Empty);
+        }
+        Ok(Reservation { key: key.into(), extent: self.extent, share: self.share })
+    }
+}
+
 /// Memory for a value that is on its way. Dropping it gives the memory back, and nothing was ever visible.
 #[derive(Debug)]
 pub struct Reservation {

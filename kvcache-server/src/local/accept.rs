@@ -1,0 +1,128 @@
+//! The Unix socket beside the TCP port.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvcache_wire::extension::local_socket_name;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use super::leases::LeaseLimits;
+use super::passing::PassingWriter;
+use super::{Leases, Local, Passing};
+use crate::connections::Open;
+use crate::metrics::Fault;
+use crate::session::{self, Shared, Stopping, stopped};
+
+/// A Unix socket that clients of this host find.
+#[derive(Debug)]
+pub(crate) struct LocalListener(UnixListener);
+
+impl LocalListener {
+    /// Listens beside TCP `port`. Within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// Another server of this network namespace has the name: one with the same port on another address.
+    pub(crate) fn bind(port: u16) -> io::Result<Self> {
+        let address = SocketAddr::from_abstract_name(local_socket_name(port))?;
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self)
+    }
+}
+
+/// Accepts until the server stops; returns when every connection has ended.
+pub(crate) async fn accept(
+    shared: Arc<Shared>,
+    listener: LocalListener,
+    connections_max: usize,
+    mut stopping: Stopping,
+) {
+    let mut sessions = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stopping) => break,
+            _ = sessions.join_next(), if !sessions.is_empty() => continue,
+            accepted = listener.0.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                log::warn!("cannot accept a local connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if sessions.len() >= connections_max {
+            shared.metrics.fault(Fault::ConnectionLimit);
+            continue;
+        }
+        if !is_admitted(&stream) {
+            shared.metrics.fault(Fault::Unauthorized);
+            continue;
+        }
+        shared.metrics.connections_total.add(1);
+        let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
+        sessions.spawn(async move {
+            let _open = Open::new(&shared);
+            let (reader, writer) = stream.into_split();
+            let passing = Passing::default();
+            let writer = PassingWriter::new(writer, passing.clone());
+            let leases = Leases::new(limits(&shared));
+            let local = Local { leases, passing };
+            let end = session::serve(&shared, stopping, reader, writer, Some(local)).await;
+            log::debug!("a local connection ends: {end:?}");
+        });
+    }
+    drop(listener);
+    let grace = shared.timeouts.grace;
+    let all = async { while sessions.join_next().await.is_some() {} };
+    if tokio::time::timeout(grace, all).await.is_err() {
+        log::warn!("{} local connections were still busy after {grace:?} and are cut off", sessions.len());
+        sessions.shutdown().await;
+    }
+}
+
+/// Whether the peer runs as our user or as root. Who else may use the server does so over TCP.
+fn is_admitted(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        // SAFETY: takes nothing and cannot fail.
+        Ok(peer) => peer.uid() == 0 || peer.uid() == unsafe { libc::geteuid() },
+        Err(error) => {
+            log::debug!("a local connection of nobody: {error}");
+            false
+        }
+    }
+}
+
+fn limits(shared: &Shared) -> LeaseLimits {
+    let capacity_bytes = shared.store.pool().capacity_bytes();
+    LeaseLimits {
+        time: shared.timeouts.lease,
+        values_bytes_max: shared.limits.bytes_in_flight_max,
+        room_bytes_max: ROOM_BYTES_MAX.min(capacity_bytes / 8),
+    }
+}
+
+/// Descriptors of the pool for a client: the first can be read only, the second written too.
+///
+/// # Errors
+///
+/// No descriptors left, or no `/proc` to open the pool a second time.
+pub(crate) fn descriptors(shared: &Shared) -> io::Result<[OwnedFd; 2]> {
+    use std::os::fd::AsRawFd;
+    let writable = shared.store.pool().file().try_clone_to_owned()?;
+    // A duplicate would share the mode of the original. Who opens a file for reading gets no more than that.
+    let readable = std::fs::File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()))?;
+    Ok([readable.into(), writable])
+}
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Room that one connection may hold: a client copies a few values at a time, so more would be no faster.
+const ROOM_BYTES_MAX: u64 = 64 << 20;
