@@ -190,6 +190,8 @@ fn config(servers: &[&Server]) -> RingConfig {
     let list = MemberList::new(servers.iter().map(member).collect()).expect("members");
     let mut config = RingConfig::new(Members::fixed(list, PlacementSource::Computed).expect("members"));
     config.connections = CONNECTIONS;
+    // `l2_local` is about that.
+    config.shared_memory = false;
     config
 }
 

@@ -1,5 +1,6 @@
 //! L2: block bytes on a ring of cache servers that speak InfiniStore's wire.
 
+mod local;
 pub mod members;
 pub mod ring;
 pub mod tcp;

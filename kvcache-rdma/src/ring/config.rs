@@ -21,12 +21,15 @@ pub struct RingConfig {
     pub connect_timeout: Duration,
     /// Connections to each server for values; one more is for small requests.
     pub connections: usize,
+    /// Whether values of servers on this host are copied from and to their memory instead of being sent.
+    pub shared_memory: bool,
     /// Bounds, times and replicas.
     pub client: RingClientConfig,
 }
 
 impl RingConfig {
-    /// No token, no TLS, one replica, two connections to each server, one second to connect.
+    /// No token, no TLS, one replica, two connections to each server, one second to connect,
+    /// and memory shared with servers on this host.
     pub fn new(members: Members) -> Self {
         Self {
             members,
@@ -34,6 +37,7 @@ impl RingConfig {
             tls: None,
             connect_timeout: Duration::from_secs(1),
             connections: 2,
+            shared_memory: true,
             client: RingClientConfig::default(),
         }
     }
@@ -70,6 +74,7 @@ impl RingConfig {
             tls: self.tls.clone(),
             connect_timeout: self.connect_timeout,
             connections: self.connections,
+            shared_memory: self.shared_memory,
             members: self.members.clone(),
         })
         .map_err(RingOpenError::from)

@@ -7,8 +7,9 @@ use std::time::Duration;
 use kvcache_core::remote::RemoteFailure;
 use kvcache_core::ring_client::{ItemEnd, RequestId};
 use kvcache_wire::Status;
-use kvcache_wire::extension::{Hello, Welcome};
+use kvcache_wire::extension::{Features, Hello, Welcome};
 use kvcache_wire::stock::{STATUS_BYTES, status_from_reply};
+use mio::event::Source;
 use mio::net::TcpStream;
 
 use super::extension::ExtensionSession;
@@ -19,6 +20,7 @@ use super::stock::StockSession;
 use super::stream::Stream;
 use super::tls::{Tls, TlsStream};
 use super::work::Batch;
+use crate::local::{LocalSession, LocalSocket};
 
 /// Bytes that one call reads or writes before others have their turn.
 const TURN_BYTES: usize = 1 << 20;
@@ -42,6 +44,8 @@ pub(super) struct Connection {
     writable: bool,
     began: Duration,
     heard: Duration,
+    /// Of a Unix socket: the server that must answer. Of others: the one that did, if it is ours.
+    server_id: Option<u64>,
 }
 
 enum State {
@@ -51,6 +55,7 @@ enum State {
     Greeting,
     Extension(Box<ExtensionSession>),
     Stock(Box<StockSession>),
+    Local(Box<LocalSession>),
 }
 
 /// What a turn did.
@@ -79,32 +84,58 @@ impl Connection {
                 Stream::Tls(Box::new(TlsStream::new(socket, tls.config(), name).map_err(fault)?))
             }
         };
-        Ok(Self {
+        Ok(Self::new(stream, State::Connecting, now))
+    }
+
+    /// Calls the Unix socket beside TCP `port` and greets it, if there is one. It must belong to the server of this id.
+    pub(super) fn open_local(
+        port: u16,
+        server_id: u64,
+        greeting: &Greeting,
+        now: Duration,
+    ) -> std::io::Result<Self> {
+        let stream = Stream::Local(LocalSocket::connect(port)?);
+        let mut hello = Hello::new(&greeting.token);
+        hello.features = Features(hello.features.0 | Features::SHARED_MEMORY.0);
+        let mut connection = Self::new(stream, State::Greeting, now);
+        connection.outgoing.push_bytes(hello.encode().map_err(std::io::Error::other)?);
+        connection.server_id = Some(server_id);
+        Ok(connection)
+    }
+
+    fn new(stream: Stream, state: State, now: Duration) -> Self {
+        Self {
             stream,
-            state: State::Connecting,
+            state,
             outgoing: Outgoing::default(),
             buffer: InBuffer::default(),
             readable: false,
             writable: false,
             began: now,
             heard: now,
-        })
+            server_id: None,
+        }
     }
 
-    pub(super) fn socket(&mut self) -> &mut TcpStream {
-        self.stream.socket()
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        self.stream.source()
+    }
+
+    /// The id of the server at the other end, once it has said it.
+    pub(super) fn server_id(&self) -> Option<u64> {
+        self.server_id
     }
 
     /// Whether it can be asked for something.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.state, State::Extension(_) | State::Stock(_))
+        matches!(self.state, State::Extension(_) | State::Stock(_) | State::Local(_))
     }
 
     /// Whether the server speaks the extension; `None` while nobody knows.
     pub(super) fn speaks_extension(&self) -> Option<bool> {
         match self.state {
             State::Connecting | State::Greeting => None,
-            State::Extension(_) => Some(true),
+            State::Extension(_) | State::Local(_) => Some(true),
             State::Stock(_) => Some(false),
         }
     }
@@ -114,6 +145,7 @@ impl Connection {
         let load = match &self.state {
             State::Extension(session) if session.has_room() => session.load(),
             State::Stock(session) if session.has_room() => 0,
+            State::Local(session) if session.has_room() => session.load(),
             _ => return None,
         };
         (self.outgoing.left() <= BACKLOG_BYTES).then_some(load + self.outgoing.left() as u64)
@@ -127,6 +159,7 @@ impl Connection {
         match &mut self.state {
             State::Extension(session) => session.begin(batch, &mut self.outgoing, ends),
             State::Stock(session) => session.begin(batch, &mut self.outgoing, ends),
+            State::Local(session) => session.begin(batch, &mut self.outgoing, ends),
             State::Connecting | State::Greeting => {}
         }
     }
@@ -137,6 +170,10 @@ impl Connection {
         match &mut self.state {
             State::Extension(session) => session.forget(request, item, &mut self.outgoing),
             State::Stock(session) => session.forget(request, item, &mut self.outgoing),
+            State::Local(session) => {
+                session.forget(request, item, &mut self.outgoing);
+                true
+            }
             State::Connecting | State::Greeting => true,
         }
     }
@@ -168,11 +205,30 @@ impl Connection {
         if self.writable && read > 0 {
             self.flush()?;
         }
-        let moved = read + written > 0;
+        let (copied, copies_more) = self.copy(ends);
+        // What follows from answers and copies need not wait for another turn.
+        let answered = if copied + read > 0 && self.writable && self.is_local() { self.write()? } else { 0 };
+        let moved = read + written + copied + answered > 0;
         if moved {
             self.heard = now;
         }
-        Ok(Turn { moved, again: more || (self.writable && !self.outgoing.is_empty()) })
+        let again = more || copies_more || (self.writable && !self.outgoing.is_empty());
+        Ok(Turn { moved, again })
+    }
+
+    fn is_local(&self) -> bool {
+        matches!(self.state, State::Local(_))
+    }
+
+    /// Copies values from or to the pool of a server of this host: the bytes, and whether there is more.
+    fn copy(&mut self, ends: &mut Vec<ItemEnd>) -> (usize, bool) {
+        match &mut self.state {
+            State::Local(session) if session.is_copying() => {
+                let copied = session.copy(&mut self.outgoing, ends);
+                (copied, session.is_copying())
+            }
+            _ => (0, false),
+        }
     }
 
     fn write(&mut self) -> Result<usize, Fault> {
@@ -200,10 +256,11 @@ impl Connection {
                 return Ok((read, false));
             }
         }
-        let (stream, buffer, outgoing) = (&mut self.stream, &mut self.buffer, &self.outgoing);
+        let (stream, buffer, outgoing) = (&mut self.stream, &mut self.buffer, &mut self.outgoing);
         let (more_read, more) = match &mut self.state {
             State::Extension(session) => session.receive(stream, buffer, outgoing, sink, TURN_BYTES, ends)?,
             State::Stock(session) => session.receive(stream, buffer, outgoing, sink, TURN_BYTES, ends)?,
+            State::Local(session) => session.receive(stream, buffer, outgoing, TURN_BYTES, ends)?,
             State::Connecting | State::Greeting => (0, false),
         };
         Ok((read + more_read, more))
@@ -215,7 +272,7 @@ impl Connection {
         if !self.writable && !self.readable {
             return Ok(false);
         }
-        let socket = self.stream.socket();
+        let Some(socket) = self.stream.tcp() else { return Ok(true) };
         if let Some(error) = socket.take_error().map_err(unreachable)? {
             return Err(unreachable(error));
         }
@@ -248,7 +305,7 @@ impl Connection {
                         false => STATUS_BYTES + 4 + Welcome::BYTES,
                     },
                     // A stock server does not know the operation; ours may have no version in common with us.
-                    Status::BAD_REQUEST | Status::VERSION_UNSUPPORTED => {
+                    Status::BAD_REQUEST | Status::VERSION_UNSUPPORTED if self.stream.tcp().is_some() => {
                         self.buffer.consume(STATUS_BYTES);
                         self.state = State::Stock(Box::default());
                         return Ok(read);
@@ -283,7 +340,20 @@ impl Connection {
         let Some(answer) = self.buffer.peek(STATUS_BYTES + 4 + Welcome::BYTES) else { return Ok(false) };
         let welcome = Welcome::decode(&answer[STATUS_BYTES + 4..])?;
         self.buffer.consume(STATUS_BYTES + 4 + Welcome::BYTES);
-        self.state = State::Extension(Box::new(ExtensionSession::new(welcome.limits)));
+        let Stream::Local(socket) = &mut self.stream else {
+            self.server_id = Some(welcome.server_id);
+            self.state = State::Extension(Box::new(ExtensionSession::new(welcome.limits)));
+            return Ok(true);
+        };
+        if self.server_id != Some(welcome.server_id) {
+            return Err(Fault::new(FaultReason::Unavailable, "its Unix socket is another server's"));
+        }
+        let descriptors = socket.take_descriptors();
+        let shares = welcome.features.contain(Features::SHARED_MEMORY);
+        let Some(descriptors) = descriptors.filter(|_| shares) else {
+            return Err(Fault::new(FaultReason::Unavailable, "the server does not share its memory"));
+        };
+        self.state = State::Local(Box::new(LocalSession::new(welcome.limits, descriptors)));
         Ok(true)
     }
 
@@ -313,6 +383,7 @@ impl Connection {
             State::Connecting | State::Greeting => true,
             State::Extension(session) => session.owes(),
             State::Stock(session) => session.owes(),
+            State::Local(session) => session.owes(),
         }
     }
 
@@ -323,6 +394,7 @@ impl Connection {
         match self.state {
             State::Extension(session) => session.fail(failure, ends),
             State::Stock(session) => session.fail(failure, ends),
+            State::Local(session) => session.fail(failure, ends),
             State::Connecting | State::Greeting => {}
         }
     }

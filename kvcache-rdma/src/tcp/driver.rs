@@ -33,6 +33,7 @@ pub(super) struct DriverConfig {
     pub(super) client: RingClientConfig,
     pub(super) greeting: Greeting,
     pub(super) connections: usize,
+    pub(super) shared_memory: bool,
     pub(super) members: Members,
 }
 
@@ -129,8 +130,9 @@ impl Driver {
         for member in snapshot.list().members() {
             let next = ServerId(self.ids.len() as u32);
             let id = *self.ids.entry(member.address.clone()).or_insert(next);
-            let connections = self.config.connections;
-            self.servers.entry(id).or_insert_with(|| Server::new(id, member.address.clone(), connections));
+            let (connections, shared_memory) = (self.config.connections, self.config.shared_memory);
+            let server = || Server::new(id, member.address.clone(), connections, shared_memory);
+            self.servers.entry(id).or_insert_with(server);
             servers.push(id);
         }
         let placement = SnapshotPlacement { snapshot, servers: servers.clone() };

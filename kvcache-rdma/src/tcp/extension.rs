@@ -420,7 +420,7 @@ fn frame_op(op: RequestOp) -> FrameOp {
 }
 
 /// What a status says of an item. `OK` is its good end.
-pub(super) fn refusal(status: Status) -> ItemResult {
+pub(crate) fn refusal(status: Status) -> ItemResult {
     match status {
         Status::OK => ItemResult::Done,
         Status::NOT_FOUND => ItemResult::Missing,
@@ -429,15 +429,19 @@ pub(super) fn refusal(status: Status) -> ItemResult {
     }
 }
 
+/// How much the names of these have in common: a shard's names share their space.
+pub(crate) fn common_prefix(works: &[Work]) -> usize {
+    match works {
+        [first, rest @ ..] if rest.iter().all(|work| work.key.space == first.key.space) => 33,
+        _ => 0,
+    }
+}
+
 fn encode(out: &mut Vec<u8>, wire_id: u64, sent: &Sent) -> Result<(), EncodeError> {
     let op = frame_op(sent.op);
     let head = FrameHead::request(op, 0, wire_id);
     let names: Vec<[u8; RemoteKey::NAME_BYTES]> = sent.items.iter().map(|work| work.key.name()).collect();
-    // A shard's names share their space.
-    let common = match &sent.items[..] {
-        [first, rest @ ..] if rest.iter().all(|work| work.key.space == first.key.space) => 33,
-        _ => 0,
-    };
+    let common = common_prefix(&sent.items);
     let prefix = names.first().map_or(&[][..], |name| &name[..common]);
     let suffixes = names.iter().map(|name| &name[common..]);
     let payload = if sent.op == RequestOp::Put { sent.bytes } else { 0 };

@@ -62,20 +62,20 @@ impl FaultReason {
     }
 
     /// Whether it is this side that wanted the end, and the server is as good as before.
-    pub(super) fn is_ours(self) -> bool {
+    pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::StockRefusal | Self::Abandoned)
     }
 }
 
 /// A reason with its details.
 #[derive(Clone, Debug)]
-pub(super) struct Fault {
-    pub(super) reason: FaultReason,
-    pub(super) text: String,
+pub(crate) struct Fault {
+    pub(crate) reason: FaultReason,
+    pub(crate) text: String,
 }
 
 impl Fault {
-    pub(super) fn new(reason: FaultReason, text: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: FaultReason, text: impl Into<String>) -> Self {
         Self { reason, text: text.into() }
     }
 }

@@ -10,28 +10,28 @@ use super::stream::Stream;
 const ROOM_BYTES: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(super) struct InBuffer {
+pub(crate) struct InBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl InBuffer {
-    pub(super) fn available(&self) -> &[u8] {
+    pub(crate) fn available(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
     /// The first `count` bytes, if they are there.
-    pub(super) fn peek(&self, count: usize) -> Option<&[u8]> {
+    pub(crate) fn peek(&self, count: usize) -> Option<&[u8]> {
         self.available().get(..count)
     }
 
     /// The first `N` bytes, if they are there.
-    pub(super) fn peek_array<const N: usize>(&self) -> Option<[u8; N]> {
+    pub(crate) fn peek_array<const N: usize>(&self) -> Option<[u8; N]> {
         self.peek(N)?.try_into().ok()
     }
 
-    pub(super) fn consume(&mut self, count: usize) {
+    pub(crate) fn consume(&mut self, count: usize) {
         self.start += count.min(self.end - self.start);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -39,7 +39,7 @@ impl InBuffer {
     }
 
     /// A place for more, with room so that `wanted` bytes are there in the end.
-    pub(super) fn spare(&mut self, wanted: usize) -> &mut [u8] {
+    pub(crate) fn spare(&mut self, wanted: usize) -> &mut [u8] {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -52,12 +52,12 @@ impl InBuffer {
     }
 
     /// `count` bytes of the place were filled.
-    pub(super) fn filled(&mut self, count: usize) {
+    pub(crate) fn filled(&mut self, count: usize) {
         self.end += count;
     }
 
     /// Reads until `wanted` bytes are there or the socket has no more; the number read, `None` if there was nothing.
-    pub(super) fn read(&mut self, stream: &mut Stream, wanted: usize) -> Result<Option<usize>, Fault> {
+    pub(crate) fn read(&mut self, stream: &mut Stream, wanted: usize) -> Result<Option<usize>, Fault> {
         let spare = self.spare(wanted);
         match read_some(stream, &mut [IoSliceMut::new(spare)])? {
             None => Ok(None),
@@ -70,7 +70,7 @@ impl InBuffer {
 }
 
 /// Reads what is there; `None` if that is nothing yet. The end of the stream is a fault.
-pub(super) fn read_some(stream: &mut Stream, slices: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, Fault> {
+pub(crate) fn read_some(stream: &mut Stream, slices: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, Fault> {
     loop {
         match stream.read_vectored(slices) {
             Ok(0) => return Err(Fault::new(FaultReason::Lost, "the server closed the connection")),

@@ -5,7 +5,7 @@
 /// Whoever makes one promises what [`new`](Self::new) asks; everything else about it is safe. The rule that keeps the
 /// promise is the driver's: it drops a transfer's `Memory` before it reports the transfer's end.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     address: usize,
     bytes: usize,
 }
@@ -14,16 +14,16 @@ impl Memory {
     /// # Safety
     /// For as long as the value lives, `bytes` bytes from `address` are valid for reads, nobody else writes them, and if
     /// [`write`](Self::write) is called they are valid for writes and nobody else reads them. No memory at all if `bytes` is 0.
-    pub(super) unsafe fn new(address: usize, bytes: usize) -> Self {
+    pub(crate) unsafe fn new(address: usize, bytes: usize) -> Self {
         Self { address, bytes }
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// What is there from `at` on.
-    pub(super) fn read(&self, at: usize) -> &[u8] {
+    pub(crate) fn read(&self, at: usize) -> &[u8] {
         let at = at.min(self.bytes);
         if at == self.bytes {
             return &[];
@@ -34,7 +34,7 @@ impl Memory {
     }
 
     /// The place for at most `limit` bytes from `at` on.
-    pub(super) fn write(&mut self, at: usize, limit: usize) -> &mut [u8] {
+    pub(crate) fn write(&mut self, at: usize, limit: usize) -> &mut [u8] {
         let at = at.min(self.bytes);
         let bytes = limit.min(self.bytes - at);
         if bytes == 0 {

@@ -3,7 +3,7 @@
 //! ```text
 //! user ── submit, ask ──► inbox ──► Driver ─── RingClient (kvcache-core: who is asked, how long)
 //! user ◄── poll, wait ── outbox ◄──   │
-//!                                     └─ Server ─ lanes ─ Connection ─ ExtensionSession | StockSession
+//!                                     └─ Server ─ lanes ─ Connection ─ ExtensionSession | StockSession | LocalSession
 //! ```
 //!
 //! A connection says hello and finds out whether the server speaks our extension or InfiniStore's protocol alone. Small
@@ -15,6 +15,7 @@ mod driver;
 mod extension;
 mod fault;
 mod in_buffer;
+mod local_lane;
 mod memory;
 mod outgoing;
 mod placement;
@@ -32,4 +33,10 @@ pub use server::ConnectionStats;
 pub use shared::RingStats;
 pub use tls::{TlsError, TlsSettings};
 
+pub(crate) use extension::{common_prefix, refusal};
+pub(crate) use fault::Fault;
+pub(crate) use in_buffer::InBuffer;
+pub(crate) use outgoing::Outgoing;
+pub(crate) use stream::Stream;
 pub(crate) use thread::{IoThread, IoThreadConfig, StartError};
+pub(crate) use work::{Batch, Work, matches_owner};

@@ -34,7 +34,7 @@ impl Part {
 
 /// The order in which bytes leave.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     parts: VecDeque<Part>,
     /// Bytes of the first part that have left.
     sent: usize,
@@ -43,34 +43,34 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn push_bytes(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn push_bytes(&mut self, bytes: Vec<u8>) {
         self.left += bytes.len();
         if !bytes.is_empty() {
             self.parts.push_back(Part::Bytes(bytes));
         }
     }
 
-    pub(super) fn push_value(&mut self, memory: Memory, wire_id: u64, position: usize) {
+    pub(crate) fn push_value(&mut self, memory: Memory, wire_id: u64, position: usize) {
         self.left += memory.bytes();
         self.parts.push_back(Part::Value { memory, wire_id, position });
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
     /// Bytes that have not left.
-    pub(super) fn left(&self) -> usize {
+    pub(crate) fn left(&self) -> usize {
         self.left
     }
 
     /// Whether a value of the batch called `wire_id` has not left.
-    pub(super) fn holds(&self, wire_id: u64) -> bool {
+    pub(crate) fn holds(&self, wire_id: u64) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Value { wire_id: of, .. } if *of == wire_id))
     }
 
     /// Writes until the socket takes no more or `budget` bytes have left; how many have.
-    pub(super) fn write(&mut self, stream: &mut Stream, budget: usize) -> io::Result<usize> {
+    pub(crate) fn write(&mut self, stream: &mut Stream, budget: usize) -> io::Result<usize> {
         let mut written = 0;
         while !self.parts.is_empty() && written < budget {
             let mut slices = [IoSlice::new(&[]); SLICES];
@@ -108,7 +108,7 @@ impl Outgoing {
 
     /// Gets the value at `position` of `wire_id`, which has left in part or not at all, out of its memory by copying it.
     /// False if that would be too much: the connection must end.
-    pub(super) fn detach(&mut self, wire_id: u64, position: usize) -> bool {
+    pub(crate) fn detach(&mut self, wire_id: u64, position: usize) -> bool {
         let copied: usize =
             self.parts.iter().map(|part| matches!(part, Part::Bytes(_)) as usize * part.rest(0).len()).sum();
         let wanted = |part: &&mut Part| matches!(part, Part::Value { wire_id: of, position: at, .. } if (*of, *at) == (wire_id, position));

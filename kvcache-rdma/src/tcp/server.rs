@@ -10,11 +10,16 @@ use mio::{Interest, Registry, Token};
 
 use super::connection::{Connection, Greeting};
 use super::fault::{Fault, FaultReason};
+use super::local_lane::LocalLane;
 use super::work::Batch;
+use crate::local::is_this_host;
 use crate::members::ServerAddress;
 
 /// Connections of one server, at most: their tokens are made of the server's number and theirs.
-pub(super) const CONNECTIONS_MAX: usize = 32;
+pub(super) const CONNECTIONS_MAX: usize = 64;
+
+/// The place of the connection over a Unix socket.
+const LOCAL_PLACE: usize = CONNECTIONS_MAX - 1;
 
 /// After a connection ended badly the next one waits so long, and twice as long after each further one.
 const RECONNECT_MIN: Duration = Duration::from_millis(20);
@@ -27,6 +32,8 @@ pub struct ConnectionStats {
     pub open: usize,
     /// Opened since the start.
     pub opened: u64,
+    /// Whether values are copied from and to the memory of a server on this host.
+    pub shared_memory: bool,
     /// Whether the server speaks our extension; `None` before the first connection.
     pub extension: Option<bool>,
     /// Connections that ended, or could not be made, by reason in the order of [`FaultReason::ALL`].
@@ -67,12 +74,20 @@ pub(super) struct Server {
     resolving: bool,
     small: Lane,
     bulk: Lane,
+    /// Over a Unix socket, if the server is on this host. Its connection's place is the last.
+    local: LocalLane,
+    shares_memory: bool,
     pub(super) stats: ConnectionStats,
 }
 
 impl Server {
-    pub(super) fn new(id: ServerId, address: ServerAddress, bulk_connections: usize) -> Self {
-        let bulk_connections = bulk_connections.clamp(1, CONNECTIONS_MAX - 1);
+    pub(super) fn new(
+        id: ServerId,
+        address: ServerAddress,
+        bulk_connections: usize,
+        shares_memory: bool,
+    ) -> Self {
+        let bulk_connections = bulk_connections.clamp(1, LOCAL_PLACE - 1);
         let literal: Option<std::net::IpAddr> = address.host().parse().ok();
         Self {
             id,
@@ -82,6 +97,8 @@ impl Server {
             resolving: false,
             small: Lane::new(0, 1),
             bulk: Lane::new(1, bulk_connections),
+            local: LocalLane::default(),
+            shares_memory,
             stats: ConnectionStats::default(),
         }
     }
@@ -96,8 +113,12 @@ impl Server {
 
     /// Puts requests in line.
     pub(super) fn push(&mut self, batch: Batch) {
-        let lane = if batch.is_small() { &mut self.small } else { &mut self.bulk };
-        lane.queue.push_back(batch);
+        let queue = match batch.is_small() {
+            _ if self.local.is_open() => &mut self.local.queue,
+            true => &mut self.small.queue,
+            false => &mut self.bulk.queue,
+        };
+        queue.push_back(batch);
     }
 
     /// Begins what can be begun, and makes connections for what cannot.
@@ -108,6 +129,10 @@ impl Server {
         now: Duration,
         news: &mut News,
     ) {
+        self.local.open(registry, token(self.id, LOCAL_PLACE), greeting, now);
+        if self.local.begin(now, news) {
+            news.again.push(token(self.id, LOCAL_PLACE));
+        }
         for bulk in [false, true] {
             let id = self.id;
             self.lane(bulk).begin(id, now, news);
@@ -162,11 +187,10 @@ impl Server {
         now: Duration,
         news: &mut News,
     ) {
-        let bulk = place > 0;
-        let lane = if bulk { &mut self.bulk } else { &mut self.small };
-        let first = lane.first;
+        let id = self.id;
+        let connection = self.connection_at(place);
         // An event may be of a connection that is gone.
-        let Some(connection) = lane.places.get_mut(place - first).and_then(Option::as_mut) else { return };
+        let Some(connection) = connection.and_then(Option::as_mut) else { return };
         if let Some((readable, writable)) = ready {
             connection.wake(readable, writable);
         }
@@ -175,11 +199,11 @@ impl Server {
             Ok(turn) => {
                 news.heard |= turn.moved;
                 if turn.again {
-                    news.again.push(token(self.id, place));
+                    news.again.push(token(id, place));
                 }
                 if !was_open && connection.is_open() {
-                    self.stats.extension = connection.speaks_extension();
-                    lane.backoff = Duration::ZERO;
+                    let (extension, server_id) = (connection.speaks_extension(), connection.server_id());
+                    self.opened(place, extension, server_id);
                 }
             }
             Err(fault) => self.drop_connection(place, fault, now, news),
@@ -194,9 +218,8 @@ impl Server {
         now: Duration,
         news: &mut News,
     ) {
-        for place in 0..=self.bulk.places.len() {
-            let lane = if place > 0 { &self.bulk } else { &self.small };
-            let connection = lane.places[place - lane.first].as_ref();
+        for place in (0..=self.bulk.places.len()).chain([LOCAL_PLACE]) {
+            let connection = self.connection_at(place).and_then(|connection| connection.as_ref());
             if let Some(Err(fault)) =
                 connection.map(|connection| connection.check(greeting, silence_max, now))
             {
@@ -207,6 +230,12 @@ impl Server {
 
     /// Nobody waits for these any more: their memory is out of use when this returns.
     pub(super) fn forget(&mut self, request: RequestId, item: Option<u32>, now: Duration, news: &mut News) {
+        self.local.queue.iter_mut().for_each(|batch| batch.forget(request, item));
+        self.local.queue.retain(|batch| !batch.items.is_empty());
+        if let Some(connection) = &mut self.local.connection {
+            // Copies are ours, so that there is never a reason to end it.
+            connection.forget(request, item);
+        }
         let mut ended = Vec::new();
         for lane in [&mut self.small, &mut self.bulk] {
             lane.queue.iter_mut().for_each(|batch| batch.forget(request, item));
@@ -226,15 +255,64 @@ impl Server {
     /// When to look again although nothing happens.
     pub(super) fn is_waiting(&self) -> bool {
         let busy = |lane: &Lane| !lane.queue.is_empty() || lane.places.iter().flatten().any(Connection::owes);
-        busy(&self.small) || busy(&self.bulk)
+        let local = self.local.connection.as_ref().is_some_and(Connection::owes);
+        busy(&self.small) || busy(&self.bulk) || local || !self.local.queue.is_empty()
     }
 
     pub(super) fn stats(&self) -> ConnectionStats {
-        let connections = self.small.places.iter().chain(&self.bulk.places).flatten();
-        ConnectionStats { open: connections.filter(|it| it.is_open()).count(), ..self.stats.clone() }
+        let connections = self.small.places.iter().chain(&self.bulk.places).chain([&self.local.connection]);
+        let open = connections.flatten().filter(|it| it.is_open()).count();
+        ConnectionStats { open, shared_memory: self.local.is_open(), ..self.stats.clone() }
+    }
+
+    fn connection_at(&mut self, place: usize) -> Option<&mut Option<Connection>> {
+        match place {
+            LOCAL_PLACE => Some(&mut self.local.connection),
+            0 => self.small.places.get_mut(0),
+            _ => self.bulk.places.get_mut(place - self.bulk.first),
+        }
+    }
+
+    fn opened(&mut self, place: usize, extension: Option<bool>, server_id: Option<u64>) {
+        self.stats.extension = extension;
+        match place {
+            LOCAL_PLACE => {
+                self.stats.opened += 1;
+                self.local.opened();
+                // What waits for TCP need not.
+                self.local.queue.append(&mut self.small.queue);
+                self.local.queue.append(&mut self.bulk.queue);
+            }
+            _ => {
+                self.lane(place > 0).backoff = Duration::ZERO;
+                let found = self.found.get(self.next_found % self.found.len().max(1));
+                let is_here = self.shares_memory && found.is_some_and(|address| is_this_host(address.ip()));
+                self.local.welcomed(is_here.then(|| self.address.port()), server_id);
+            }
+        }
+    }
+
+    /// Goes on over TCP; what was under way has failed.
+    fn drop_local(&mut self, fault: Fault, now: Duration, news: &mut News) {
+        let Some(connection) = self.local.connection.take() else { return };
+        let was_open = connection.is_open();
+        connection.close(failure_of(fault.reason), &mut news.ends);
+        for batch in self.local.queue.drain(..) {
+            let lane = if batch.is_small() { &mut self.small } else { &mut self.bulk };
+            lane.queue.push_back(batch);
+        }
+        self.local.wait_longer(now);
+        self.stats.last_fault = Some(format!("{}: {}", fault.reason.name(), fault.text));
+        if was_open {
+            self.stats.faults[fault.reason as usize] += 1;
+            news.faults.push(ConnectionFault::Lost);
+        }
     }
 
     fn drop_connection(&mut self, place: usize, fault: Fault, now: Duration, news: &mut News) {
+        if place == LOCAL_PLACE {
+            return self.drop_local(fault, now, news);
+        }
         let bulk = place > 0;
         let lane = if bulk { &mut self.bulk } else { &mut self.small };
         let first = lane.first;
@@ -327,7 +405,7 @@ impl Lane {
         let Some(index) = self.places.iter().position(Option::is_none) else { return Ok(()) };
         let mut connection = Connection::open(address, host, greeting, now)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let registered = registry.register(connection.socket(), token(id, self.first + index), interest);
+        let registered = registry.register(connection.source(), token(id, self.first + index), interest);
         registered.map_err(|error| Fault::new(FaultReason::Unreachable, error.to_string()))?;
         self.places[index] = Some(connection);
         Ok(())

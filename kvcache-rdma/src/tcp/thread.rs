@@ -21,6 +21,7 @@ pub(crate) struct IoThreadConfig {
     pub(crate) tls: Option<TlsSettings>,
     pub(crate) connect_timeout: Duration,
     pub(crate) connections: usize,
+    pub(crate) shared_memory: bool,
     pub(crate) members: Members,
 }
 
@@ -52,6 +53,7 @@ impl IoThread {
                 client: config.client,
                 greeting,
                 connections: config.connections,
+                shared_memory: config.shared_memory,
                 members: config.members,
             },
         );

@@ -15,7 +15,7 @@ use super::fault::{Fault, FaultReason};
 const BUFFER_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
-pub(super) struct TlsStream {
+pub(crate) struct TlsStream {
     socket: TcpStream,
     session: ClientConnection,
 }

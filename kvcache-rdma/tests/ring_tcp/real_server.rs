@@ -18,7 +18,8 @@ fn server(capacity_bytes: u64) -> Server {
 
 fn config(servers: &[&Server]) -> RingConfig {
     let address = |server: &&Server| server.address().to_string().parse::<ServerAddress>().unwrap();
-    RingConfig::new(fixed(servers.iter().map(address)))
+    // `ring_local` does the same through shared memory.
+    RingConfig { shared_memory: false, ..RingConfig::new(fixed(servers.iter().map(address))) }
 }
 
 /// Thousands of transfers from several threads, large and small, with puts, gets, deletes and questions between them.
