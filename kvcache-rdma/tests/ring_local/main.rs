@@ -165,7 +165,10 @@ fn a_small_pool_takes_what_it_can() {
     assert_eq!(client.get(0..64, 100_000), [DONE; 64]);
     assert!(client.put(100..400, 100_000).iter().all(|outcome| *outcome == DONE));
     assert!(
-        client.get(0..400, 100_000).iter().all(|outcome| matches!(outcome, RemoteOutcome::Done | RemoteOutcome::Missing))
+        client
+            .get(0..400, 100_000)
+            .iter()
+            .all(|outcome| matches!(outcome, RemoteOutcome::Done | RemoteOutcome::Missing))
     );
     assert_eq!(client.put(500..502, 3 << 20), [DONE; 2]);
     assert_eq!(client.put(600..601, 9 << 20), [RemoteOutcome::Failed(RemoteFailure::Refused)]);

@@ -119,17 +119,18 @@ impl Store {
         if bytes > capacity_bytes {
             return Err(Refused::TooLarge { bytes, capacity_bytes });
         }
+        // First, so that of puts at the same time each sees those before it.
+        let (share, reserved_bytes) = value::ReservedShare::new(&self.reserved_bytes, bytes);
         let extent = match self.pool.allocate(bytes) {
             Some(extent) => extent,
-            None => self.allocate_evicting(bytes)?,
+            None => self.allocate_evicting(bytes, reserved_bytes)?,
         };
-        let share = value::ReservedShare::new(&self.reserved_bytes, bytes);
         Ok(Room { extent, share })
     }
 
-    fn allocate_evicting(&self, bytes: u64) -> Result<crate::pool::OpenExtent, Refused> {
+    /// `reserved_bytes` are those of the other puts under way.
+    fn allocate_evicting(&self, bytes: u64, reserved_bytes: u64) -> Result<crate::pool::OpenExtent, Refused> {
         let capacity_bytes = self.pool.capacity_bytes();
-        let reserved_bytes = self.reserved_bytes();
         if reserved_bytes > 0 && reserved_bytes + bytes > capacity_bytes / 2 {
             return Err(Refused::Busy { bytes, reserved_bytes, capacity_bytes });
         }

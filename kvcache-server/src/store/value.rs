@@ -140,10 +140,11 @@ pub(super) struct ReservedShare {
 }
 
 impl ReservedShare {
-    pub(super) fn new(total: &Arc<AtomicU64>, bytes: u64) -> Self {
+    /// A share, and the sum of the others.
+    pub(super) fn new(total: &Arc<AtomicU64>, bytes: u64) -> (Self, u64) {
         // Relaxed, here and in `drop`: the count guards no other memory.
-        total.fetch_add(bytes, Ordering::Relaxed);
-        Self { total: Arc::clone(total), bytes }
+        let others = total.fetch_add(bytes, Ordering::Relaxed);
+        (Self { total: Arc::clone(total), bytes }, others)
     }
 }
 
