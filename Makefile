@@ -19,7 +19,7 @@ nextest = $(shell command -v cargo-nextest)
 parts = wheel lint test-rust test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel test test-rust test-rdma test-peers test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -53,6 +53,10 @@ test-rdma: ## real RDMA verbs in a small virtual machine with soft RoCE; skipped
 	scripts/ensure_rust.sh
 	tests/rdma/run_small_guest.sh
 
+test-infinistore-rdma: ## the published InfiniStore over soft RoCE, its server and its client, in a larger virtual machine
+	scripts/ensure_rust.sh
+	tests/rdma/run_infinistore_guest.sh
+
 test-peers: ## programs of others against ours; skipped where they cannot be downloaded
 	"$(tools)/python" -m pytest tests/peers -rs $(PYTEST_ARGS)
 
@@ -68,7 +72,7 @@ test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in pro
 test-full: ## `test`, the slow end-to-end scenarios and the release wheel
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
-	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-slow dist
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-infinistore-rdma test-slow dist
 
 test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM release
 	scripts/vllm_matrix.sh

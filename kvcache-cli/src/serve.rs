@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvcache_core::eviction::PolicyRegistry;
-use kvcache_server::{Server, ServerConfig, Timeouts, TlsFiles, Token, run_until_signal};
+use kvcache_rdma::verbs::PortWish;
+use kvcache_server::{
+    RdmaConfig, RdmaUsage, Server, ServerConfig, Timeouts, TlsFiles, Token, run_until_signal,
+};
 
 use crate::byte_size::ByteSize;
 use crate::doctor::machine_memory_bytes;
@@ -65,9 +68,32 @@ pub(crate) struct Args {
     /// Does without shared memory: clients of this host use TCP like all others.
     #[arg(long)]
     no_shared_memory: bool,
+    /// Whether clients are served over RDMA as well. All of the capacity is pinned then.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    rdma: Rdma,
+    /// RDMA device, such as mlx5_0 [default: the first with an active port].
+    #[arg(long, value_name = "NAME")]
+    rdma_device: Option<String>,
+    /// Port of the device, counted from 1 [default: the first active one].
+    #[arg(long, value_name = "NUMBER")]
+    rdma_port: Option<u8>,
+    /// Index of the port's GID [default: RoCE v2 with an IPv4 address, if there is one].
+    #[arg(long, value_name = "INDEX")]
+    rdma_gid: Option<u32>,
     /// What is logged to standard error: error, warn, info, debug or off.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     log: log::LevelFilter,
+}
+
+/// When RDMA is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Rdma {
+    /// Where a device is; otherwise a line in the log says why not.
+    Auto,
+    /// Never.
+    Off,
+    /// Or the server does not start.
+    Required,
 }
 
 /// Runs the server that `args` describe; returns when it has been asked to end.
@@ -122,6 +148,19 @@ fn config(args: &Args) -> Result<ServerConfig, ServeError> {
         threads: args.threads.map(NonZeroUsize::get),
         populate: args.populate,
         shared_memory: !args.no_shared_memory,
+        rdma: RdmaConfig {
+            usage: match args.rdma {
+                Rdma::Auto => RdmaUsage::IfPresent,
+                Rdma::Off => RdmaUsage::Off,
+                Rdma::Required => RdmaUsage::Required,
+            },
+            port: PortWish {
+                device: args.rdma_device.clone(),
+                port: args.rdma_port,
+                gid_index: args.rdma_gid,
+            },
+            ..RdmaConfig::default()
+        },
         timeouts: Timeouts { idle: args.idle_timeout.map(Duration::from_secs), ..Timeouts::default() },
         ..ServerConfig::default()
     })

@@ -117,6 +117,9 @@ fn what_cannot_work_is_refused_with_a_remedy() {
     let (status, error) = with(&["1MiB", "--token-file", "/no/such/token"]);
     assert_eq!(status, Some(1));
     assert!(error.contains("cannot read /no/such/token"), "{error}");
+    let (status, error) = with(&["1MiB", "--rdma", "required", "--rdma-device", "no_such_0"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("RDMA unavailable") || error.contains("no_such_0"), "{error}");
     let (status, error) = with(&["1MiB", "--tls-cert", "/a"]);
     assert_eq!(status, Some(2), "{error}");
     let (status, error) = refused(&["--listen", "here", "--capacity", "1MiB"]);
