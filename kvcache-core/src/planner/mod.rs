@@ -241,17 +241,15 @@ impl Planner {
         // Once at a time, so that two questions at once have one answer.
         if self.polled_at != Some(now) {
             self.polled_at = Some(now);
-            self.poll_remote();
+            self.poll_remote(now);
         }
         self.ask_remote(id, total_tokens, now);
+        self.join_fetches(id);
         let answer = if self.waits_for_presence(id, now) {
             Lookup::Wait
         } else {
             self.decide(id, local_tokens, total_tokens, now)
         };
-        if answer == Lookup::Wait {
-            self.join_fetches(id);
-        }
         if let Some(request) = self.requests.get_mut(id) {
             if answer == Lookup::Wait {
                 request.first_asked.get_or_insert(now);
@@ -261,6 +259,7 @@ impl Planner {
             request.total_tokens = total_tokens;
             // Whoever asks has computed nothing beyond `local_tokens` yet.
             request.stale = false;
+            request.begun = false;
         }
         answer
     }
@@ -285,7 +284,7 @@ impl Planner {
             let waited = now.saturating_sub(*request.first_asked.get_or_insert(now));
             let worth = self.cost.compute_time(found.pending_tokens - found.ready_tokens.max(local_tokens));
             let most = match &self.remote {
-                Some(tier) if tier.fetching() > 0 => tier.config.fetch_wait.max(self.config.fill_wait),
+                Some(tier) if request.joined => tier.config.fetch_wait,
                 _ => self.config.fill_wait,
             };
             if waited < worth.unwrap_or(most).min(most) {
@@ -324,6 +323,7 @@ impl Planner {
     pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
         let Some(request) = self.requests.get_mut(id) else { return false };
         let Some(answer) = request.answer.take() else { return false };
+        request.begun = true;
         self.activity += 1;
         let asked_tokens = request.total_tokens.saturating_sub(request.local_tokens);
         self.counters.queried_tokens += asked_tokens as u64;
@@ -544,7 +544,7 @@ impl Planner {
     /// Takes the plan of this step; `None` if there is nothing to do. `scheduled_tokens` feeds the cost model.
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
-        self.poll_remote();
+        self.poll_remote(now);
         self.plan_demotions();
         if self.plan.is_empty() && !self.must_send_epoch() {
             return None;

@@ -63,24 +63,28 @@ impl Planner {
     }
 
     /// Acts on what L2 has answered.
-    pub(super) fn poll_remote(&mut self) {
+    pub(super) fn poll_remote(&mut self, now: Duration) {
         let Some(tier) = &mut self.remote else { return };
         for (question, about, present) in tier.take_answers() {
             match about {
-                Question::Request(id, asked) => self.fetch(&id, question, &asked, &present),
+                Question::Request(id, asked) => self.fetch(&id, question, &asked, &present, now),
                 Question::Demotion(keys) => self.demote(&keys, &present),
             }
         }
     }
 
     /// Reserves slots for what L2 has of a request, as far as that lengthens its match, and sends for it.
-    fn fetch(&mut self, id: &str, question: u64, asked: &Asked, present: &[bool]) {
+    fn fetch(&mut self, id: &str, question: u64, asked: &Asked, present: &[bool], now: Duration) {
         let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
         let Some(request) = self.requests.get_mut(id) else { return };
         if !matches!(request.remote, RemoteState::Asked { question: own, .. } if own == question) {
             return;
         }
         request.remote = RemoteState::Over;
+        if request.begun {
+            // It computes these blocks itself by now.
+            return;
+        }
         let count = present.iter().filter(|present| **present).count();
         tier.counters.present_blocks += count as u64;
         if count == 0 {
@@ -121,7 +125,14 @@ impl Planner {
                 (from, found.pending_tokens.div_ceil(group.slot_tokens).min(group.residency.len()))
             })
             .collect();
-        if self.cost.fetching_is_slower(count as u64 * slot_bytes, tokens) {
+        let wanted: usize = ranges
+            .iter()
+            .zip(&self.scratch)
+            .map(|((from, until), residency)| {
+                residency[*from..*until].iter().filter(|of| **of != Residency::Ready).count()
+            })
+            .sum();
+        if self.cost.fetching_is_slower(wanted as u64 * slot_bytes, tokens) && !tier.may_try_again(now) {
             tier.counters.break_even += 1;
             return;
         }
@@ -190,6 +201,14 @@ impl Planner {
             tier.counters.fetched_blocks += 1;
         }
         directory.complete_fills(&bad, false);
+        if !bad.is_empty() {
+            // Whoever passed over what was on its way may store it after all.
+            for id in tier.waiters.get(&number).into_iter().flatten() {
+                if let Some(request) = self.requests.get_mut(id) {
+                    request.offloaded.fill(0);
+                }
+            }
+        }
         tier.counters.failed_fetches += bad.len() as u64;
         tier.end_fetch(number, &pending.keys);
     }
@@ -200,12 +219,12 @@ impl Planner {
         if tier.fetching() == 0 || request.joined {
             return;
         }
-        request.joined = true;
         for key in request.keys.iter().flatten() {
             if let Some(job) = tier.fetching.get(key)
                 && let Some(waiters) = tier.waiters.get_mut(job)
             {
                 waiters.insert(id.to_owned());
+                request.joined = true;
             }
         }
     }

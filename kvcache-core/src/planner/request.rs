@@ -81,6 +81,8 @@ pub(super) struct Request {
     pub(super) remote: RemoteState,
     /// Whether the jobs that bring its blocks know that it waits for them.
     pub(super) joined: bool,
+    /// Whether the engine has begun to compute it, so that fetching for it is in vain.
+    pub(super) begun: bool,
     /// Tokens of its last load that had come from L2.
     pub(super) remote_tokens: usize,
 }
@@ -118,6 +120,7 @@ impl Request {
             total_tokens: 0,
             remote: RemoteState::Fresh,
             joined: false,
+            begun: false,
             remote_tokens: 0,
         }
     }

@@ -77,6 +77,9 @@ pub(super) enum Question {
 /// The keys of a question on behalf of a request: group and position of each, in the question's order.
 pub(super) type Asked = Vec<(usize, usize)>;
 
+/// How often something is fetched although that is measured to be slower than computing.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// This slot's block is in L2 as well.
 const IN_L2: u8 = 1;
 /// This slot's block came from L2 and has not been used since.
@@ -99,6 +102,8 @@ pub(super) struct Tier {
     candidates: VecDeque<BlockKey>,
     /// Slots on their way to L2, or asked about for that.
     pub(super) demoting: usize,
+    /// When something was last fetched although that is measured to be slower than computing, or was first left out.
+    tried_at: Option<Duration>,
     pub(super) counters: RemoteTierStats,
 }
 
@@ -117,6 +122,7 @@ impl Tier {
             fetching: HashMap::new(),
             candidates: VecDeque::new(),
             demoting: 0,
+            tried_at: None,
             counters: RemoteTierStats::default(),
         }
     }
@@ -175,7 +181,8 @@ impl Tier {
     pub(super) fn ask(&mut self, about: Question, keys: &[BlockKey]) -> u64 {
         let question = self.next_question;
         self.next_question += 1;
-        self.presence.ask(question, keys, self.config.presence_wait);
+        // What healthy servers have said must be there before the request stops waiting for the others.
+        self.presence.ask(question, keys, self.config.presence_wait * 4 / 5);
         self.questions.insert(question, about);
         self.counters.asked_blocks += keys.len() as u64;
         question
@@ -195,6 +202,15 @@ impl Tier {
                 Some((answer.question, about, answer.present))
             })
             .collect()
+    }
+
+    /// Whether it is time to measure again what was found to be slow: networks and servers get better.
+    pub(super) fn may_try_again(&mut self, now: Duration) -> bool {
+        let due = now.saturating_sub(*self.tried_at.get_or_insert(now)) >= TRY_AGAIN_AFTER;
+        if due {
+            self.tried_at = Some(now);
+        }
+        due
     }
 
     pub(super) fn is_asked_anything(&self) -> bool {

@@ -8,7 +8,7 @@ mod key;
 
 pub use key::{RemoteKey, RemoteSpace, ValueHasher, value_checksum};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::BlockKey;
 
@@ -112,6 +112,11 @@ pub trait RemoteStore: Send + Sync {
 
     /// Returns when there is something to poll, or after `timeout`; whether there is.
     fn wait(&self, timeout: Duration) -> bool;
+
+    /// When what was last polled had arrived, where that is known: whoever polls may have been busy since.
+    fn last_arrival(&self) -> Option<Instant> {
+        None
+    }
 
     /// The caller has no interest in these any more. They still end, as soon as their memory is out of use.
     fn cancel(&self, tickets: &[u64]);

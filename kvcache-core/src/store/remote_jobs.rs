@@ -74,6 +74,8 @@ pub(super) struct RemoteJobs {
     fetches_in_flight: usize,
     next_ticket: u64,
     fetching_since: Option<Instant>,
+    /// Whether something has failed since: then the time says nothing of the bandwidth.
+    fetch_failed: bool,
     unreported: (u64, u64),
     ends: Vec<RemoteEnd>,
     pub(super) stats: RemoteLinkStats,
@@ -91,6 +93,7 @@ impl RemoteJobs {
             fetches_in_flight: 0,
             next_ticket: 0,
             fetching_since: None,
+            fetch_failed: false,
             unreported: (0, 0),
             ends: Vec::new(),
             stats: RemoteLinkStats::default(),
@@ -214,9 +217,14 @@ impl RemoteJobs {
             if self.fetches_in_flight == 0
                 && let Some(since) = self.fetching_since.take()
             {
-                let elapsed = since.elapsed().as_nanos() as u64;
+                // Values may have arrived long ago, while the engine was busy with its step.
+                let until = self.link.store.last_arrival().unwrap_or_else(Instant::now);
+                let elapsed = until.saturating_duration_since(since).as_nanos() as u64;
                 self.stats.fetch_ns += elapsed;
                 self.unreported.1 += elapsed;
+                if std::mem::take(&mut self.fetch_failed) {
+                    self.unreported = (0, 0);
+                }
             }
         }
         self.submit(memory);
@@ -261,6 +269,7 @@ impl RemoteJobs {
             RemoteOutcome::Failed(failure) => {
                 let at = RemoteFailure::ALL.iter().position(|of| *of == failure).unwrap_or(0);
                 self.stats.failures[at] += 1;
+                self.fetch_failed |= fetch;
             }
         }
         moving.failed.push(position);

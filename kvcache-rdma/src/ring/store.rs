@@ -1,6 +1,6 @@
 //! Values on the ring.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvcache_core::remote::{RemoteEnd, RemoteStore, RemoteTransfer};
 
@@ -41,6 +41,10 @@ impl RemoteStore for RingStore {
 
     fn wait(&self, timeout: Duration) -> bool {
         self.thread.wait(timeout)
+    }
+
+    fn last_arrival(&self) -> Option<Instant> {
+        self.thread.last_arrival()
     }
 
     fn cancel(&self, tickets: &[u64]) {

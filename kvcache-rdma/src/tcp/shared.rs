@@ -55,6 +55,7 @@ struct Outbox {
     ends: Vec<RemoteEnd>,
     answers: Vec<PresenceAnswer>,
     stats: (u64, RingStats),
+    last_arrival: Option<Instant>,
 }
 
 pub(super) struct Shared {
@@ -172,6 +173,9 @@ impl Shared {
             return;
         }
         let mut outbox = self.outbox.lock();
+        if !ends.is_empty() {
+            outbox.last_arrival = Some(Instant::now());
+        }
         outbox.ends.append(ends);
         outbox.answers.append(answers);
         drop(outbox);
@@ -188,6 +192,10 @@ impl Shared {
 
     pub(super) fn poll_ends(&self, ended: &mut Vec<RemoteEnd>) {
         ended.append(&mut self.outbox.lock().ends);
+    }
+
+    pub(super) fn last_arrival(&self) -> Option<Instant> {
+        self.outbox.lock().last_arrival
     }
 
     pub(super) fn poll_answers(&self, answers: &mut Vec<PresenceAnswer>) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvcache_core::BlockKey;
 use kvcache_core::remote::{PresenceAnswer, RemoteEnd, RemoteSpace, RemoteTransfer};
@@ -83,6 +83,10 @@ impl IoThread {
 
     pub(crate) fn poll_ends(&self, ended: &mut Vec<RemoteEnd>) {
         self.shared.poll_ends(ended);
+    }
+
+    pub(crate) fn last_arrival(&self) -> Option<Instant> {
+        self.shared.last_arrival()
     }
 
     pub(crate) fn poll_answers(&self, answers: &mut Vec<PresenceAnswer>) {

@@ -331,4 +331,39 @@ fn a_slow_l2_is_left_alone() {
     rig.answer(|_| true);
     assert_eq!(rig.planner.lookup("a", 0, 16, ms(101)), Lookup::Miss(MissReason::Absent));
     assert_eq!(rig.planner.stats().remote.unwrap().break_even, 1);
+    // Not for ever: what was slow is measured again after a while.
+    add(&mut rig.planner, "b", 2, 4);
+    rig.planner.lookup("b", 0, 16, ms(5200));
+    rig.answer(|_| true);
+    assert_eq!(rig.planner.lookup("b", 0, 16, ms(5201)), Lookup::Wait);
+    assert_eq!(kinds(&rig.jobs(5201)), [(JobKind::Fetch, 2), (JobKind::Fetch, 1)]);
+}
+
+/// What lies behind a hole is not what a fetch costs.
+#[test]
+fn break_even_is_of_what_would_be_fetched() {
+    let mut rig = Rig::new(tier(), 64);
+    for step in 0..9 {
+        // A token in 0.1 ms, a byte in 5 µs: a slot of 64 bytes takes 0.3 ms, and its tokens 0.4.
+        rig.planner.take_plan(100, ms(10 * step));
+        let report =
+            Report { usable_slots: 64, fetched_bytes: 1000, fetch_ns: 5_000_000, ..Report::default() };
+        rig.planner.absorb(&report);
+    }
+    add(&mut rig.planner, "a", 1, 40);
+    rig.planner.lookup("a", 0, 160, ms(100));
+    rig.answer(|block| block != 2);
+    assert_eq!(kinds(&rig.jobs(101)), [(JobKind::Fetch, 2)]);
+}
+
+/// An answer that comes when the engine has begun to compute starts nothing: the blocks are being computed.
+#[test]
+fn an_answer_that_comes_too_late_fetches_nothing() {
+    let mut rig = Rig::new(tier(), 16);
+    add(&mut rig.planner, "a", 1, 4);
+    rig.planner.lookup("a", 0, 16, ms(0));
+    assert_eq!(rig.planner.lookup("a", 0, 16, ms(5)), Lookup::Miss(MissReason::Absent));
+    rig.planner.commit_load("a", 0, &[]);
+    rig.answer(|_| true);
+    assert_eq!(kinds(&rig.jobs(6)), []);
 }
