@@ -1,7 +1,7 @@
 //! Where L2 is and how it is used.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
@@ -11,6 +11,7 @@ use kvcache_core::store::RemoteLink;
 use kvcache_rdma::members::{Members, RemoteUrl, Transport};
 use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
 use kvcache_rdma::tcp::TlsSettings;
+use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -23,6 +24,8 @@ pub(crate) struct Remote {
     tier: RemoteTierConfig,
     patience: Duration,
     in_flight: usize,
+    /// The clients that were opened, for what is wrong with their servers.
+    opened: Mutex<Vec<Weak<RingStore>>>,
 }
 
 #[pymethods]
@@ -54,7 +57,36 @@ impl Remote {
             nonce: random(),
             ..RemoteTierConfig::default()
         };
-        Ok(Self { ring, tier, patience: wait("timeout_s", timeout_s)?, in_flight: in_flight.max(1) })
+        Ok(Self {
+            ring,
+            tier,
+            patience: wait("timeout_s", timeout_s)?,
+            in_flight: in_flight.max(1),
+            opened: Mutex::default(),
+        })
+    }
+
+    /// What is wrong now with the list of members and with the connections to them, one line each. May take a
+    /// millisecond: not for the engine's thread.
+    fn problems(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| {
+            let refused = self.ring.members.status().last_error;
+            let mut problems: Vec<String> = refused
+                .map(|error| format!("the list of servers cannot be read: {error}"))
+                .into_iter()
+                .collect();
+            let opened: Vec<_> = self.opened.lock().iter().filter_map(Weak::upgrade).collect();
+            for (address, connection) in
+                opened.iter().flat_map(|store| store.stats().connections.into_values())
+            {
+                // A fault of the past is none while there are connections.
+                if let (0, Some(fault)) = (connection.open, connection.last_fault) {
+                    problems.push(format!("server {address}: {fault}"));
+                }
+            }
+            problems.sort_unstable();
+            problems
+        })
     }
 }
 
@@ -69,8 +101,10 @@ impl Remote {
 
     /// A rank's way to L2, and the client behind it, for its statistics.
     pub(crate) fn link(&self, namespace: [u8; 16], shard: [u8; 16]) -> PyResult<RemoteLink> {
+        let store = Arc::new(RingStore::open(&self.ring).map_err(value_error)?);
+        self.opened.lock().push(Arc::downgrade(&store));
         Ok(RemoteLink {
-            store: Arc::new(RingStore::open(&self.ring).map_err(value_error)?),
+            store,
             namespace: Namespace(namespace),
             shard: ShardFingerprint(shard),
             patience: self.patience,

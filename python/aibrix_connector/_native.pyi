@@ -264,6 +264,9 @@ class Remote:
             ValueError: Something cannot be used; names the value and the remedy.
         """
 
+    def problems(self) -> list[str]:
+        """Returns what is wrong now with the list of servers and the connections to them. May take a millisecond."""
+
 @final
 class Planner:
     """The scheduler half of the vLLM connector: decides what is loaded and offloaded. No call blocks."""

@@ -13,22 +13,27 @@ from aibrix_connector.settings import Settings
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+TIME_MARK = "time="
+"""Stands before a modification time in an identity, which another machine's copy of the same file does not share."""
+
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.npz")
 
 
 def file_identity(path: Path) -> str:
     """Returns what identifies a file's content without reading it all: size, time, and a safetensors file's header.
 
-    A file in a hub cache is a link to a blob that is named by its content: then the name is enough.
+    A file in a hub cache is a link to a blob that is named by its content: then the name is enough, on any machine.
     """
     target = path.resolve()
     state = target.stat()
+    if path.is_symlink() and target.parent.name == "blobs":
+        return f"{path.name}:{target.name}:{state.st_size}"
     digest = ""
     if path.suffix == ".safetensors":
         with target.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             digest = hashlib.sha256(file.read(min(length, 64 << 20))).hexdigest()
-    return f"{path.name}:{target.name}:{state.st_size}:{state.st_mtime_ns}:{digest}"
+    return f"{path.name}:{target.name}:{state.st_size}:{TIME_MARK}{state.st_mtime_ns}:{digest}"
 
 
 def directory_identity(directory: Path) -> str | None:
@@ -75,10 +80,11 @@ def namespace_fields(
     speculative = config.speculative_config
     major_minor = ".".join(vllm.__version__.split(".")[:2])
     fields: dict[str, Any] = {
-        "model": model.model,
-        "revision": model.revision,
+        # With a digest, the same weights in another place are the same.
+        "model": model.model if settings.weights_digest is None else "",
+        "revision": model.revision if settings.weights_digest is None else "",
         "weights": weights_identity(config, settings),
-        "architecture": _plain(model.hf_config.to_dict()),
+        "architecture": _plain(_without_place(model.hf_config.to_dict())),
         "overrides": _plain(getattr(model, "hf_overrides", None)),
         "quantization": model.quantization,
         "dtype": str(model.dtype),
@@ -123,6 +129,16 @@ def shareable(config: "VllmConfig", fields: list[tuple[str, str]], settings: Set
     if settings.key_source != "tokens" and not hashes_are_stable(config):
         return "the engine's block hashes differ in every process (set PYTHONHASHSEED, or use sha256)"
     return None
+
+
+def is_of_this_machine(fields: list[tuple[str, str]]) -> bool:
+    """Whether the weights are told apart by times that another machine's copies of them do not share."""
+    return TIME_MARK in dict(fields)["weights"]
+
+
+def _without_place(config: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out where a model lies: its content is named elsewhere."""
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
 
 
 def _plain(value: object) -> str:

@@ -79,6 +79,13 @@ class SchedulerSide:
         self._events = EventLog(self._groups, self._slot_blocks, unit_tokens) if wanted else None
         remote = settings.remote_options() if identity.shareable(config, fields, settings) is None else None
         self._remote = None if remote is None else _native.Remote(**remote)
+        if remote is not None:
+            logger.info("L2: blocks of this engine have the namespace %s", identity.namespace(fields).hex())
+            if identity.is_of_this_machine(fields):
+                logger.warning(
+                    "remote: these weights are told apart by the times of their files, so engines on other machines "
+                    "share nothing with this one: give all of them the same weights_digest"
+                )
         self._planner = _native.Planner(
             namespace=identity.namespace(fields),
             groups=[(group.kind, group.block_tokens, group.window_tokens) for group in self._groups],

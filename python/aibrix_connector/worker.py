@@ -18,6 +18,7 @@ from aibrix_connector.placement import (
     shard_fields,
     sharing,
 )
+from aibrix_connector.remote_watch import RemoteWatch
 from aibrix_connector.self_test import prove_round_trip
 from aibrix_connector.settings import Settings
 
@@ -56,6 +57,7 @@ class WorkerSide:
         self._said_drained = False
         self._end_is_due = False
         self._stats: CacheStats.Source | None = None
+        self._watch: RemoteWatch | None = None
 
     def register(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         """Derives the layout, opens the slab and proves both with patterned pages.
@@ -91,6 +93,7 @@ class WorkerSide:
             leader, copies = rank, 1
         threads, cpus = copy_placement(settings.copy_threads, config)
         engine_id = str(config.kv_transfer_config.engine_id) if config.kv_transfer_config else ""
+        native_remote = None if remote is None else _native.Remote(**remote)
         store = self._open(
             rank=rank,
             layers=[layer.native() for layer in layers],
@@ -109,9 +112,10 @@ class WorkerSide:
             layers_ahead=settings.layers_ahead,
             verify_l1=settings.verify_l1,
             drill=settings.drill,
-            remote=None if remote is None else _native.Remote(**remote),
+            remote=native_remote,
         )
         prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions)
+        self._watch = None if native_remote is None else RemoteWatch(native_remote)
         self._store = store
         self._stats = CacheStats.Source(store.stats, store.activity, {})
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
@@ -246,6 +250,8 @@ class WorkerSide:
 
     def close(self) -> None:
         """Ends what is in flight: afterwards nothing touches the engine's memory."""
+        if self._watch is not None:
+            self._watch.close()
         if self._store is not None:
             self._store.close()
             self._store = None

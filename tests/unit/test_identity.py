@@ -167,3 +167,33 @@ def test_an_adapter_that_changes_while_the_engine_runs_is_left_alone(tmp_path: P
     assert adapters.identity(lora(tmp_path / "a")) is None
     assert adapters.identity(lora(tmp_path / "a", number=2)) not in (None, before)
     assert Adapters().identity(lora(tmp_path / "a")) not in (None, before)
+
+
+def test_weights_in_a_hub_cache_are_the_same_on_every_machine(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots"
+    blobs.mkdir()
+    snapshot.mkdir()
+    (blobs / "0a1b").write_bytes(b"weights")
+    link = snapshot / "model.bin"
+    link.symlink_to(blobs / "0a1b")
+    before = identity.file_identity(link)
+    os.utime(blobs / "0a1b", (1, 1))
+    assert identity.file_identity(link) == before
+    assert not identity.is_of_this_machine([("weights", before)])
+    plain = tmp_path / "model.bin"
+    plain.write_bytes(b"weights")
+    assert identity.is_of_this_machine([("weights", identity.file_identity(plain))])
+
+
+def test_with_a_digest_the_place_of_the_weights_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm(monkeypatch)
+    settings = Settings(weights_digest="abc")
+
+    def fields(place: str) -> list[tuple[str, str]]:
+        config = vllm_config(
+            model_config__model=place,
+            model_config__hf_config=SimpleNamespace(to_dict=lambda: {"hidden_size": 64, "_name_or_path": place}),
+        )
+        return identity.namespace_fields(config, GROUPS, 1, settings)
+
+    assert fields("/data/a") == fields("/mnt/b")
