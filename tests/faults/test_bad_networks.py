@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,9 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
         yield [stack.enter_context(HarmfulProxy(one.address, seed=seed)) for seed, one in enumerate(servers)]
 
 
-def _load(ring: Ring, log: Path, **flags: int) -> RingLoad:
+def _load(ring: Ring, log: Path, **flags: Any) -> RingLoad:
     remote = "tcp://" + ",".join(proxy.address for proxy in ring)
-    return RingLoad(remote, log, **{"rate": 400, "values": 200, **flags})
+    return RingLoad(remote, log, **dict[str, Any]({"rate": 400, "values": 200, **flags}))
 
 
 HARMS: dict[str, tuple[Harm, Callable[[Counts, Report], bool]]] = {
