@@ -103,6 +103,10 @@ class CacheServer:
         """Stops it without ending it: its connections stay open, and nothing is answered."""
         self.process.send_signal(signal.SIGSTOP)
 
+    def go_on(self) -> None:
+        """Lets a stopped one go on."""
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Kills it, stopped or not."""
         self.process.kill()

@@ -85,3 +85,22 @@ def settle(engine: Engine, *, deadline_s: float = 30.0) -> None:
         assert time.monotonic() < until, f"jobs are still in flight after {deadline_s} s"
         engine.core().step_fn()
         time.sleep(0.001)
+
+
+class Stalls:
+    """How long each request was told to ask again, by its id; wraps a scheduler side."""
+
+    def __init__(self, side: Any) -> None:
+        self._ask = side.matched_tokens
+        self._began: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        side.matched_tokens = self._matched_tokens
+
+    def _matched_tokens(self, request: Any, local_tokens: int) -> tuple[int | None, bool]:
+        answer: tuple[int | None, bool] = self._ask(request, local_tokens)
+        now = time.monotonic()
+        began = self._began.setdefault(request.request_id, now)
+        # Until it was last told to wait: when it is asked about again is the engine's affair, which may be busy.
+        if answer[0] is None or request.request_id not in self.seconds:
+            self.seconds[request.request_id] = now - began
+        return answer

@@ -149,32 +149,13 @@ MANY = [prompt(100 + seed, 300) for seed in range(25)]
 DEADLINE_S = 2.0
 
 
-class _Stalls:
-    """How long each request was told to ask again, by its id; wraps a scheduler side."""
-
-    def __init__(self, side: Any) -> None:
-        self._ask = side.matched_tokens
-        self._began: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
-        side.matched_tokens = self._matched_tokens
-
-    def _matched_tokens(self, request: Any, local_tokens: int) -> tuple[int | None, bool]:
-        answer: tuple[int | None, bool] = self._ask(request, local_tokens)
-        now = time.monotonic()
-        began = self._began.setdefault(request.request_id, now)
-        # Until it was last told to wait: when it is asked about again is the engine's affair, which may be busy.
-        if answer[0] is None or request.request_id not in self.seconds:
-            self.seconds[request.request_id] = now - began
-        return answer
-
-
 def _load_while_servers_fail(options: EngineOptions, pids: list[int], expected: list[list[int]]) -> dict[str, Any]:
     import os
     import signal
     import threading
 
     from tests.e2e.engine import Engine
-    from tests.e2e.inside import planner_stats, scheduler_side
+    from tests.e2e.inside import Stalls, planner_stats, scheduler_side
 
     def fail() -> None:
         # When the first blocks have come, so that others are on their way.
@@ -185,7 +166,7 @@ def _load_while_servers_fail(options: EngineOptions, pids: list[int], expected: 
 
     wrong, reasons = 0, set()
     with Engine(options) as engine:
-        stalls = _Stalls(scheduler_side(engine))
+        stalls = Stalls(scheduler_side(engine))
         accident = threading.Thread(target=fail, daemon=True)
         accident.start()
         for _ in range(4):

@@ -134,8 +134,10 @@ class RingLoad:
     def check(self, report: Report) -> None:
         """Whatever happened: nothing is wrong, late or stuck, and the counters add up."""
         assert not any(report["violations"].values()), report["violations"]
-        assert report["oldest_s"] <= self.patience_s + self.slack_s, report
-        assert report["client"]["stale_ends"] == 0
+        # `stale_ends` of the client may count: a request may be given up in the turn in which its last item ends. That
+        # every transfer ends once is seen from outside.
+        oldest_s = report["oldest_s"]
+        assert oldest_s <= self.patience_s + self.slack_s, f"something is stuck since {oldest_s} s"
         if report["event"] == "end":
             assert report["submitted"] == report["ended"]
             assert report["open"] == report["client"]["open"] == 0
