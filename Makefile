@@ -9,6 +9,7 @@ export VLLM_VERSION ?= 0.32.0
 E2E_PROCESSES ?= 2
 # Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
 PYTEST_ARGS ?=
+SOAK_ARGS ?= --minutes 10 --seed 1
 # Extra arguments for the benchmarks, as in: make bench BENCH_ARGS="--quick --only engine"
 BENCH_ARGS ?=
 
@@ -19,7 +20,7 @@ nextest = $(shell command -v cargo-nextest)
 parts = wheel lint test-rust test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -69,10 +70,18 @@ test-e2e: $(wheel_env) ## a real vLLM engine on the CPU
 test-slow: $(wheel_env) ## the slow part of the end-to-end suite: engines in processes of their own, several ranks
 	KVCACHE_TOOL="$$(scripts/build_cli.sh)" $(wheel_env)/bin/python -m pytest tests/e2e -m slow $(PYTEST_ARGS)
 
+test-faults: $(wheel_env) ## networks, servers and Redis that fail, between real processes; the tests say what was skipped
+	cargo build --locked --profile test -p kvcache-cli -p ring-load
+	$(wheel_env)/bin/python -m pytest tests/faults -rs $(PYTEST_ARGS)
+
+soak: $(wheel_env) ## full rate while servers die; SOAK_ARGS="--minutes 60 --seed 7"
+	cargo build --release --locked -p kvcache-cli -p ring-load
+	KVCACHE_TOOL=target/release/kvcache RING_LOAD_TOOL=target/release/ring-load $(wheel_env)/bin/python -m tests.soak $(SOAK_ARGS)
+
 test-full: ## `test`, the slow end-to-end scenarios and the release wheel
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
-	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-infinistore-rdma test-slow dist
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-infinistore-rdma test-faults test-slow dist
 
 test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM release
 	scripts/vllm_matrix.sh
