@@ -125,7 +125,8 @@ impl std::fmt::Debug for CheckedCopy {
 mod fused {
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi64, _mm256_loadu_si256, _mm256_mul_epu32,
+        __m128i, __m256i, _MM_HINT_T0, _mm_prefetch, _mm_stream_si128, _mm256_add_epi64,
+        _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_mul_epu32,
         _mm256_set1_epi64x, _mm256_shuffle_epi32, _mm256_slli_epi64, _mm256_srli_epi64, _mm256_storeu_si256,
         _mm256_stream_si256, _mm256_xor_si256,
     };
@@ -169,54 +170,60 @@ mod fused {
         /// AVX2 is there, and both ranges hold the blocks. The source may change meanwhile.
         #[target_feature(enable = "avx2")]
         pub(super) unsafe fn blocks(&mut self, src: *const u8, dst: *mut u8, blocks: usize) {
-            let is_aligned = (dst as usize).is_multiple_of(size_of::<__m256i>());
-            // SAFETY: the caller's promise; the destination is aligned where that is needed.
+            // Whole slots are aligned to pages; what the C library allocates, to 16 bytes.
+            // SAFETY: the caller's promise; the destination is as aligned as the stores ask for.
             unsafe {
-                match is_aligned {
-                    true => self.blocks_by::<true>(src, dst, blocks),
-                    false => self.blocks_by::<false>(src, dst, blocks),
+                match (dst as usize).trailing_zeros() {
+                    5.. => self.blocks_by::<32>(src, dst, blocks),
+                    4 => self.blocks_by::<16>(src, dst, blocks),
+                    _ => self.blocks_by::<1>(src, dst, blocks),
                 }
             }
         }
 
         /// # Safety
         ///
-        /// As [`blocks`](Self::blocks); `STREAM` asks for a destination that is a multiple of 32.
+        /// As [`blocks`](Self::blocks); the destination is a multiple of `ALIGN`.
         #[target_feature(enable = "avx2")]
-        unsafe fn blocks_by<const STREAM: bool>(&mut self, src: *const u8, dst: *mut u8, blocks: usize) {
+        unsafe fn blocks_by<const ALIGN: usize>(&mut self, src: *const u8, dst: *mut u8, blocks: usize) {
             // SAFETY: eight lanes are two vectors.
             let mut lanes: [__m256i; 2] = unsafe {
                 let lanes = self.lanes.as_ptr();
                 [_mm256_loadu_si256(lanes.cast()), _mm256_loadu_si256(lanes.add(4).cast())]
             };
             let secret = self.secret.as_ptr();
-            for at in (0..blocks * BLOCK_BYTES).step_by(STRIPE_BYTES) {
-                let stripe = at % BLOCK_BYTES / STRIPE_BYTES;
-                // SAFETY: a stripe of the caller's blocks in source and destination. A prefetch may name any address.
-                // Of the secret, bytes up to 15 * 8 + 64 are read.
-                unsafe {
-                    let from = src.add(at);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD_BYTES).cast());
-                    let loaded = load(from);
-                    for (half, (lanes, data)) in lanes.iter_mut().zip(loaded).enumerate() {
-                        let to = dst.add(at + half * 32).cast();
-                        if STREAM {
-                            _mm256_stream_si256(to, data);
-                        } else {
-                            _mm256_storeu_si256(to, data);
+            for block in 0..blocks {
+                // SAFETY: the caller's ranges hold the block.
+                let (from, to) = unsafe { (src.add(block * BLOCK_BYTES), dst.add(block * BLOCK_BYTES)) };
+                for stripe in 0..BLOCK_BYTES / STRIPE_BYTES {
+                    // SAFETY: a stripe of the block in source and destination, which is aligned as its stores ask for.
+                    // A prefetch may name any address. Of the secret, bytes up to 15 * 8 + 64 are read.
+                    unsafe {
+                        let from = from.add(stripe * STRIPE_BYTES);
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD_BYTES).cast());
+                        let loaded = load(from);
+                        for (half, (lanes, data)) in lanes.iter_mut().zip(loaded).enumerate() {
+                            let to: *mut __m256i = to.add(stripe * STRIPE_BYTES + half * 32).cast();
+                            match ALIGN {
+                                32 => _mm256_stream_si256(to, data),
+                                16 => {
+                                    let to: *mut __m128i = to.cast();
+                                    _mm_stream_si128(to, _mm256_castsi256_si128(data));
+                                    _mm_stream_si128(to.add(1), _mm256_extracti128_si256::<1>(data));
+                                }
+                                _ => _mm256_storeu_si256(to, data),
+                            }
+                            let secret = _mm256_loadu_si256(secret.add(8 * stripe + half * 32).cast());
+                            *lanes = accumulate(*lanes, data, secret);
                         }
-                        let secret = _mm256_loadu_si256(secret.add(8 * stripe + half * 32).cast());
-                        *lanes = accumulate(*lanes, data, secret);
                     }
                 }
-                if at % BLOCK_BYTES == BLOCK_BYTES - STRIPE_BYTES {
-                    for (half, lanes) in lanes.iter_mut().enumerate() {
-                        // SAFETY: the last 64 bytes of the secret.
-                        let secret = unsafe {
-                            _mm256_loadu_si256(secret.add(SECRET_BYTES - STRIPE_BYTES + half * 32).cast())
-                        };
-                        *lanes = scramble(*lanes, secret);
-                    }
+                for (half, lanes) in lanes.iter_mut().enumerate() {
+                    // SAFETY: the last 64 bytes of the secret.
+                    let secret = unsafe {
+                        _mm256_loadu_si256(secret.add(SECRET_BYTES - STRIPE_BYTES + half * 32).cast())
+                    };
+                    *lanes = scramble(*lanes, secret);
                 }
             }
             for (half, vector) in lanes.into_iter().enumerate() {
@@ -369,6 +376,7 @@ mod tests {
             for step in [1, 1024, 2000, usize::MAX] {
                 check(bytes, 3, 0, step);
                 check(bytes, 0, 32, step);
+                check(bytes, 0, 16, step);
             }
         }
     }
