@@ -177,6 +177,8 @@ fn room_of_a_connection_that_the_server_ends_waits_for_the_client() {
     local.send(&[0; 64]);
     assert_eq!(local.frame().0.head.op, FrameOp::Close);
     assert!(local.is_closed());
+    // Far more than the server reads of one whose end it does not wait for.
+    local.send(&vec![0; 8 << 20]);
     wait_for(&server, USED, 4096);
     drop(local);
     wait_for(&server, USED, 0);

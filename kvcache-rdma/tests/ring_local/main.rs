@@ -64,6 +64,7 @@ fn values_move_without_being_sent() {
     // Everything was given back.
     server.store().purge();
     client.until("the pool is empty", |_| metric(&server, "used_bytes") == 0);
+    assert_eq!(metric(&server, "leases_expired_total"), 0, "leases were forgotten");
 }
 
 #[test]
@@ -174,6 +175,7 @@ fn a_small_pool_takes_what_it_can() {
     assert_eq!(client.put(600..601, 9 << 20), [RemoteOutcome::Failed(RemoteFailure::Refused)]);
     server.store().purge();
     client.until("the pool is empty", |_| metric(&server, "used_bytes") == 0);
+    assert_eq!(metric(&server, "leases_expired_total"), 0, "leases were forgotten");
 }
 
 /// Transfers that nobody waits for any more end, and leave nothing behind.
@@ -194,6 +196,7 @@ fn abandoned_transfers_give_everything_back() {
     assert_eq!(client.get(0..16, 1 << 20), [DONE; 16]);
     server.store().purge();
     client.until("the pool is empty", |_| metric(&server, "used_bytes") == 0);
+    assert_eq!(metric(&server, "leases_expired_total"), 0, "leases were forgotten");
 }
 
 #[test]
