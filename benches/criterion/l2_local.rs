@@ -21,6 +21,7 @@ use kvcache_server::{Server, ServerConfig};
 
 const VALUES_BYTES: usize = 128 << 20;
 const VALUE_BYTES: usize = 2 << 20;
+const PAGE_BYTES: usize = 4096;
 const SPACE: RemoteSpace = RemoteSpace([7; 16]);
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,16 +44,19 @@ fn main() {
 }
 
 fn throughput(store: &RingStore) {
-    let mut values = vec![0x5a_u8; VALUES_BYTES];
+    // Aligned as slots are.
+    let mut memory = vec![0x5a_u8; VALUES_BYTES + PAGE_BYTES];
+    let start = memory.as_ptr().align_offset(PAGE_BYTES);
+    let values = &mut memory[start..start + VALUES_BYTES];
     let mut pool = Pool::new();
     let mut columns: [Vec<f64>; 7] = Default::default();
     for round in 0..14 {
-        let streamed_out = pool.copy(&mut values, VALUE_BYTES, true, copy_streaming);
-        let put = transfer(store, RemoteOp::Put, VALUE_BYTES, &mut values);
-        let streamed_back = pool.copy(&mut values, VALUE_BYTES, false, copy_streaming);
-        let get = transfer(store, RemoteOp::Get, VALUE_BYTES, &mut values);
-        let checked = pool.copy(&mut values, VALUE_BYTES, false, copy_checked);
-        let in_pieces = pool.copy(&mut values, VALUE_BYTES, false, copy_then_hash);
+        let streamed_out = pool.copy(values, VALUE_BYTES, true, copy_streaming);
+        let put = transfer(store, RemoteOp::Put, VALUE_BYTES, values);
+        let streamed_back = pool.copy(values, VALUE_BYTES, false, copy_streaming);
+        let get = transfer(store, RemoteOp::Get, VALUE_BYTES, values);
+        let checked = pool.copy(values, VALUE_BYTES, false, copy_checked);
+        let in_pieces = pool.copy(values, VALUE_BYTES, false, copy_then_hash);
         // The first rounds take memory for the first time, and one of them is over TCP.
         if round < 3 {
             continue;
@@ -84,11 +88,13 @@ fn throughput(store: &RingStore) {
 }
 
 fn latency(store: &RingStore) {
-    let mut value = vec![0x5a_u8; 1 << 20];
+    let mut memory = vec![0x5a_u8; (1 << 20) + PAGE_BYTES];
+    let start = memory.as_ptr().align_offset(PAGE_BYTES);
+    let value = &mut memory[start..start + (1 << 20)];
     let (mut put, mut get) = (Vec::new(), Vec::new());
     for _ in 0..1000 {
-        put.push(transfer(store, RemoteOp::Put, 1 << 20, &mut value).as_secs_f64() * 1e6);
-        get.push(transfer(store, RemoteOp::Get, 1 << 20, &mut value).as_secs_f64() * 1e6);
+        put.push(transfer(store, RemoteOp::Put, 1 << 20, value).as_secs_f64() * 1e6);
+        get.push(transfer(store, RemoteOp::Get, 1 << 20, value).as_secs_f64() * 1e6);
     }
     row("put 1 MiB, µs", &mut put, "≤ 150");
     row("get 1 MiB, µs", &mut get, "≤ 120");
