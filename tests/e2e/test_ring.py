@@ -197,7 +197,6 @@ def test_servers_that_die_or_stop_under_load_cost_only_time(
     stalls = run["stalls_s"]
     assert len(stalls) == 100
     assert stalls[-1] < DEADLINE_S + 0.1, f"a request was told to wait {stalls[-1]} s after it came"
-    assert run["planner"]["l2_failed_fetches"] > 0
 
 
 def test_a_ring_grows_under_an_engine(
