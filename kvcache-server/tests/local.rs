@@ -204,6 +204,56 @@ fn room_is_bounded() {
     assert_eq!(reserve(&mut connect(&server), &[mib])[0].status, Status::OK);
 }
 
+/// A value of one byte takes a whole granule, and is counted so.
+#[test]
+fn room_for_small_values_is_bounded_as_well() {
+    let server = server(|config| config.capacity_bytes = 8 << 20);
+    let mut local = connect(&server);
+    let rooms = reserve(&mut local, &[1; 1000]);
+    let granted = rooms.iter().filter(|room| room.status.is_ok()).count();
+    assert_eq!(granted, (1 << 20) / 4096, "an eighth of the pool");
+    assert!(rooms[granted..].iter().all(|room| room.status == Status::RETRY));
+    assert_eq!((server.store().reserved_bytes(), metric(&server, USED)), (1 << 20, 1 << 20));
+}
+
+/// Room does not expire: whatever clients do, half of the pool stays for values.
+#[test]
+fn all_clients_together_hold_half_of_the_pool() {
+    let server = server(|config| config.capacity_bytes = 8 << 20);
+    let mut clients: Vec<Local> = (0..8).map(|_| connect(&server)).collect();
+    let statuses: Vec<Status> =
+        clients.iter_mut().map(|client| reserve(client, &[1 << 20])[0].status).collect();
+    assert_eq!(statuses[..4], [Status::OK; 4]);
+    assert_eq!(statuses[4..], [Status::OUT_OF_MEMORY; 4]);
+    // Who sends values, and is disconnected if that takes too long, still finds room.
+    let (mut remote, _) = Peer::with_frames(server.address());
+    let value = content(1, 1 << 20);
+    assert_eq!(remote.put_batch(0, "", &[(put_item(&value), "k")], &value), [Status::OK]);
+    drop(clients);
+    wait_for(&server, USED, 1 << 20);
+}
+
+/// What a client has leased is bounded, in memory of the pool and in memory for the leases themselves.
+#[test]
+fn leased_values_are_bounded() {
+    let server = server(|config| config.capacity_bytes = 8 << 20);
+    let mut local = connect(&server);
+    put(&mut local, &server, "small", b"x");
+    put(&mut local, &server, "large", &content(1, 3 << 20));
+    let (first, values) = lease(&mut local, &[(ANY, "large"), (ANY, "large"), (ANY, "small")]);
+    let statuses: Vec<_> = values.iter().map(|value| value.status).collect();
+    assert_eq!(
+        statuses,
+        [Status::OK, Status::RETRY, Status::RETRY],
+        "one value always, more up to a quarter"
+    );
+    numbers(&mut local, FrameOp::Release, &[first]);
+    let (_, values) = lease(&mut local, &[(ANY, "small"); 1000]);
+    assert_eq!(values.iter().filter(|value| value.status.is_ok()).count(), (2 << 20) / 4096);
+    // To be told to ask again is no miss.
+    assert_eq!(metric(&server, "kvcache_server_misses_total"), 0);
+}
+
 #[test]
 fn without_the_token_there_are_no_descriptors_and_no_leases() {
     let server = server(|config| config.token = Some(Token::new(b"0123456789abcdef")));

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 /// Two mappings of one pool: gets read from one that cannot be written, puts write to the other.
 #[derive(Debug)]
-pub(super) struct PoolMapping {
+pub(crate) struct PoolMapping {
     readable: NonNull<u8>,
     writable: NonNull<u8>,
     bytes: usize,
@@ -22,7 +22,7 @@ impl PoolMapping {
     /// # Errors
     ///
     /// What is behind them is no pool, or can shrink, or there is no address space.
-    pub(super) fn new([readable, writable]: [OwnedFd; 2]) -> io::Result<Self> {
+    pub(crate) fn new([readable, writable]: [OwnedFd; 2]) -> io::Result<Self> {
         let (readable, writable) = (File::from(readable), File::from(writable));
         let bytes = readable.metadata()?.len();
         if bytes == 0 || writable.metadata()?.len() != bytes {

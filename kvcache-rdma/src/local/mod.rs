@@ -18,12 +18,17 @@
 //! A connection owns its mapping and what it copies; both are used by the I/O thread alone. When the server goes, copies
 //! end, then the mapping; the next connection maps the next server's pool.
 
+mod answers;
+mod copying;
 mod frames;
 mod host;
 mod mapping;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod socket;
 
 pub(crate) use host::is_this_host;
+pub(crate) use mapping::PoolMapping;
 pub(crate) use session::LocalSession;
 pub(crate) use socket::LocalSocket;

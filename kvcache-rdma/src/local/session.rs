@@ -1,20 +1,15 @@
 //! A connection to a server of this host: requests about places in its pool, and copies from and to them.
 
-use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
-
-use kvcache_core::copy_engine::checked_copy::CheckedCopy;
 use kvcache_core::remote::{RemoteFailure, RemoteKey};
 use kvcache_core::ring_client::{ItemEnd, ItemResult, RequestId, RequestOp};
 use kvcache_wire::Status;
-use kvcache_wire::extension::{
-    CommitItem, ExistsReply, FrameHeader, FrameOp, LeasedRoom, LeasedRooms, LeasedValue, LeasedValues,
-    Limits, Statuses,
-};
+use kvcache_wire::extension::{CommitItem, FrameHeader, FrameOp, LeasedValue, Limits};
+use std::collections::{HashMap, VecDeque};
 
+use super::copying::{Copying, Way};
 use super::frames::{Asked, ITEM_BYTES_MAX, release};
 use super::mapping::PoolMapping;
-use crate::tcp::{Batch, Fault, FaultReason, InBuffer, Outgoing, Stream, Work, matches_owner, refusal};
+use crate::tcp::{Batch, Fault, FaultReason, InBuffer, Outgoing, Stream, Work, matches_owner};
 
 /// Bytes of values that are asked for, being copied or being committed, at most.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -30,53 +25,28 @@ const TURN_BYTES: usize = 1 << 20;
 
 pub(crate) struct LocalSession {
     /// Before the mapping, which the copies point into.
-    copies: VecDeque<Copying>,
-    pool: Pool,
+    pub(super) copies: VecDeque<Copying>,
+    pub(super) pool: PoolMapping,
     limits: Limits,
     next_id: u64,
     asked: HashMap<u64, Asked>,
     /// Values of each lease that are not copied yet.
-    leased: HashMap<u64, usize>,
+    pub(super) leased: HashMap<u64, usize>,
     /// What can be given back.
-    released: Vec<u64>,
+    pub(super) released: Vec<u64>,
     /// Written, and not committed yet.
     written: (Vec<Work>, Vec<CommitItem>),
     /// Values that the server takes when it has given or got back others, and how they go.
-    later: VecDeque<(RequestOp, Work)>,
-    bytes_in_flight: u64,
+    pub(super) later: VecDeque<(RequestOp, Work)>,
+    pub(super) bytes_in_flight: u64,
 }
-
-/// The pool is mapped when a value is first asked for: who asks for presence alone never does.
-enum Pool {
-    Unmapped([OwnedFd; 2]),
-    Mapped(PoolMapping),
-    Failed,
-}
-
-struct Copying {
-    work: Work,
-    copy: CheckedCopy,
-    lease: u64,
-    way: Way,
-}
-
-#[derive(Clone, Copy)]
-enum Way {
-    /// From the pool; what was stored has this checksum.
-    Get(*const u8, Option<u64>),
-    /// To the pool.
-    Put(*mut u8),
-}
-
-// SAFETY: the addresses lie in the session's own mapping, which moves between threads with it.
-unsafe impl Send for Copying {}
 
 impl LocalSession {
-    /// With the descriptors that came with the welcome.
-    pub(crate) fn new(limits: Limits, descriptors: [OwnedFd; 2]) -> Self {
+    /// With the pool whose descriptors came with the welcome.
+    pub(crate) fn new(limits: Limits, pool: PoolMapping) -> Self {
         Self {
             copies: VecDeque::new(),
-            pool: Pool::Unmapped(descriptors),
+            pool,
             limits,
             next_id: 0,
             asked: HashMap::new(),
@@ -177,6 +147,10 @@ impl LocalSession {
                 Way::Put(_) => self.released.push(copying.lease),
             }
         }
+        // What is written already may have waited for these.
+        if self.copies.is_empty() {
+            self.commit(outgoing);
+        }
         self.give_back(outgoing);
     }
 
@@ -221,7 +195,7 @@ impl LocalSession {
     }
 
     /// One value less of a lease is needed.
-    fn copied_from(&mut self, lease: u64) {
+    pub(super) fn copied_from(&mut self, lease: u64) {
         if let Some(left) = self.leased.get_mut(&lease) {
             *left -= 1;
             if *left == 0 {
@@ -319,167 +293,6 @@ impl LocalSession {
         Ok(None)
     }
 
-    fn answered(
-        &mut self,
-        asked: Asked,
-        status: Status,
-        body: &[u8],
-        ends: &mut Vec<ItemEnd>,
-    ) -> Result<(), Fault> {
-        let moves = !matches!(asked, Asked::Exists(_) | Asked::Delete(_));
-        match asked {
-            _ if !status.is_ok() => {
-                let mut asked = asked;
-                for mut work in std::mem::take(asked.works()) {
-                    self.end(&mut work, moves, refusal(status), ends);
-                }
-            }
-            Asked::Lease(works) => {
-                let leased = match LeasedValues::decode(body, works.len() as u32) {
-                    Ok(leased) => leased,
-                    Err(error) => return self.end_all(works, error.into(), ends),
-                };
-                let pinned = leased.iter().filter(|value| value.status.is_ok()).count();
-                if pinned > 0 {
-                    self.leased.insert(leased.lease, pinned);
-                }
-                let mut result = Ok(());
-                for (value, work) in leased.iter().zip(works) {
-                    result = result.and(self.leased_value(leased.lease, value, work, ends));
-                }
-                result?;
-            }
-            Asked::Reserve(works) => {
-                let rooms = match LeasedRooms::decode(body, works.len() as u32) {
-                    Ok(rooms) => rooms,
-                    Err(error) => return self.end_all(works, error.into(), ends),
-                };
-                let mut result = Ok(());
-                for (room, work) in rooms.iter().zip(works) {
-                    result = result.and(self.leased_room(room, work, ends));
-                }
-                result?;
-            }
-            Asked::Commit(works, _) | Asked::Delete(works) => {
-                let statuses = match Statuses::decode(body, works.len() as u32) {
-                    Ok(statuses) => statuses,
-                    Err(error) => return self.end_all(works, error.into(), ends),
-                };
-                for (status, mut work) in statuses.iter().zip(works) {
-                    self.end(&mut work, moves, refusal(status), ends);
-                }
-            }
-            Asked::Exists(works) => {
-                let reply = match ExistsReply::decode(body, false, works.len() as u32) {
-                    Ok(reply) => reply,
-                    Err(error) => return self.end_all(works, error.into(), ends),
-                };
-                for (index, mut work) in works.into_iter().enumerate() {
-                    let present = reply.is_present(index);
-                    self.end(
-                        &mut work,
-                        false,
-                        if present { ItemResult::Done } else { ItemResult::Missing },
-                        ends,
-                    );
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn leased_value(
-        &mut self,
-        lease: u64,
-        value: LeasedValue,
-        mut work: Work,
-        ends: &mut Vec<ItemEnd>,
-    ) -> Result<(), Fault> {
-        let corrupt = ItemResult::Failed(RemoteFailure::Corrupt);
-        match value.status {
-            Status::OK => {
-                if work.memory.is_some() && value.value_bytes == work.bytes as u64 {
-                    let (at, bytes) = (value.offset_bytes, work.bytes);
-                    let from = self
-                        .pool()
-                        .and_then(|pool| pool.to_read(at, bytes).ok_or_else(|| outside(at, bytes)));
-                    match from {
-                        Ok(from) => {
-                            let way = Way::Get(from, value.checksum);
-                            self.copies.push_back(Copying::new(work, lease, way));
-                        }
-                        Err(fault) => return self.end_all(vec![work], fault, ends),
-                    }
-                } else {
-                    self.copied_from(lease);
-                    self.end(&mut work, true, corrupt, ends);
-                }
-            }
-            // Another length than was put.
-            Status::TOO_LARGE => self.end(&mut work, true, corrupt, ends),
-            Status::RETRY => self.later.push_back((RequestOp::Get, work)),
-            status => self.end(&mut work, true, refusal(status), ends),
-        }
-        Ok(())
-    }
-
-    fn leased_room(
-        &mut self,
-        room: LeasedRoom,
-        mut work: Work,
-        ends: &mut Vec<ItemEnd>,
-    ) -> Result<(), Fault> {
-        match room.status {
-            Status::OK if work.memory.is_some() => {
-                let (at, bytes) = (room.offset_bytes, work.bytes);
-                let to =
-                    self.pool().and_then(|pool| pool.to_write(at, bytes).ok_or_else(|| outside(at, bytes)));
-                match to {
-                    Ok(to) => self.copies.push_back(Copying::new(work, room.lease, Way::Put(to))),
-                    Err(fault) => return self.end_all(vec![work], fault, ends),
-                }
-            }
-            // Nobody waits for it any more.
-            Status::OK => {
-                self.released.push(room.lease);
-                self.bytes_in_flight -= work.bytes as u64;
-            }
-            Status::RETRY => self.later.push_back((RequestOp::Put, work)),
-            status => self.end(&mut work, true, refusal(status), ends),
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, work: &mut Work, moves: bool, result: ItemResult, ends: &mut Vec<ItemEnd>) {
-        if moves {
-            self.bytes_in_flight -= work.bytes as u64;
-        }
-        ends.extend(work.end(result));
-    }
-
-    /// Ends works whose answer cannot be read; the connection ends with them.
-    fn end_all(&mut self, works: Vec<Work>, fault: Fault, ends: &mut Vec<ItemEnd>) -> Result<(), Fault> {
-        for mut work in works {
-            ends.extend(work.end(ItemResult::Failed(RemoteFailure::Unreachable)));
-        }
-        Err(fault)
-    }
-
-    fn pool(&mut self) -> Result<&PoolMapping, Fault> {
-        if let Pool::Unmapped(_) = self.pool
-            && let Pool::Unmapped(descriptors) = std::mem::replace(&mut self.pool, Pool::Failed)
-        {
-            let fault = |error: std::io::Error| {
-                Fault::new(FaultReason::Malformed, format!("the server's pool cannot be mapped: {error}"))
-            };
-            self.pool = Pool::Mapped(PoolMapping::new(descriptors).map_err(fault)?);
-        }
-        match &self.pool {
-            Pool::Mapped(mapping) => Ok(mapping),
-            _ => Err(Fault::new(FaultReason::Malformed, "the server's pool is not mapped")),
-        }
-    }
-
     /// Ends everything that has not ended.
     pub(crate) fn fail(mut self, failure: RemoteFailure, ends: &mut Vec<ItemEnd>) {
         let asked = self.asked.values_mut().flat_map(|asked| asked.works().iter_mut());
@@ -493,31 +306,3 @@ impl LocalSession {
 
 /// Values that are committed together, at most: the first of a long batch need not wait for the last.
 const COMMIT_ITEMS: usize = 64;
-
-fn outside(offset: u64, bytes: usize) -> Fault {
-    let text = format!("{bytes} bytes at {offset} are outside of the server's pool");
-    Fault::new(FaultReason::Malformed, text)
-}
-
-impl Copying {
-    fn new(work: Work, lease: u64, way: Way) -> Self {
-        let copy = CheckedCopy::new(&work.key.name(), work.bytes);
-        Self { work, copy, lease, way }
-    }
-
-    /// Copies at most about `bytes_max` bytes more.
-    fn step(&mut self, bytes_max: usize) {
-        let bytes = self.work.bytes;
-        let Some(memory) = self.work.memory.as_mut() else { return };
-        // SAFETY: the slot has `bytes` bytes, as `Memory` was promised, and so has the place in the pool, as was checked
-        // when its address was made. The mapping lives as long as the session, whose copies these are. From the pool
-        // others' writes are no harm, as the copy says; to the pool, room belongs to the connection until it is
-        // committed or released, both of which come after the copy.
-        unsafe {
-            match self.way {
-                Way::Get(from, _) => self.copy.step(from, memory.write(0, bytes).as_mut_ptr(), bytes_max),
-                Way::Put(to) => self.copy.step(memory.read(0).as_ptr(), to, bytes_max),
-            }
-        }
-    }
-}

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream as StdStream};
+use std::os::unix::net::SocketAddr;
 
 use kvcache_wire::extension::local_socket_name;
 use mio::net::UnixStream;
@@ -16,7 +16,7 @@ pub(crate) struct LocalSocket {
 }
 
 impl LocalSocket {
-    /// Calls the server of TCP `port`. Does not wait: it is there or not.
+    /// Calls the server of TCP `port`. Does not wait: it is there and has room in its line, or not.
     ///
     /// # Errors
     ///
@@ -24,14 +24,22 @@ impl LocalSocket {
     /// else: any user of the host can take the name first.
     pub(crate) fn connect(port: u16) -> io::Result<Self> {
         let address = SocketAddr::from_abstract_name(local_socket_name(port))?;
-        let stream = StdStream::connect_addr(&address)?;
-        stream.set_nonblocking(true)?;
+        // It does not block: to stand in the line of a server that is stopped would stop this thread for as long.
+        let stream = UnixStream::connect_addr(&address)?;
         let user = peer_user(&stream)?;
         // SAFETY: takes nothing and cannot fail.
         if user != 0 && user != unsafe { libc::geteuid() } {
             return Err(io::Error::other(format!("its Unix socket belongs to user {user}")));
         }
-        Ok(Self { stream: UnixStream::from_std(stream), received: Vec::new() })
+        Ok(Self { stream, received: Vec::new() })
+    }
+
+    /// A connection, and its other end.
+    #[cfg(test)]
+    pub(super) fn pair() -> (Self, std::os::unix::net::UnixStream) {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (Self { stream: UnixStream::from_std(near), received: Vec::new() }, far)
     }
 
     pub(crate) fn source(&mut self) -> &mut UnixStream {
@@ -96,7 +104,7 @@ struct Control([u8; CONTROL_BYTES]);
 // SAFETY: arithmetic on a length.
 const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(2 * size_of::<RawFd>() as u32) } as usize;
 
-fn peer_user(stream: &StdStream) -> io::Result<libc::uid_t> {
+fn peer_user(stream: &UnixStream) -> io::Result<libc::uid_t> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
     let place = (&raw mut peer).cast();
@@ -105,4 +113,32 @@ fn peer_user(stream: &StdStream) -> io::Result<libc::uid_t> {
         libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut bytes)
     };
     if status == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The line of a server that is stopped fills up; to stand in it would stop this side, too.
+    #[test]
+    fn a_server_whose_line_is_full_is_not_waited_for() {
+        // Nobody else has the port, and so the name, for as long as it is bound.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = port.local_addr().unwrap().port();
+        let address = SocketAddr::from_abstract_name(local_socket_name(number)).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        // SAFETY: takes a descriptor, which the listener keeps open, and a number.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let (sender, results) = mpsc::channel();
+        std::thread::spawn(move || {
+            let connections: Vec<_> = (0..3).map(|_| LocalSocket::connect(number)).collect();
+            let _ = sender.send(connections.iter().map(Result::is_ok).collect::<Vec<bool>>());
+        });
+        let connected = results.recv_timeout(Duration::from_secs(10)).expect("it waits in line");
+        assert_eq!(connected, [true, false, false]);
+    }
 }

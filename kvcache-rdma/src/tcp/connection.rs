@@ -20,7 +20,7 @@ use super::stock::StockSession;
 use super::stream::Stream;
 use super::tls::{Tls, TlsStream};
 use super::work::Batch;
-use crate::local::{LocalSession, LocalSocket};
+use crate::local::{LocalSession, LocalSocket, PoolMapping};
 
 /// Bytes that one call reads or writes before others have their turn.
 const TURN_BYTES: usize = 1 << 20;
@@ -353,7 +353,11 @@ impl Connection {
         let Some(descriptors) = descriptors.filter(|_| shares) else {
             return Err(Fault::new(FaultReason::Unavailable, "the server does not share its memory"));
         };
-        self.state = State::Local(Box::new(LocalSession::new(welcome.limits, descriptors)));
+        // Before it is open: where the pool cannot be mapped everything goes on over TCP, as if there were no Unix socket.
+        let pool = PoolMapping::new(descriptors).map_err(|error| {
+            Fault::new(FaultReason::Unavailable, format!("the server's pool cannot be mapped: {error}"))
+        })?;
+        self.state = State::Local(Box::new(LocalSession::new(welcome.limits, pool)));
         Ok(true)
     }
 

@@ -295,7 +295,7 @@ impl Server {
     /// Goes on over TCP; what was under way has failed.
     fn drop_local(&mut self, fault: Fault, now: Duration, news: &mut News) {
         let Some(connection) = self.local.connection.take() else { return };
-        let was_open = connection.is_open();
+        let (was_open, owed, ended) = (connection.is_open(), connection.owes(), news.ends.len());
         connection.close(failure_of(fault.reason), &mut news.ends);
         for batch in self.local.queue.drain(..) {
             let lane = if batch.is_small() { &mut self.small } else { &mut self.bulk };
@@ -305,6 +305,9 @@ impl Server {
         self.stats.last_fault = Some(format!("{}: {}", fault.reason.name(), fault.text));
         if was_open {
             self.stats.faults[fault.reason as usize] += 1;
+        }
+        // As over TCP: that a server closes what nobody uses says nothing about it.
+        if was_open && (owed || news.ends.len() > ended) {
             news.faults.push(ConnectionFault::Lost);
         }
     }

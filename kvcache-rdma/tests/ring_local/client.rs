@@ -96,16 +96,17 @@ impl Client {
         self.run_and(op, values, patience, |_| {})
     }
 
-    /// The same, but every third one is cancelled after so many turns of this thread.
+    /// The same, but every so many-th one is cancelled after so many turns of this thread.
     pub(crate) fn run_cancelling(
         &self,
         op: RemoteOp,
         values: &mut [(u64, Vec<u8>)],
         turns: u32,
+        every: usize,
     ) -> Vec<RemoteOutcome> {
         self.run_and(op, values, PATIENCE, |tickets| {
             (0..turns * 20).for_each(|_| std::thread::yield_now());
-            let some: Vec<u64> = tickets.step_by(3).collect();
+            let some: Vec<u64> = tickets.step_by(every).collect();
             self.store.cancel(&some);
         })
     }

@@ -6,6 +6,7 @@ mod client;
 mod processes;
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use kvcache_core::remote::{Presence, RemoteFailure, RemoteOp, RemoteOutcome};
 use kvcache_rdma::ring::{RingConfig, RingPresence};
@@ -187,7 +188,7 @@ fn abandoned_transfers_give_everything_back() {
     for round in 0..50_u32 {
         for op in [RemoteOp::Get, RemoteOp::Put] {
             let mut values: Vec<_> = (0..16).map(|number| (number, pattern(number, 1 << 20))).collect();
-            for outcome in client.run_cancelling(op, &mut values, round % 17) {
+            for outcome in client.run_cancelling(op, &mut values, round % 17, 3) {
                 let cancelled = RemoteOutcome::Failed(RemoteFailure::Cancelled);
                 assert!(outcome == DONE || outcome == cancelled, "{outcome:?}");
             }
@@ -197,6 +198,42 @@ fn abandoned_transfers_give_everything_back() {
     server.store().purge();
     client.until("the pool is empty", |_| metric(&server, "used_bytes") == 0);
     assert_eq!(metric(&server, "leases_expired_total"), 0, "leases were forgotten");
+}
+
+/// The same, when nothing follows that would take the words along.
+#[test]
+fn what_is_abandoned_is_given_back_at_once() {
+    let server = server(|_| {});
+    let client = local(&server);
+    for round in 0..8_u32 {
+        for op in [RemoteOp::Put, RemoteOp::Get] {
+            let mut values: Vec<_> = (0..16).map(|number| (number, pattern(number, 1 << 20))).collect();
+            client.run_cancelling(op, &mut values, 11 * round, 1);
+            client.until("the pool is empty", |_| {
+                server.store().purge();
+                metric(&server, "used_bytes") == 0
+            });
+        }
+    }
+    assert_eq!(metric(&server, "leases_expired_total"), 0, "leases were forgotten");
+}
+
+/// Servers close what nobody uses: that says nothing about them.
+#[test]
+fn an_unused_connection_that_is_closed_is_no_fault() {
+    let server = server(|config| config.timeouts.idle = Some(Duration::from_millis(50)));
+    let mut settings = config(server.address());
+    settings.client.failures_max = 1;
+    let client = Client::open(&settings);
+    for number in 0..3 {
+        client.until_local();
+        assert_eq!(client.put(number..number + 1, 1000), [DONE]);
+        client.until("all connections are closed", |stats| {
+            stats.connections.values().all(|(_, connection)| connection.open == 0)
+        });
+        let stats = client.stats();
+        assert!(stats.client.servers.iter().all(|server| server.opened == 0), "{stats:#?}");
+    }
 }
 
 #[test]

@@ -128,6 +128,56 @@ fn child_that_serves() {
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
+/// A child that moves values, and whose own child has copies of its descriptors, as a forked worker does.
+#[test]
+#[ignore = "a child of other tests"]
+fn child_that_has_forked() {
+    let Some((address, number)) = role() else { return };
+    let client = Client::open(&config(address));
+    client.until_local();
+    // SAFETY: the new process makes system calls only: it waits until the test ends, and leaves.
+    let worker = unsafe {
+        let worker = libc::fork();
+        if worker == 0 {
+            while libc::read(0, [0_u8; 1].as_mut_ptr().cast(), 1) > 0 {}
+            libc::_exit(0);
+        }
+        worker
+    };
+    say(&format!("its worker is {worker}"));
+    loop {
+        let first = number * 1000;
+        client.put(first..first + 24, 1 << 20);
+        client.get(first..first + 24, 1 << 20);
+    }
+}
+
+/// A child that cannot map a pool: values go over TCP, and nobody notices.
+#[test]
+#[ignore = "a child of other tests"]
+fn child_with_little_address_space() {
+    let Some((address, _)) = role() else { return };
+    let client = Client::open(&config(address));
+    let pages: u64 = {
+        let used = std::fs::read_to_string("/proc/self/statm").unwrap();
+        used.split(' ').next().unwrap().parse().unwrap()
+    };
+    let limit = pages * 4096 + (512 << 20);
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: reads a structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
+    // For so long that the Unix socket is tried several times.
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        assert_eq!(client.put(0..1, 1000), [DONE]);
+        assert_eq!(client.get(0..1, 1000), [DONE]);
+    }
+    let stats = client.stats();
+    assert!(stats.connections.values().all(|(_, connection)| !connection.shared_memory));
+    assert!(stats.connections.values().all(|(_, it)| it.faults.iter().sum::<u64>() == 0), "{stats:#?}");
+    say("done");
+}
+
 /// Whatever the child was doing, and wherever in it: all that it held is back, and nothing of it is half there.
 #[test]
 fn a_client_killed_in_the_middle_leaves_nothing_behind() {
@@ -152,6 +202,47 @@ fn a_client_killed_in_the_middle_leaves_nothing_behind() {
         client.until("the pool is empty", |_| metric(&server, "used_bytes") == 0);
         assert_eq!(server.store().reserved_bytes(), 0);
     }
+}
+
+/// A process that the dead one has forked keeps the connection open: that keeps no room.
+#[test]
+fn a_client_killed_after_it_has_forked_leaves_nothing_behind() {
+    let server = server(|config| config.timeouts.lease = Duration::from_millis(50));
+    let client = local(&server);
+    for number in 1..=4 {
+        let mut child = Process::start("child_that_has_forked", server.address(), number);
+        let worker: libc::pid_t = child.wait_for("its worker is").parse().unwrap();
+        // Stopped where it holds room.
+        loop {
+            child.signal(libc::SIGSTOP);
+            client.put(50_000..50_001, 10);
+            if server.store().reserved_bytes() > 0 {
+                break;
+            }
+            child.signal(libc::SIGCONT);
+        }
+        child.signal(libc::SIGKILL);
+        // To wait would close it, and the worker lives until it is closed.
+        let input = child.child.stdin.take();
+        child.child.wait().unwrap();
+        client.until("the pool is empty", |_| {
+            server.store().purge();
+            metric(&server, "used_bytes") == 0
+        });
+        assert_eq!(server.store().reserved_bytes(), 0);
+        let state = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
+        assert!(state.contains(") S "), "the worker lives on: {state}");
+        drop(input);
+    }
+}
+
+#[test]
+fn a_client_that_cannot_map_the_pool_uses_tcp() {
+    let server = server(|config| config.capacity_bytes = 2 << 30);
+    let mut child = Process::start("child_with_little_address_space", server.address(), 0);
+    child.wait_for("done");
+    assert!(child.end());
+    assert_eq!(metric(&server, "shared_written_bytes_total"), 0);
 }
 
 /// The others go on, with all of the pool but what the stopped one is writing to; it goes on, too, when it may.

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::leases::LeaseLimits;
 use super::passing::PassingWriter;
+use super::peer_process::PeerReader;
 use super::{Leases, Local, Passing};
 use crate::connections::Open;
 use crate::metrics::Fault;
@@ -73,7 +74,7 @@ pub(crate) async fn accept(
             let _open = Open::new(&shared);
             let (reader, writer) = stream.into_split();
             let passing = Passing::default();
-            let writer = PassingWriter::new(writer, passing.clone());
+            let (reader, writer) = (PeerReader::new(reader), PassingWriter::new(writer, passing.clone()));
             let leases = Leases::new(limits(&shared));
             let local = Local { leases, passing };
             let end = session::serve(&shared, stopping, reader, writer, Some(local)).await;
@@ -101,12 +102,14 @@ fn is_admitted(stream: &UnixStream) -> bool {
     }
 }
 
-fn limits(shared: &Shared) -> LeaseLimits {
+/// What a connection may hold.
+pub(crate) fn limits(shared: &Shared) -> LeaseLimits {
     let capacity_bytes = shared.store.pool().capacity_bytes();
     LeaseLimits {
         time: shared.timeouts.lease,
-        values_bytes_max: shared.limits.bytes_in_flight_max,
+        values_bytes_max: shared.limits.bytes_in_flight_max.min(capacity_bytes / 4),
         room_bytes_max: ROOM_BYTES_MAX.min(capacity_bytes / 8),
+        reserved_bytes_max: capacity_bytes / 2,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::pool::GRANULE_BYTES;
 use crate::store::{Refused, Room, Store, Value};
 
 /// What one connection may hold.
@@ -11,10 +12,13 @@ use crate::store::{Refused, Room, Store, Value};
 pub(crate) struct LeaseLimits {
     /// How long values are pinned at most.
     pub(crate) time: Duration,
-    /// Bytes of pinned values.
+    /// Bytes of the pool that pinned values take; one value always may.
     pub(crate) values_bytes_max: u64,
-    /// Bytes of room.
+    /// The same of room.
     pub(crate) room_bytes_max: u64,
+    /// Bytes of room that all connections and all other puts hold; beyond it there is no more, however much is free. One
+    /// value always fits.
+    pub(crate) reserved_bytes_max: u64,
 }
 
 /// Why there is no room.
@@ -59,16 +63,17 @@ impl Leases {
         }
     }
 
-    /// Bytes of values that may still be pinned.
-    pub(crate) fn values_bytes_left(&self) -> u64 {
-        self.limits.values_bytes_max.saturating_sub(self.values_bytes)
+    /// Whether a value may be pinned beside others, not pinned yet, that take `bytes` of the pool.
+    pub(crate) fn may_pin(&self, value: &Value, bytes: u64) -> bool {
+        let held = self.values_bytes + bytes;
+        held == 0 || held + value.footprint_bytes() <= self.limits.values_bytes_max
     }
 
     /// Pins values, and returns the lease.
     pub(crate) fn pin(&mut self, values: Vec<Arc<Value>>, now: Instant) -> u64 {
         let lease = self.next();
         if !values.is_empty() {
-            let bytes = values.iter().map(|value| value.len_bytes()).sum();
+            let bytes = values.iter().map(|value| value.footprint_bytes()).sum();
             self.values_bytes += bytes;
             self.values.insert(lease, Pinned { values, bytes, until: now + self.limits.time });
         }
@@ -77,8 +82,15 @@ impl Leases {
 
     /// Finds room for a value, and returns the lease and where the room begins.
     pub(crate) fn reserve(&mut self, store: &Store, bytes: u64) -> Result<(u64, u64), NoRoom> {
-        if self.room_bytes.saturating_add(bytes) > self.limits.room_bytes_max && !self.rooms.is_empty() {
+        let footprint_bytes = bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX);
+        let with = |held: u64| held.saturating_add(footprint_bytes);
+        if with(self.room_bytes) > self.limits.room_bytes_max && !self.rooms.is_empty() {
             return Err(NoRoom::TooMuch);
+        }
+        let reserved_bytes = store.reserved_bytes();
+        if with(reserved_bytes) > self.limits.reserved_bytes_max && reserved_bytes > 0 {
+            let capacity_bytes = store.pool().capacity_bytes();
+            return Err(NoRoom::Refused(Refused::Busy { bytes, reserved_bytes, capacity_bytes }));
         }
         let room = store.reserve_room(bytes).map_err(NoRoom::Refused)?;
         room.back().map_err(|error| {
@@ -86,7 +98,7 @@ impl Leases {
             NoRoom::NoMemory
         })?;
         let (lease, offset_bytes) = (self.next(), room.offset_bytes());
-        self.room_bytes += bytes;
+        self.room_bytes += room.footprint_bytes();
         self.rooms.insert(lease, room);
         Ok((lease, offset_bytes))
     }
@@ -94,7 +106,7 @@ impl Leases {
     /// Takes room back from the client, which has written it.
     pub(crate) fn take_room(&mut self, lease: u64) -> Option<Room> {
         let room = self.rooms.remove(&lease)?;
-        self.room_bytes -= room.len_bytes();
+        self.room_bytes -= room.footprint_bytes();
         Some(room)
     }
 

@@ -14,17 +14,17 @@
 //!
 //! # What holds when clients misbehave
 //!
-//! Leases belong to a connection, and the kernel closes the connections of a process that dies after all its threads
-//! have stopped: its leases are back at once, and nobody writes there any more. A client that is *stopped* keeps its
-//! connection:
+//! Leases belong to a connection. It ends when the process that connected does, after all its threads have stopped, even
+//! if a process that was forked from it has the socket, too (its mapping it has not): the leases are back at once, and
+//! nobody writes there any more. A client that is *stopped* keeps its connection:
 //!
 //! - Leases of values end after [`lease_time`](crate::Timeouts::lease). A client that wakes up later and reads what is
 //!   somebody else's by then finds that the checksum differs: a miss. It costs no more than that, so there is no
 //!   quarantine for reads.
 //! - Leases of room do not end by time, because a client that wakes up writes. They stay until the connection is closed
 //!   by the *client*; where the server ends a connection first, the room is kept until the client has closed its half
-//!   too. What that can hold is bounded twice: for each connection, and by half of the pool for all puts
-//!   ([`Store::reserve`](crate::store::Store::reserve)).
+//!   too. What that can hold is bounded twice: for each connection, and by half of the pool for all connections and puts
+//!   together.
 //!
 //! # Who is trusted
 //!
@@ -37,8 +37,11 @@
 mod accept;
 mod leases;
 mod passing;
+mod peer_process;
 mod requests;
 
+#[cfg(test)]
+pub(crate) use accept::limits;
 pub(crate) use accept::{LocalListener, accept, descriptors};
 pub(crate) use leases::Leases;
 pub(crate) use passing::Passing;

@@ -1,5 +1,6 @@
 //! What the requests of clients with shared memory do.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use kvcache_wire::extension::{
@@ -12,6 +13,7 @@ use super::Leases;
 use super::leases::NoRoom;
 use crate::metrics::Operation;
 use crate::session::{Names, Shared, answer_frame, status_of};
+use crate::store::Value;
 
 /// Handles a request about leases. The answer is empty where nobody waits for one.
 ///
@@ -40,9 +42,10 @@ pub(crate) fn handle(
 
 fn lease(shared: &Shared, leases: &mut Leases, head: FrameHead, batch: &Batch<'_, GetItem>) -> Vec<u8> {
     let mut names = Names::new(shared, batch.prefix());
-    let mut values = Vec::new();
+    let mut values: Vec<Arc<Value>> = Vec::new();
+    let mut retries = 0;
     let mut answers = Vec::with_capacity(batch.len());
-    let mut left = leases.values_bytes_left().min(shared.limits.payload_bytes_max);
+    let mut pinned_bytes = 0;
     for (item, suffix) in batch.items() {
         let Some(value) = names.of(suffix).and_then(|key| shared.store.get(key)) else {
             answers.push(LeasedValue::without_value(Status::NOT_FOUND));
@@ -51,22 +54,24 @@ fn lease(shared: &Shared, leases: &mut Leases, head: FrameHead, batch: &Batch<'_
         let value_bytes = value.len_bytes();
         let status = if value_bytes > item.value_bytes_max {
             Status::TOO_LARGE
-        } else if value_bytes > left {
-            Status::RETRY
-        } else {
+        } else if leases.may_pin(&value, pinned_bytes) {
             Status::OK
+        } else {
+            retries += 1;
+            Status::RETRY
         };
         let (checksum, offset_bytes) = (value.checksum(), value.offset_bytes());
         answers.push(LeasedValue { status, value_bytes, checksum, offset_bytes });
         if status.is_ok() {
-            left -= value_bytes;
+            pinned_bytes += value.footprint_bytes();
             values.push(value);
         }
     }
     shared.store.touch(&values);
     let metrics = &shared.metrics;
     metrics.hits.add(values.len() as u64);
-    metrics.misses.add((answers.len() - values.len()) as u64);
+    // Who is told to ask again does so, and is counted then.
+    metrics.misses.add((answers.len() - values.len() - retries) as u64);
     metrics.shared_read_bytes.add(values.iter().map(|value| value.len_bytes()).sum());
     let lease = leases.pin(values, Instant::now());
     answer_frame(head, 0, |out| {

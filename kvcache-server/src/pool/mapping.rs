@@ -83,7 +83,9 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// The range lies within the mapping, and nobody writes to it during the view's life.
+    /// The range lies within the mapping, and nobody in this process writes to it during the view's life. Clients of this host
+    /// have the memory mapped, too: one that has a bug may change bytes that it should not. So what is read here goes to
+    /// a socket or into a checksum, and nothing is decided by reading it twice.
     pub(super) unsafe fn slice(&self, offset: u64, bytes: u64) -> &[u8] {
         // SAFETY: the caller keeps the range within the mapping, which lives as long as `self`. Memory files start
         // as zeros, so every byte is initialised.

@@ -115,6 +115,11 @@ impl OpenExtent {
         self.bytes
     }
 
+    /// Bytes of the pool that it takes: whole granules.
+    pub fn footprint_bytes(&self) -> u64 {
+        self.granules * GRANULE_BYTES
+    }
+
     /// Has the system back all of it with memory now, unless that was done before.
     ///
     /// For extents that another process fills: memory that runs out is an error here, and the end of that process there.
@@ -126,7 +131,7 @@ impl OpenExtent {
         let pool = &self.pool;
         if !pool.backed.contains(self.first, self.granules) {
             let start = self.offset_bytes();
-            pool.populate(start..start + self.granules * GRANULE_BYTES)?;
+            pool.populate(start..start + self.footprint_bytes())?;
             pool.backed.insert(self.first, self.granules);
         }
         Ok(())
@@ -160,6 +165,11 @@ impl Extent {
     /// Where the bytes begin within the pool.
     pub fn offset_bytes(&self) -> u64 {
         self.open.offset_bytes()
+    }
+
+    /// Bytes of the pool that it takes: whole granules.
+    pub fn footprint_bytes(&self) -> u64 {
+        self.open.footprint_bytes()
     }
 
     /// Length of the content.

@@ -56,7 +56,15 @@ where
         // Requests that are here already are answered together, in one call of the system.
         let collects = reads && incoming.is_buffered();
         let writes = !outgoing.is_idle() && !collects;
-        let expiry = leases.as_ref().and_then(|leases| leases.next_expiry());
+        let mut expiry = leases.as_ref().and_then(|leases| leases.next_expiry());
+        if let (Some(at), Some(leases)) = (expiry, &mut leases) {
+            // Here, since the alarm below comes last: a client that never pauses would not let it ring.
+            let now = Instant::now();
+            if at <= now {
+                shared.metrics.leases_expired.add(leases.expire(now));
+                expiry = leases.next_expiry();
+            }
+        }
         if let Some(earliest) = deadlines.earliest().into_iter().chain(expiry).min()
             && tokio::time::Instant::from_std(earliest) < alarm.deadline()
         {
@@ -87,9 +95,6 @@ where
             },
             () = stopped(&mut stopping), if ending.is_none() && !stops => {}
             () = alarm.as_mut() => {
-                if let Some(leases) = &mut leases {
-                    shared.metrics.leases_expired.add(leases.expire(Instant::now()));
-                }
                 if deadlines.earliest().is_some_and(|earliest| earliest <= Instant::now()) {
                     let is_idle = reading.is_between_requests() && outgoing.is_idle();
                     return if is_idle { End::Closed } else { fault(shared, Fault::Timeout) };
@@ -268,5 +273,59 @@ impl<'s> Deadlines<'s> {
             (Some(read), Some(write)) => Some(read.min(write)),
             (read, write) => read.or(write),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+    use crate::ServerConfig;
+    use crate::local::Leases;
+    use crate::store::{Store, StoreConfig};
+
+    /// A peer that always has another ping, until its time is up.
+    struct Pings {
+        until: Instant,
+        frame: Vec<u8>,
+    }
+
+    impl AsyncRead for Pings {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            if Instant::now() < self.until {
+                buffer.put_slice(&self.frame);
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Leases end on time whatever else the client says meanwhile.
+    #[tokio::test]
+    async fn a_busy_client_keeps_no_lease() {
+        let config = ServerConfig { capacity_bytes: 1 << 20, ..ServerConfig::default() };
+        let store = StoreConfig { capacity_bytes: 1 << 20, eviction: "lru".to_owned(), values_max: Some(64) };
+        let mut shared = Shared::for_tests(&config, Store::new(&store).expect("memory"));
+        shared.timeouts.lease = Duration::from_millis(10);
+        let mut leases = Leases::new(crate::local::limits(&shared));
+        let mut reservation = shared.store.reserve(b"k", 100).expect("room");
+        reservation.bytes_mut().fill(1);
+        shared.store.publish(reservation, None);
+        leases.pin(vec![shared.store.get(b"k").expect("stored")], Instant::now());
+        let mut frame = Vec::new();
+        write_frame(&mut frame, FrameHead::request(FrameOp::Ping, 0, 1), 0, |_| Ok(())).expect("short");
+        let pings = Pings { until: Instant::now() + Duration::from_millis(50), frame };
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        let (mut incoming, mut outgoing) = (Incoming::new(pings), Outgoing::new(tokio::io::sink()));
+        let end = serve(&shared, stopping, &mut incoming, &mut outgoing, Some(&mut leases)).await;
+        assert_eq!((end, leases.next_expiry()), (End::Closed, None));
+        assert_eq!(shared.metrics.leases_expired.get(), 1);
     }
 }

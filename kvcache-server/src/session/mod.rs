@@ -34,6 +34,23 @@ pub(crate) struct Shared {
     pub(crate) rdma: Option<Arc<RdmaServer>>,
 }
 
+#[cfg(test)]
+impl Shared {
+    /// What a server with these settings shares.
+    pub(crate) fn for_tests(config: &crate::ServerConfig, store: Arc<Store>) -> Self {
+        Self {
+            store,
+            metrics: Metrics::default(),
+            limits: config.limits(),
+            timeouts: config.timeouts,
+            token: config.token.clone(),
+            allow_stock: config.allow_stock,
+            server_id: 1,
+            rdma: None,
+        }
+    }
+}
+
 /// Becomes true when the server stops.
 pub(crate) type Stopping = watch::Receiver<bool>;
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvcache_core::eviction::{PolicyError, PolicyRegistry};
 use parking_lot::Mutex;
 
-use crate::pool::{Pool, PoolError};
+use crate::pool::{GRANULE_BYTES, Pool, PoolError};
 use residents::Residents;
 use shards::Shards;
 pub use value::{Refused, Reservation, Room, Value};
@@ -119,8 +119,9 @@ impl Store {
         if bytes > capacity_bytes {
             return Err(Refused::TooLarge { bytes, capacity_bytes });
         }
-        // First, so that of puts at the same time each sees those before it.
-        let (share, reserved_bytes) = value::ReservedShare::new(&self.reserved_bytes, bytes);
+        // First, so that of puts at the same time each sees those before it. Whole granules: small values take them, too.
+        let footprint_bytes = bytes.next_multiple_of(GRANULE_BYTES);
+        let (share, reserved_bytes) = value::ReservedShare::new(&self.reserved_bytes, footprint_bytes);
         let extent = match self.pool.allocate(bytes) {
             Some(extent) => extent,
             None => self.allocate_evicting(bytes, reserved_bytes)?,
@@ -220,7 +221,7 @@ impl Store {
         }
     }
 
-    /// Bytes that puts under way have reserved.
+    /// Bytes of the pool that puts under way have reserved.
     pub fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes.load(Ordering::Relaxed)
     }

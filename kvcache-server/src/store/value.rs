@@ -29,6 +29,11 @@ impl Value {
         self.extent.len_bytes()
     }
 
+    /// Bytes of the pool that it takes.
+    pub fn footprint_bytes(&self) -> u64 {
+        self.extent.footprint_bytes()
+    }
+
     /// Where the content lies within the pool.
     pub fn offset_bytes(&self) -> u64 {
         self.extent.offset_bytes()
@@ -56,6 +61,11 @@ impl Room {
     /// Length of the value.
     pub fn len_bytes(&self) -> u64 {
         self.extent.len_bytes()
+    }
+
+    /// Bytes of the pool that it takes.
+    pub fn footprint_bytes(&self) -> u64 {
+        self.extent.footprint_bytes()
     }
 
     /// Has memory behind all of it from now on, see [`OpenExtent::back`].

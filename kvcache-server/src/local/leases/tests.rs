@@ -8,8 +8,17 @@ use crate::store::StoreConfig;
 
 const TIME: Duration = Duration::from_secs(10);
 const CAPACITY: u64 = 16 * GRANULE_BYTES;
-const LIMITS: LeaseLimits =
-    LeaseLimits { time: TIME, values_bytes_max: 5 * GRANULE_BYTES, room_bytes_max: 3 * GRANULE_BYTES };
+const LIMITS: LeaseLimits = LeaseLimits {
+    time: TIME,
+    values_bytes_max: 5 * GRANULE_BYTES,
+    room_bytes_max: 3 * GRANULE_BYTES,
+    reserved_bytes_max: 8 * GRANULE_BYTES,
+};
+
+/// In whole granules.
+fn footprint(bytes: u64) -> u64 {
+    bytes.next_multiple_of(GRANULE_BYTES)
+}
 
 fn store() -> Arc<Store> {
     let config = StoreConfig { capacity_bytes: CAPACITY, eviction: "lru".to_owned(), values_max: Some(64) };
@@ -59,11 +68,11 @@ impl Oracle {
     }
 
     fn pinned_bytes(&self) -> u64 {
-        self.pinned.values().flat_map(|(_, places)| places).map(|(_, bytes)| bytes).sum()
+        self.pinned.values().flat_map(|(_, places)| places).map(|(_, bytes)| footprint(*bytes)).sum()
     }
 
     fn room_bytes(&self) -> u64 {
-        self.rooms.values().map(|(_, bytes)| bytes).sum()
+        self.rooms.values().map(|(_, bytes)| footprint(*bytes)).sum()
     }
 
     /// Granules that must not be free.
@@ -89,12 +98,15 @@ proptest! {
             let now = start + Duration::from_secs(oracle.now);
             match step {
                 Step::Pin(keys) => {
-                    let values: Vec<_> = keys.iter().filter_map(|key| store.get(&[*key])).collect();
-                    let bytes: u64 = values.iter().map(|value| value.len_bytes()).sum();
-                    if bytes > leases.values_bytes_left() {
-                        prop_assert!(bytes + oracle.pinned_bytes() > LIMITS.values_bytes_max);
-                        continue;
-                    }
+                    let mut values: Vec<_> = keys.iter().filter_map(|key| store.get(&[*key])).collect();
+                    let mut bytes = 0;
+                    values.retain(|value| {
+                        let held = oracle.pinned_bytes() + bytes;
+                        let may = held == 0 || held + footprint(value.len_bytes()) <= LIMITS.values_bytes_max;
+                        assert_eq!(leases.may_pin(value, bytes), may);
+                        bytes += if may { value.footprint_bytes() } else { 0 };
+                        may
+                    });
                     let places: Vec<_> =
                         values.iter().map(|value| (value.offset_bytes(), value.len_bytes())).collect();
                     let lease = leases.pin(values, now);
@@ -114,7 +126,7 @@ proptest! {
                         });
                     }
                     Err(NoRoom::TooMuch) => {
-                        prop_assert!(bytes + oracle.room_bytes() > LIMITS.room_bytes_max);
+                        prop_assert!(footprint(bytes) + oracle.room_bytes() > LIMITS.room_bytes_max);
                         prop_assert!(!oracle.rooms.is_empty());
                     }
                     Err(why) => {
@@ -165,4 +177,20 @@ proptest! {
         store.purge();
         prop_assert_eq!((store.pool().used_bytes(), store.reserved_bytes()), (0, 0));
     }
+}
+
+#[test]
+fn what_others_have_reserved_counts() {
+    let store = store();
+    let mut all: Vec<Leases> = (0..4).map(|_| Leases::new(LIMITS)).collect();
+    for (leases, granted) in all.iter_mut().zip([3, 3, 2, 0]) {
+        let rooms = (0..3).filter(|_| leases.reserve(&store, 1).is_ok()).count();
+        assert_eq!(rooms, granted);
+    }
+    assert_eq!(store.reserved_bytes(), LIMITS.reserved_bytes_max);
+    // A value that is larger than that finds room when nobody else has any.
+    let large = LIMITS.reserved_bytes_max + 1;
+    assert!(matches!(all[3].reserve(&store, large), Err(NoRoom::Refused(Refused::Busy { .. }))));
+    all.truncate(0);
+    assert!(Leases::new(LIMITS).reserve(&store, large).is_ok());
 }
