@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value = "4096")]
     max_connections: NonZeroUsize,
     /// Seconds after which a silent connection is closed [default: never].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     idle_timeout: Option<u64>,
     /// Threads that serve [default: as many as cores, 8 at most].
     #[arg(long, value_name = "COUNT")]

@@ -19,7 +19,7 @@ pub mod ring;
 pub mod ring_client;
 pub mod slab;
 pub mod store;
-mod thread_placement;
+pub mod thread_placement;
 mod wire;
 
 pub use block_key::BlockKey;

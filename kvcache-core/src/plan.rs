@@ -111,7 +111,8 @@ pub struct Job {
 pub struct StepPlan {
     /// The epoch that new slot records are written with.
     pub epoch: u64,
-    /// Every job with a smaller number has been reported by every rank, and the scheduler side has acted on it.
+    /// Every job with a smaller number, but for those between L1 and L2, has been reported by every rank, and the
+    /// scheduler side has acted on it.
     pub settled: u64,
     /// The work, in order.
     pub jobs: Vec<Job>,

@@ -4,7 +4,7 @@
 
 /// Binds the calling thread to `cpus` (empty: leaves it where it may run) and makes it a batch thread of this niceness.
 #[cfg(target_os = "linux")]
-pub(crate) fn place(cpus: &[usize], nice: i32) {
+pub fn place(cpus: &[usize], nice: i32) {
     if !cpus.is_empty() {
         // SAFETY: `cpu_set_t` is a plain bit set for which all zeroes is the empty set.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -28,4 +28,4 @@ pub(crate) fn place(cpus: &[usize], nice: i32) {
 
 /// Affinity and niceness of threads are not portable: elsewhere the thread stays as it is.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn place(_cpus: &[usize], _nice: i32) {}
+pub fn place(_cpus: &[usize], _nice: i32) {}

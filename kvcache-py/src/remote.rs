@@ -9,7 +9,7 @@ use kvcache_core::planner::{Ingestion, RemoteTierConfig};
 use kvcache_core::ring_client::RingClientConfig;
 use kvcache_core::store::RemoteLink;
 use kvcache_rdma::members::{Members, RemoteUrl, Transport};
-use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
+use kvcache_rdma::ring::{BackgroundThread, RingConfig, RingPresence, RingStore};
 use kvcache_rdma::tcp::TlsSettings;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -76,9 +76,14 @@ impl Remote {
                 .into_iter()
                 .collect();
             let opened: Vec<_> = self.opened.lock().iter().filter_map(Weak::upgrade).collect();
-            for (address, connection) in
-                opened.iter().flat_map(|store| store.stats().connections.into_values())
-            {
+            let stats: Vec<_> = opened.iter().map(|store| store.stats()).collect();
+            if stats.iter().any(|stats| stats.died) {
+                problems.push(
+                    "the client's thread has ended by an error of its own: L2 is not used until a restart"
+                        .to_owned(),
+                );
+            }
+            for (address, connection) in stats.into_iter().flat_map(|stats| stats.connections.into_values()) {
                 // A fault of the past is none while there are connections.
                 if let (0, Some(fault)) = (connection.open, connection.last_fault) {
                     problems.push(format!("server {address}: {fault}"));
@@ -99,9 +104,17 @@ impl Remote {
         Ok(Box::new(RingPresence::open(&self.ring).map_err(value_error)?))
     }
 
-    /// A rank's way to L2, and the client behind it, for its statistics.
-    pub(crate) fn link(&self, namespace: [u8; 16], shard: [u8; 16]) -> PyResult<RemoteLink> {
-        let store = Arc::new(RingStore::open(&self.ring).map_err(value_error)?);
+    /// A rank's way to L2. Its thread runs on `cpus`, as the rank's copies do.
+    pub(crate) fn link(
+        &self,
+        namespace: [u8; 16],
+        shard: [u8; 16],
+        cpus: Vec<usize>,
+    ) -> PyResult<RemoteLink> {
+        // The thread that opens it is an engine's, which may be bound to the cores that compute.
+        let background = Some(BackgroundThread { cpus, ..BackgroundThread::default() });
+        let ring = RingConfig { background, ..self.ring.clone() };
+        let store = Arc::new(RingStore::open(&ring).map_err(value_error)?);
         self.opened.lock().push(Arc::downgrade(&store));
         Ok(RemoteLink {
             store,
@@ -156,7 +169,13 @@ pub(crate) fn ring_config(
         let text = std::fs::read_to_string(&path).map_err(|error| {
             PyValueError::new_err(format!("cannot read the token file {}: {error}", path.display()))
         })?;
-        ring.token = text.trim_end().to_owned();
+        ring.token = text.trim_matches(|character: char| character.is_ascii_whitespace()).to_owned();
+        if ring.token.is_empty() {
+            return Err(PyValueError::new_err(format!(
+                "the token file {} is empty: put the servers' token into it, or leave it out for servers that have none",
+                path.display()
+            )));
+        }
     }
     Ok(ring)
 }

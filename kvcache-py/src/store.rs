@@ -117,7 +117,7 @@ impl Store {
             .map_err(|error| PyValueError::new_err(our_words(&error)))?;
         let host = HostCopyEngine::new(HostCopyConfig {
             threads: copy_threads,
-            cpus: copy_cpus,
+            cpus: copy_cpus.clone(),
             ..HostCopyConfig::default()
         })
         .map_err(|error| {
@@ -142,7 +142,7 @@ impl Store {
         };
         let mut core = Core::new(config, layout, slots.memory(), copies);
         if let Some(remote) = remote {
-            core = core.with_remote(remote.link(namespace, shard)?);
+            core = core.with_remote(remote.link(namespace, shard, copy_cpus)?);
         }
         Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
     }
@@ -184,14 +184,15 @@ impl Store {
         self.with(|store| store.store_layer(layer, None))
     }
 
-    /// The forward pass is over; with `finish`, waits for every copy. Whether anything is left in flight.
-    fn end_step(&self, py: Python<'_>, finish: bool) -> PyResult<bool> {
+    /// The forward pass is over; with `finish`, waits for every copy, and with `last`, ends everything between L1 and L2 as
+    /// well. Whether anything is left in flight.
+    fn end_step(&self, py: Python<'_>, finish: bool, last: bool) -> PyResult<bool> {
         py.detach(|| {
             self.with(|store| {
-                if finish {
-                    store.drain();
-                } else {
-                    store.end_step(None);
+                match (finish, last) {
+                    (_, true) => store.drain(),
+                    (true, false) => store.finish_copies(),
+                    (false, false) => store.end_step(None),
                 }
                 store.is_busy()
             })

@@ -483,8 +483,12 @@ class Store:
     def store_layer(self, layer: int) -> None:
         """The layer has been computed: its part of this step's offloads can be copied."""
 
-    def end_step(self, finish: bool) -> bool:
-        """The forward pass is over. Returns whether anything is left in flight; ``finish`` waits for all."""
+    def end_step(self, finish: bool, last: bool) -> bool:
+        """The forward pass is over; ``finish`` waits for all copies, ``last`` ends everything between L1 and L2 as well.
+
+        Returns:
+            Whether anything is left in flight.
+        """
 
     def rest(self, timeout_s: float) -> None:
         """Waits until a value has come from L2 or got there, if that is all there is to wait for. Without the GIL."""

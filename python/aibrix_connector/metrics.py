@@ -60,7 +60,7 @@ COUNTERS = {
     "l2_demoted_blocks": "Blocks that every rank has brought to L2.",
     "l2_already_demoted": "Blocks that L2 had already when they were to go there.",
     "l2_failed_demotions": "Blocks that some rank could not bring to L2.",
-    "l2_dropped_demotions": "Blocks that were to go to L2 and of which there were too many at once.",
+    "l2_dropped_demotions": "Blocks that were to go to L2 and did not: too many at once, or their slots were needed.",
     "l2_fetched_bytes": "Bytes that came from L2, over the ranks.",
     "l2_fetch_ns": "Nanoseconds during which any were on their way.",
     "l2_demoted_bytes": "Bytes brought to L2, over the ranks.",

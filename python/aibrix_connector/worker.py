@@ -176,7 +176,7 @@ class WorkerSide:
         self._end_is_due = False
         if self._busy and self._store is not None:
             self._loads_layerwise = self._stores_layers = False
-            self._busy = self._store.end_step(self._finish_in_step)
+            self._busy = self._store.end_step(self._finish_in_step, self._must_drain)
 
     def received(self) -> tuple[set[str], set[str]]:
         """Returns the requests whose load between steps has ended, and those of them that failed."""

@@ -110,6 +110,7 @@ def test_deleting_reaches_the_servers(servers: Servers) -> None:
         ({"ingestion": "some"}, "unknown ingestion"),
         ({"remote": "tls://localhost:1"}, "tls_ca is missing"),
         ({"token_file": "/nowhere"}, "cannot read the token file /nowhere"),
+        ({"token_file": "/dev/null"}, "the token file /dev/null is empty"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ use crate::copy_engine::HostCopyEngine;
 use crate::directory::{Directory, DirectoryStats, FillId, Reserved};
 use crate::eviction::{EvictionPolicy, SlotId};
 use crate::plan::EngineHash;
-use crate::remote::{Presence, RemoteStore};
+use crate::remote::{Presence, RemoteSpace, RemoteStore};
 use crate::store::{SlotLabel, SlotMemory};
 use l2::L2;
 
@@ -180,32 +180,36 @@ impl BlockCache {
     /// [`WrongBuffer`] if `out` is not `keys.len() * block_bytes` long.
     pub fn get(&self, keys: &[BlockKey], out: &mut [u8]) -> Result<usize, WrongBuffer> {
         self.check("out", out.len(), keys.len())?;
+        // Before L1 is looked at: what is stored there at the end was there, or in this space, after it.
+        let space = self.l2.as_ref().map(L2::space);
         let here = self.get_here(keys, out);
-        let Some(l2) = &self.l2 else { return Ok(here) };
+        let (Some(l2), Some(space)) = (&self.l2, space) else { return Ok(here) };
         l2.used(&keys[..here]);
         if here == keys.len() {
             return Ok(here);
         }
         let rest = &mut out[here * self.block_bytes..];
-        let fetched = self.fetch(l2, &keys[here..], rest);
+        let fetched = self.fetch(l2, space, &keys[here..], rest);
         if fetched > 0 {
             // Their heads are here already; what others have stored meanwhile is left as it is.
             let held = (here + fetched) * self.block_bytes;
-            self.put_here(&keys[..here + fetched], &out[..held]);
+            l2.unless_cleared(space, || {
+                self.put_here(&keys[..here + fetched], &out[..held]);
+            });
             l2.filled();
         }
         Ok(here + fetched)
     }
 
     /// Fetches the leading blocks of `keys`, of which the first is not in L1, into `out`.
-    fn fetch(&self, l2: &L2, keys: &[BlockKey], out: &mut [u8]) -> usize {
+    fn fetch(&self, l2: &L2, space: RemoteSpace, keys: &[BlockKey], out: &mut [u8]) -> usize {
         let absent = |key: &BlockKey| self.directory.slot_of(key).is_none();
         let wanted: Vec<bool> = keys.iter().map(absent).collect();
         let blocks = out.chunks_exact_mut(self.block_bytes).zip(&wanted);
         let places: Vec<&mut [u8]> = blocks.filter(|(_, wanted)| **wanted).map(|(block, _)| block).collect();
         let names: Vec<BlockKey> =
             keys.iter().zip(&wanted).filter(|(_, wanted)| **wanted).map(|(key, _)| *key).collect();
-        let mut came = l2.fetch(&names, places).into_iter();
+        let mut came = l2.fetch(space, &names, places).into_iter();
         let mut ready = 0;
         while ready < keys.len() {
             let good = if wanted[ready] {
@@ -260,13 +264,16 @@ impl BlockCache {
     /// Removes everything, here and for a later process. What is in L2 stays there for others; this cache neither finds it
     /// nor shares anything with them from now on.
     pub fn clear(&self) {
-        if let Some(l2) = &self.l2 {
-            l2.clear();
+        let clear_here = || {
+            // In this order: a block that is ready before the clearing has the old epoch in its label, and one that is being
+            // filled meanwhile is cancelled and never labelled ready.
+            self.directory.clear();
+            self.memory.advance_epoch(self.memory.epoch() + 1);
+        };
+        match &self.l2 {
+            Some(l2) => l2.clear(clear_here),
+            None => clear_here(),
         }
-        // In this order: a block that is ready before the clearing has the old epoch in its label, and one that is being
-        // filled meanwhile is cancelled and never labelled ready.
-        self.directory.clear();
-        self.memory.advance_epoch(self.memory.epoch() + 1);
     }
 
     /// A snapshot.

@@ -101,9 +101,12 @@ impl JobTable {
         self.pending.remove(&id.number).map(|(_, pending)| pending)
     }
 
-    /// Every job with a smaller number has ended.
+    /// Every load with a smaller number has ended. Jobs between L1 and L2, which take their time, do not matter to the steps
+    /// that stand on loads.
     pub(super) fn settled(&self) -> u64 {
-        self.pending.first_key_value().map_or(self.next, |(number, _)| *number)
+        let is_local = |pending: &Pending| !matches!(pending.kind, JobKind::Fetch | JobKind::Demote);
+        let oldest = self.pending.iter().find(|(_, (_, pending))| is_local(pending));
+        oldest.map_or(self.next, |(number, _)| *number)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -485,6 +485,9 @@ impl Planner {
             for (slot, _) in &reservation.evicted {
                 note_removed(&mut self.hashes, &mut self.removed, *slot);
             }
+            if let Some(tier) = &mut self.remote {
+                tier.note_evicted(&reservation.evicted);
+            }
             for reserved in &reservation.reserved {
                 if let Some(tier) = &mut self.remote {
                     tier.forget_slot(reserved.slot);

@@ -156,6 +156,7 @@ impl Planner {
             for (slot, _) in &reservation.evicted {
                 note_removed(&mut self.hashes, &mut self.removed, *slot);
             }
+            tier.note_evicted(&reservation.evicted);
             for reserved in &reservation.reserved {
                 tier.forget_slot(reserved.slot);
                 transfers.push(Transfer {

@@ -80,6 +80,9 @@ pub(super) type Asked = Vec<(usize, usize)>;
 /// How often something is fetched although that is measured to be slower than computing.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// Servers have at least so long to say what they have: demotions wait for it, and nobody in particular.
+const ANSWER_MIN: Duration = Duration::from_millis(20);
+
 /// This slot's block is in L2 as well.
 const IN_L2: u8 = 1;
 /// This slot's block came from L2 and has not been used since.
@@ -181,8 +184,9 @@ impl Tier {
     pub(super) fn ask(&mut self, about: Question, keys: &[BlockKey]) -> u64 {
         let question = self.next_question;
         self.next_question += 1;
-        // What healthy servers have said must be there before the request stops waiting for the others.
-        self.presence.ask(question, keys, self.config.presence_wait * 4 / 5);
+        // What healthy servers have said must be there before the request stops waiting for the others. Who does not want to
+        // wait at all may have an answer before his turn comes.
+        self.presence.ask(question, keys, (self.config.presence_wait * 4 / 5).max(ANSWER_MIN));
         self.questions.insert(question, about);
         self.counters.asked_blocks += keys.len() as u64;
         question
@@ -242,6 +246,14 @@ impl Tier {
 
     pub(super) fn is_in_l2(&self, slot: SlotId) -> bool {
         self.flags.get(slot.index()).is_some_and(|flags| flags & IN_L2 != 0)
+    }
+
+    /// These blocks left L1 because their slots were needed at once. Call before the slots are used for others.
+    pub(super) fn note_evicted(&mut self, evicted: &[(SlotId, BlockKey)]) {
+        if self.is_active() && self.config.ingestion == Ingestion::Evicted {
+            let unsent = evicted.iter().filter(|(slot, _)| !self.is_in_l2(*slot)).count();
+            self.counters.dropped_demotions += unsent as u64;
+        }
     }
 
     /// Whether a slot's block is used for the first time since it came from L2.

@@ -55,7 +55,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::BlockKey;
-use crate::remote::{PresenceAnswer, RemoteEnd, RemoteFailure, RemoteOp, RemoteSpace, RemoteTransfer};
+use crate::remote::{
+    PresenceAnswer, RemoteEnd, RemoteFailure, RemoteOp, RemoteOutcome, RemoteSpace, RemoteTransfer,
+};
 use question::Questions;
 use request::Requests;
 use routing::Groups;
@@ -164,6 +166,14 @@ impl RingClient {
                 }
             }
         }
+    }
+
+    /// Ends whatever has not ended. For a caller that cannot go on, once all memory is out of use.
+    pub fn give_up(&mut self) {
+        let outcome = RemoteOutcome::Failed(RemoteFailure::Unreachable);
+        let left = self.tickets.drain().map(|(ticket, _)| RemoteEnd { ticket, outcome });
+        self.ends.extend(left);
+        self.questions.end_all();
     }
 
     /// Takes over a table of members: what is submitted from now on goes by it.

@@ -58,6 +58,18 @@ impl Questions {
         }
     }
 
+    /// Answers all of them with what is known.
+    pub(super) fn end_all(&mut self) {
+        let mut open: Vec<u64> = self.open.keys().copied().collect();
+        open.sort_unstable();
+        for question in open {
+            if let Some(open) = self.open.get_mut(&question) {
+                open.waiting = 0;
+            }
+            self.end_if_complete(question);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }

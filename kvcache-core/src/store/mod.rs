@@ -600,8 +600,9 @@ impl Store {
         StoreStats { jobs_in_flight: (jobs + remote) as u64, ..self.stats }
     }
 
-    /// Ends everything in flight, for shutdown: returns when no copy touches the engine's memory any more.
-    pub fn drain(&mut self) {
+    /// The forward pass is over, and the engine may reuse its blocks at once: returns when no copy touches its memory any
+    /// more. What is under way between L1 and L2 goes on.
+    pub fn finish_copies(&mut self) {
         self.end_step(None);
         let last = self.layout.last_layer();
         while !(self.offloads.is_empty() && self.async_loads.is_empty()) {
@@ -614,6 +615,11 @@ impl Store {
                 self.make_room(&mut []);
             }
         }
+    }
+
+    /// Ends everything in flight, for shutdown: returns when no copy touches any memory any more.
+    pub fn drain(&mut self) {
+        self.finish_copies();
         if let Some(remote) = &mut self.remote {
             remote.cancel_all();
             while remote.is_busy() {

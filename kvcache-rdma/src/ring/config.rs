@@ -23,13 +23,24 @@ pub struct RingConfig {
     pub connections: usize,
     /// Whether values of servers on this host are copied from and to their memory instead of being sent.
     pub shared_memory: bool,
+    /// Where the client's I/O thread runs; `None` for wherever, and with the priority that, the thread that opens it does.
+    pub background: Option<BackgroundThread>,
     /// Bounds, times and replicas.
     pub client: RingClientConfig,
 }
 
+/// An I/O thread that stays out of the way of its creator: of an engine that is bound to cores, say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BackgroundThread {
+    /// CPUs that it may run on; empty for those of its creator. Best effort.
+    pub cpus: Vec<usize>,
+    /// Niceness, 0 to 19. Best effort.
+    pub nice: i32,
+}
+
 impl RingConfig {
-    /// No token, no TLS, one replica, two connections to each server, one second to connect,
-    /// and memory shared with servers on this host.
+    /// No token, no TLS, one replica, two connections to each server, one second to connect, memory shared with servers on
+    /// this host, and a thread like its creator's.
     pub fn new(members: Members) -> Self {
         Self {
             members,
@@ -38,6 +49,7 @@ impl RingConfig {
             connect_timeout: Duration::from_secs(1),
             connections: 2,
             shared_memory: true,
+            background: None,
             client: RingClientConfig::default(),
         }
     }
@@ -75,6 +87,7 @@ impl RingConfig {
             connect_timeout: self.connect_timeout,
             connections: self.connections,
             shared_memory: self.shared_memory,
+            background: self.background.clone(),
             members: self.members.clone(),
         })
         .map_err(RingOpenError::from)

@@ -4,6 +4,6 @@ mod config;
 mod presence;
 mod store;
 
-pub use config::{RingConfig, RingOpenError};
+pub use config::{BackgroundThread, RingConfig, RingOpenError};
 pub use presence::RingPresence;
 pub use store::RingStore;

@@ -42,6 +42,10 @@ pub(super) struct Connection {
     buffer: InBuffer,
     readable: bool,
     writable: bool,
+    /// Whether the last write left something because the socket was full.
+    full: bool,
+    /// Whether anything came over it since it was open.
+    answered: bool,
     began: Duration,
     heard: Duration,
     /// Of a Unix socket: the server that must answer. Of others: the one that did, if it is ours.
@@ -60,8 +64,8 @@ enum State {
 
 /// What a turn did.
 pub(super) struct Turn {
-    /// Whether anything moved.
-    pub(super) moved: bool,
+    /// Whether the server gave a sign of life.
+    pub(super) heard: bool,
     /// Whether there may be more to do without waiting.
     pub(super) again: bool,
 }
@@ -111,6 +115,8 @@ impl Connection {
             buffer: InBuffer::default(),
             readable: false,
             writable: false,
+            full: false,
+            answered: false,
             began: now,
             heard: now,
             server_id: None,
@@ -129,6 +135,11 @@ impl Connection {
     /// Whether it can be asked for something.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state, State::Extension(_) | State::Stock(_) | State::Local(_))
+    }
+
+    /// Whether anything came over it since it was open.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// Whether the server speaks the extension; `None` while nobody knows.
@@ -193,8 +204,9 @@ impl Connection {
         ends: &mut Vec<ItemEnd>,
     ) -> Result<Turn, Fault> {
         if matches!(self.state, State::Connecting) && !self.connected(greeting)? {
-            return Ok(Turn { moved: false, again: false });
+            return Ok(Turn { heard: false, again: false });
         }
+        let (was_open, was_full) = (self.is_open(), self.full);
         let written = if self.writable { self.write()? } else { 0 };
         let (mut read, mut more) = (0, false);
         if self.readable {
@@ -207,13 +219,18 @@ impl Connection {
         }
         let (copied, copies_more) = self.copy(ends);
         // What follows from answers and copies need not wait for another turn.
-        let answered = if copied + read > 0 && self.writable && self.is_local() { self.write()? } else { 0 };
-        let moved = read + written + copied + answered > 0;
-        if moved {
+        if copied + read > 0 && self.writable && self.is_local() {
+            self.write()?;
+        }
+        self.answered |= was_open && read > 0;
+        // The kernel takes what we write whether or not anyone is at the other end, as long as it has room: only room in a
+        // socket that was full is made by the server.
+        let heard = read + copied > 0 || (was_full && written > 0);
+        if heard {
             self.heard = now;
         }
         let again = more || copies_more || (self.writable && !self.outgoing.is_empty());
-        Ok(Turn { moved, again })
+        Ok(Turn { heard, again })
     }
 
     fn is_local(&self) -> bool {
@@ -235,7 +252,8 @@ impl Connection {
         self.flush()?;
         let written = self.outgoing.write(&mut self.stream, TURN_BYTES)?;
         // Less than a turn, and something left: the socket is full and will say when it is not.
-        if !self.outgoing.is_empty() && written < TURN_BYTES {
+        self.full = !self.outgoing.is_empty() && written < TURN_BYTES;
+        if self.full {
             self.writable = false;
         }
         Ok(written)

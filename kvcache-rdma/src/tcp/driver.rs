@@ -51,6 +51,8 @@ pub(super) struct Driver {
     again: Vec<Token>,
     sink: Vec<u8>,
     next_check: Duration,
+    /// Taken from the inbox and not looked at.
+    commands: std::vec::IntoIter<Command>,
 }
 
 impl Driver {
@@ -67,11 +69,12 @@ impl Driver {
             again: Vec::new(),
             sink: vec![0; SINK_BYTES],
             next_check: Duration::ZERO,
+            commands: Vec::new().into_iter(),
         }
     }
 
-    /// Works until the client is closed. All memory is out of use when it returns.
-    pub(super) fn run(mut self) {
+    /// Works until the client is closed. All memory is out of use once this is dropped.
+    pub(super) fn run(&mut self) {
         let mut events = Events::with_capacity(256);
         let (mut ends, mut answers) = (Vec::new(), Vec::new());
         loop {
@@ -79,7 +82,8 @@ impl Driver {
             self.look_at_members(now);
             let Some(commands) = self.shared.take() else { return };
             let mut stats_wanted = false;
-            for command in commands {
+            self.commands = commands.into_iter();
+            while let Some(command) = self.commands.next() {
                 stats_wanted |= matches!(command, Command::Stats);
                 self.command(command, now);
             }
@@ -97,6 +101,18 @@ impl Driver {
             }
             self.wait(&mut events);
         }
+    }
+
+    /// After a panic: lets go of all memory, and ends whatever anybody waits for.
+    pub(super) fn give_up(&mut self) {
+        self.servers.clear();
+        self.client.give_up();
+        let (mut ends, mut answers) = (Vec::new(), Vec::new());
+        self.client.take_ends(&mut ends);
+        self.client.take_answers(&mut answers);
+        self.shared.deliver(&mut ends, &mut answers);
+        let unseen = std::mem::take(&mut self.commands);
+        self.shared.die(unseen);
     }
 
     fn wait(&mut self, events: &mut Events) {
@@ -151,6 +167,8 @@ impl Driver {
                 self.with_server(server, now, |server, _, _, news| server.resolved(found, now, news));
             }
             Command::Stats => {}
+            #[cfg(test)]
+            Command::Panic => panic!("a test asked for it"),
         }
     }
 
@@ -265,7 +283,12 @@ impl Driver {
             .iter()
             .map(|(id, server)| (*id, (server.address().to_string(), server.stats())))
             .collect();
-        RingStats { client: self.client.stats(), connections, member_changes: self.member_changes }
+        RingStats {
+            client: self.client.stats(),
+            connections,
+            member_changes: self.member_changes,
+            died: false,
+        }
     }
 }
 

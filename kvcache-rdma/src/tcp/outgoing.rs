@@ -74,10 +74,16 @@ impl Outgoing {
         let mut written = 0;
         while !self.parts.is_empty() && written < budget {
             let mut slices = [IoSlice::new(&[]); SLICES];
-            let mut count = 0;
+            // A reader that is as fast as we are would keep one call going for as long as there is something to send.
+            let (mut count, mut room) = (0, budget - written);
             for (index, part) in self.parts.iter().take(SLICES).enumerate() {
-                slices[index] = IoSlice::new(part.rest(if index == 0 { self.sent } else { 0 }));
-                count += 1;
+                let rest = part.rest(if index == 0 { self.sent } else { 0 });
+                let slice = &rest[..rest.len().min(room)];
+                slices[index] = IoSlice::new(slice);
+                (count, room) = (count + 1, room - slice.len());
+                if room == 0 {
+                    break;
+                }
             }
             match stream.write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

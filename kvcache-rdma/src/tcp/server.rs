@@ -197,13 +197,17 @@ impl Server {
         let was_open = connection.is_open();
         match connection.turn(greeting, sink, now, &mut news.ends) {
             Ok(turn) => {
-                news.heard |= turn.moved;
+                news.heard |= turn.heard;
+                let answered = turn.heard && connection.has_answered();
                 if turn.again {
                     news.again.push(token(id, place));
                 }
                 if !was_open && connection.is_open() {
                     let (extension, server_id) = (connection.speaks_extension(), connection.server_id());
                     self.opened(place, extension, server_id);
+                }
+                if answered && place != LOCAL_PLACE {
+                    self.lane(place > 0).backoff = Duration::ZERO;
                 }
             }
             Err(fault) => self.drop_connection(place, fault, now, news),
@@ -284,7 +288,6 @@ impl Server {
                 self.local.queue.append(&mut self.bulk.queue);
             }
             _ => {
-                self.lane(place > 0).backoff = Duration::ZERO;
                 let found = self.found.get(self.next_found % self.found.len().max(1));
                 let is_here = self.shares_memory && found.is_some_and(|address| is_this_host(address.ip()));
                 self.local.welcomed(is_here.then(|| self.address.port()), server_id);
@@ -320,12 +323,13 @@ impl Server {
         let lane = if bulk { &mut self.bulk } else { &mut self.small };
         let first = lane.first;
         let Some(connection) = lane.places.get_mut(place - first).and_then(Option::take) else { return };
-        let owed = connection.owes();
+        // Servers close what nobody uses, and restart: whether this one is well shows with the next request. One that
+        // welcomes and leaves before it has answered anything is not well, if somebody waits.
+        let missed = connection.owes() || (!connection.has_answered() && !lane.queue.is_empty());
         connection.close(failure_of(fault.reason), &mut news.ends);
-        if owed {
+        if missed {
             self.fault(fault, bulk, now, news);
         } else {
-            // Servers close what nobody uses, and restart: whether this one is well shows with the next request.
             self.count(&fault);
         }
     }

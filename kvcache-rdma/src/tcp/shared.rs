@@ -25,11 +25,24 @@ const INBOX_COMMANDS_MAX: usize = 65_536;
 const STATS_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) enum Command {
-    Submit { batch: Vec<RemoteTransfer>, deadline: Duration },
-    Ask { question: u64, spaces: Arc<[RemoteSpace]>, blocks: Vec<BlockKey>, deadline: Duration },
+    Submit {
+        batch: Vec<RemoteTransfer>,
+        deadline: Duration,
+    },
+    Ask {
+        question: u64,
+        spaces: Arc<[RemoteSpace]>,
+        blocks: Vec<BlockKey>,
+        deadline: Duration,
+    },
     Cancel(Vec<u64>),
-    Resolved { server: ServerId, found: Result<Vec<SocketAddr>, String> },
+    Resolved {
+        server: ServerId,
+        found: Result<Vec<SocketAddr>, String>,
+    },
     Stats,
+    #[cfg(test)]
+    Panic,
 }
 
 /// Counters of a client.
@@ -41,6 +54,8 @@ pub struct RingStats {
     pub connections: HashMap<ServerId, (String, ConnectionStats)>,
     /// Changes of the member list that were taken over.
     pub member_changes: u64,
+    /// Whether the I/O thread has ended by an error of its own: everything fails from then on.
+    pub died: bool,
 }
 
 #[derive(Default)]
@@ -119,7 +134,7 @@ impl Shared {
     ) {
         let deadline = self.now().saturating_add(patience);
         let mut inbox = self.inbox.lock();
-        if inbox.commands.len() < INBOX_COMMANDS_MAX {
+        if inbox.commands.len() < INBOX_COMMANDS_MAX && !inbox.closing {
             inbox.commands.push(Command::Ask { question, spaces, blocks: blocks.to_vec(), deadline });
             drop(inbox);
             self.wake();
@@ -147,6 +162,33 @@ impl Shared {
         self.inbox.lock().closing = true;
         self.asleep.store(true, Ordering::SeqCst);
         self.wake();
+    }
+
+    /// For the I/O thread, after a panic: what was submitted fails, and what will be does at once.
+    pub(super) fn die(&self, unseen: impl Iterator<Item = Command>) {
+        let unseen: Vec<Command> = {
+            let mut inbox = self.inbox.lock();
+            inbox.closing = true;
+            unseen.chain(std::mem::take(&mut inbox.commands)).collect()
+        };
+        let mut outbox = self.outbox.lock();
+        outbox.stats.0 += 1;
+        outbox.stats.1.died = true;
+        for command in unseen {
+            match command {
+                Command::Submit { batch, .. } => {
+                    let outcome = RemoteOutcome::Failed(RemoteFailure::Unreachable);
+                    let ends = batch.iter().map(|wanted| RemoteEnd { ticket: wanted.ticket, outcome });
+                    outbox.ends.extend(ends);
+                }
+                Command::Ask { question, blocks, .. } => {
+                    outbox.answers.push(PresenceAnswer { question, present: vec![false; blocks.len()] });
+                }
+                _ => {}
+            }
+        }
+        drop(outbox);
+        self.arrived.notify_all();
     }
 
     /// For the I/O thread: what came; `None` when it is to end.
@@ -211,7 +253,13 @@ impl Shared {
     }
 
     pub(super) fn stats(&self) -> RingStats {
-        let before = self.outbox.lock().stats.0;
+        let before = {
+            let outbox = self.outbox.lock();
+            if outbox.stats.1.died {
+                return outbox.stats.1.clone();
+            }
+            outbox.stats.0
+        };
         self.push(Command::Stats);
         let mut outbox = self.outbox.lock();
         let _ = self.arrived.wait_while_for(&mut outbox, |outbox| outbox.stats.0 == before, STATS_TIMEOUT);

@@ -1,5 +1,6 @@
 //! The handle of an I/O thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -7,12 +8,14 @@ use std::time::{Duration, Instant};
 use kvcache_core::BlockKey;
 use kvcache_core::remote::{PresenceAnswer, RemoteEnd, RemoteSpace, RemoteTransfer};
 use kvcache_core::ring_client::RingClientConfig;
+use kvcache_core::thread_placement;
 
 use super::connection::Greeting;
 use super::driver::{Driver, DriverConfig, WAKER};
 use super::shared::{Command, RingStats, Shared};
 use super::tls::{Tls, TlsError, TlsSettings};
 use crate::members::Members;
+use crate::ring::BackgroundThread;
 
 pub(crate) struct IoThreadConfig {
     pub(crate) name: &'static str,
@@ -22,6 +25,7 @@ pub(crate) struct IoThreadConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) connections: usize,
     pub(crate) shared_memory: bool,
+    pub(crate) background: Option<BackgroundThread>,
     pub(crate) members: Members,
 }
 
@@ -46,7 +50,7 @@ impl IoThread {
         let poll = mio::Poll::new()?;
         let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), WAKER)?));
         let greeting = Greeting { token: config.token, tls, connect_timeout: config.connect_timeout };
-        let driver = Driver::new(
+        let mut driver = Driver::new(
             shared.clone(),
             poll,
             DriverConfig {
@@ -57,7 +61,16 @@ impl IoThread {
                 members: config.members,
             },
         );
-        let thread = std::thread::Builder::new().name(config.name.to_owned()).spawn(move || driver.run())?;
+        let background = config.background;
+        let thread = std::thread::Builder::new().name(config.name.to_owned()).spawn(move || {
+            if let Some(BackgroundThread { cpus, nice }) = background {
+                thread_placement::place(&cpus, nice);
+            }
+            // An error of ours must not leave anybody waiting: it costs this client, as if no server could be reached.
+            if catch_unwind(AssertUnwindSafe(|| driver.run())).is_err() {
+                driver.give_up();
+            }
+        })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -109,5 +122,71 @@ impl Drop for IoThread {
             // It looks at the inbox at least after each turn of a socket, and a turn never blocks.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvcache_core::remote::{RemoteFailure, RemoteKey, RemoteOp, RemoteOutcome};
+
+    use crate::members::{Member, MemberList, PlacementSource};
+
+    fn put(ticket: u64, value: &mut [u8]) -> RemoteTransfer {
+        let key = RemoteKey { space: RemoteSpace([1; 16]), block: BlockKey([2; 16]) };
+        let address = value.as_mut_ptr() as usize;
+        RemoteTransfer { ticket, op: RemoteOp::Put, key, address, bytes: value.len() }
+    }
+
+    /// A thread that panics ends what it has, what it had not looked at, and what comes later.
+    #[test]
+    fn a_panic_leaves_nobody_waiting() {
+        // It takes connections and says nothing.
+        let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = mute.local_addr().unwrap().to_string().parse().unwrap();
+        let list = MemberList::new(vec![Member::at(address)]).unwrap();
+        let thread = IoThread::start(IoThreadConfig {
+            name: "kvcache-test",
+            client: RingClientConfig::default(),
+            token: Vec::new(),
+            tls: None,
+            connect_timeout: Duration::from_secs(100),
+            connections: 1,
+            shared_memory: false,
+            background: None,
+            members: Members::fixed(list, PlacementSource::Computed).unwrap(),
+        })
+        .unwrap();
+        let long = Duration::from_secs(1000);
+        let mut values = [[0_u8; 100]; 3];
+        let [first, second, third] = &mut values;
+        // SAFETY: the values outlive the thread, and nobody uses them.
+        unsafe { thread.submit(&[put(1, first)], long) };
+        mute.accept().unwrap();
+        thread.ask(9, [RemoteSpace([1; 16])].into(), &[BlockKey([2; 16])], long);
+        thread.shared.push(Command::Panic);
+        // SAFETY: as above.
+        unsafe { thread.submit(&[put(2, second)], long) };
+        let (mut ends, mut answers) = (Vec::new(), Vec::new());
+        let collect = |ends: &mut Vec<RemoteEnd>, answers: &mut Vec<PresenceAnswer>, count: usize| {
+            let give_up = Instant::now() + Duration::from_secs(30);
+            while ends.len() + answers.len() < count && Instant::now() < give_up {
+                thread.wait(Duration::from_secs(1));
+                thread.poll_ends(ends);
+                thread.poll_answers(answers);
+            }
+        };
+        collect(&mut ends, &mut answers, 3);
+        assert!(thread.stats().died);
+        // SAFETY: as above.
+        unsafe { thread.submit(&[put(3, third)], long) };
+        thread.ask(10, [RemoteSpace([1; 16])].into(), &[BlockKey([2; 16])], long);
+        collect(&mut ends, &mut answers, 5);
+        ends.sort_unstable_by_key(|end| end.ticket);
+        let tickets: Vec<u64> = ends.iter().map(|end| end.ticket).collect();
+        assert_eq!(tickets, [1, 2, 3]);
+        let unreachable = RemoteOutcome::Failed(RemoteFailure::Unreachable);
+        assert!(ends[..2].iter().all(|end| end.outcome == unreachable), "{ends:?}");
+        assert_eq!(answers.iter().map(|answer| answer.question).collect::<Vec<_>>(), [9, 10]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -24,6 +25,8 @@ pub(crate) enum Manner {
     Mute,
     /// Answers the hello and nothing else.
     MuteAfterHello,
+    /// Answers the hello and closes the connection.
+    CloseAfterHello,
     /// Sends a web page.
     WebServer,
     /// Answers requests that nobody sent.
@@ -178,6 +181,11 @@ impl Shared {
                     let hello = Hello::decode(&body).map_err(invalid)?;
                     if hello.token != self.token {
                         return socket.write_all(&Status::UNAUTHORIZED.0.to_le_bytes());
+                    }
+                    if self.manner() == Manner::CloseAfterHello {
+                        // The end comes with the last byte.
+                        hold_back(socket);
+                        return socket.write_all(&welcome());
                     }
                     socket.write_all(&welcome())?;
                     return self.serve_frames(socket);
@@ -373,6 +381,22 @@ fn read_array<const N: usize>(mut socket: &TcpStream) -> io::Result<[u8; N]> {
     let mut buffer = [0; N];
     socket.read_exact(&mut buffer)?;
     Ok(buffer)
+}
+
+/// What is written is sent when the socket is closed.
+fn hold_back(socket: &TcpStream) {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an integer, which outlives the call.
+    let refused = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CORK,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    assert_eq!(refused, 0);
 }
 
 /// Reads without a word until the client gives up.

@@ -347,6 +347,56 @@ fn a_stopped_server_costs_one_timeout() {
     }
 }
 
+/// New requests go out all the time, and what goes out is no sign of life.
+#[test]
+fn a_stopped_server_is_noticed_while_it_is_asked_on() {
+    let server = FakeServer::start(Manner::Good);
+    let mut settings = config(&[&server]);
+    settings.client.silence_max = Duration::from_millis(200);
+    // By its silence, not by the requests that it fails.
+    settings.client.failures_max = u32::MAX;
+    let client = Client::open(&settings);
+    assert_eq!(client.put(0..3, 1000), [DONE; 3]);
+    server.set_manner(Manner::MuteAfterHello);
+    // Each is followed by others before its time is up.
+    let mut values = vec![[0; 1000]; 40];
+    let mut free: Vec<u64> = (0..40).collect();
+    let (mut ends, mut last) = (Vec::new(), Instant::now());
+    client.until("the breaker", |stats| {
+        if last.elapsed() >= Duration::from_millis(4)
+            && let Some(ticket) = free.pop()
+        {
+            last = Instant::now();
+            let address = values[ticket as usize].as_mut_ptr() as usize;
+            let key = RemoteKey { space: SPACE, block: block(ticket) };
+            let get = RemoteTransfer { ticket, op: RemoteOp::Get, key, address, bytes: 1000 };
+            // SAFETY: the value is used by nobody until its end was polled, and lives longer than the client's thread.
+            unsafe { client.store.submit(&[get], Duration::from_millis(100)) };
+        }
+        client.store.poll(&mut ends);
+        free.extend(ends.drain(..).map(|end| end.ticket));
+        stats.client.servers[0].breaker != BreakerState::Closed
+    });
+    let frames = server.frames();
+    assert!(frames < 150, "{frames} requests before it was noticed, one in 4 ms: fewer on a slow machine");
+    drop(client);
+    drop(values);
+}
+
+/// Nobody waits for a server that welcomes its clients and leaves, and it is not called in a loop.
+#[test]
+fn a_server_that_closes_after_the_hello_is_a_miss() {
+    let server = FakeServer::start(Manner::CloseAfterHello);
+    let client = Client::open(&config(&[&server]));
+    for _ in 0..20 {
+        assert_eq!(client.get(0..3, 1000), [failed(RemoteFailure::Unreachable); 3]);
+    }
+    let connections = server.connections();
+    assert!(connections < 100, "{connections} connections for 20 requests");
+    server.set_manner(Manner::Good);
+    client.until("recovery", |_| client.put(0..3, 1000) == [DONE; 3]);
+}
+
 /// Servers die in the middle of transfers, again and again; what is done is right, and all of it ends.
 #[test]
 fn servers_are_killed_in_the_middle() {

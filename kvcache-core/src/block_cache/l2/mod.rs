@@ -98,6 +98,8 @@ pub(super) struct L2 {
     memory: Arc<dyn SlotMemory>,
     router: Router,
     presence: Mutex<Asking>,
+    /// Locked from before blocks are pinned in L1 until they are on their way: what was pinned before a clearing must not go
+    /// where blocks go after it, nor the other way round.
     space: RwLock<RemoteSpace>,
     /// Blocks that were demoted because they are hot, so that they are not again and again. Emptied when it is larger than
     /// several times L1.
@@ -168,9 +170,22 @@ impl L2 {
         answer
     }
 
-    /// Fetches blocks into `places`; whether each is there. Those that are not may hold anything.
-    pub(super) fn fetch(&self, keys: &[BlockKey], places: Vec<&mut [u8]>) -> Vec<bool> {
-        let outcomes = self.router.fetch(&self.names(keys), places, self.config.fetch_timeout);
+    /// Where blocks are stored now.
+    pub(super) fn space(&self) -> RemoteSpace {
+        *self.space.read()
+    }
+
+    /// Does `store` unless L1 was cleared since blocks were stored in `space`, or is meanwhile.
+    pub(super) fn unless_cleared(&self, space: RemoteSpace, store: impl FnOnce()) {
+        let current = self.space.read();
+        if *current == space {
+            store();
+        }
+    }
+
+    /// Fetches blocks from `space` into `places`; whether each is there. Those that are not may hold anything.
+    pub(super) fn fetch(&self, space: RemoteSpace, keys: &[BlockKey], places: Vec<&mut [u8]>) -> Vec<bool> {
+        let outcomes = self.router.fetch(&names(space, keys), places, self.config.fetch_timeout);
         for outcome in &outcomes {
             let counter = match outcome {
                 RemoteOutcome::Done => &self.counters.fetched,
@@ -184,7 +199,7 @@ impl L2 {
 
     /// Whether each block was removed. Waits for demotions of these blocks first: they would put them back.
     pub(super) fn delete(&self, keys: &[BlockKey]) -> Vec<bool> {
-        let names = self.names(keys);
+        let names = names(self.space(), keys);
         let mut hot = self.hot.lock();
         keys.iter().for_each(|key| {
             hot.remove(key);
@@ -195,15 +210,21 @@ impl L2 {
         outcomes.iter().map(|outcome| *outcome == RemoteOutcome::Done).collect()
     }
 
-    /// From now on nothing is found that was stored before, by this cache or by others, nor shared with others.
-    pub(super) fn clear(&self) {
+    /// Clears L1 by `clear_l1`. From then on nothing is found in L2 that was stored before, by this cache or by others, nor
+    /// shared with others.
+    pub(super) fn clear(&self, clear_l1: impl FnOnce()) {
         // No other cache may come to the same number by chance: the address of a fresh allocation, the time, the process.
         let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let parts = (clock.map_or(0, |now| now.as_nanos() as u64), std::process::id());
         let generation =
             xxhash_rust::xxh3::xxh3_64_with_seed(&parts.0.to_le_bytes(), u64::from(parts.1)).max(1);
         let space = space_of(&self.config.namespace, self.block_bytes, generation);
-        *self.space.write() = space;
+        {
+            // Blocks are demoted under the name of the space in which they were in L1: see `send`.
+            let mut current = self.space.write();
+            clear_l1();
+            *current = space;
+        }
         self.presence.lock().presence.set_spaces(&[space]);
         self.hot.lock().clear();
     }
@@ -238,25 +259,26 @@ impl L2 {
     }
 
     fn demote(&self, keys: &[BlockKey]) {
+        let space = self.space.read();
         let pinned = keys.iter().filter_map(|key| {
             let slot = *self.directory.begin_load(std::slice::from_ref(key)).first()?;
             Some((slot, *key))
         });
-        self.send(pinned.collect());
+        self.send(*space, pinned.collect());
     }
 
     /// Keeps a sixteenth of the slots free, so that what must leave L1 leaves it before its slot is needed.
     fn evict_ahead(&self) {
+        let space = self.space.read();
         let wanted = (self.memory.usable_slots() as usize / 16).max(1).min(self.config.demotions_max);
         let free = self.directory.free_slots() + self.router.demoting();
         if free < wanted {
-            self.send(self.directory.evict_ahead(wanted - free));
+            self.send(*space, self.directory.evict_ahead(wanted - free));
         }
     }
 
     /// Sends blocks whose slots nobody else writes until they are given back.
-    fn send(&self, blocks: Vec<(SlotId, BlockKey)>) {
-        let space = *self.space.read();
+    fn send(&self, space: RemoteSpace, blocks: Vec<(SlotId, BlockKey)>) {
         let mut sent = Vec::with_capacity(blocks.len());
         for (slot, block) in blocks {
             // What an earlier process left may be damaged, and is not spread before it was verified.
@@ -292,11 +314,10 @@ impl L2 {
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         self.router.wait_for_demotions(timeout)
     }
+}
 
-    fn names(&self, keys: &[BlockKey]) -> Vec<RemoteKey> {
-        let space = *self.space.read();
-        keys.iter().map(|block| RemoteKey { space, block: *block }).collect()
-    }
+fn names(space: RemoteSpace, keys: &[BlockKey]) -> Vec<RemoteKey> {
+    keys.iter().map(|block| RemoteKey { space, block: *block }).collect()
 }
 
 fn space_of(namespace: &Namespace, block_bytes: usize, generation: u64) -> RemoteSpace {

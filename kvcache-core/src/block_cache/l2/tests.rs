@@ -24,6 +24,8 @@ struct FakeRing {
     faulty: Mutex<(u32, u64)>,
     /// While true nothing ends, and questions are not answered.
     stuck: Mutex<bool>,
+    /// Done before the next get.
+    before_get: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,9 @@ impl FakeStore {
                 RemoteOutcome::Done
             }
             RemoteOp::Get => {
+                if let Some(something) = self.ring.before_get.lock().take() {
+                    something();
+                }
                 let Some(value) = values.get(&transfer.key) else { return RemoteOutcome::Missing };
                 // SAFETY: the cache promised at `submit` that the place is writable and its alone until the end is polled.
                 let place =
@@ -304,6 +309,19 @@ fn deleting_and_clearing_reach_l2() {
     first.clear();
     assert_eq!((first.match_prefix(&keys), get(&first, &keys)), (0, 0));
     assert_eq!(second.match_prefix(&keys[3..]), 3, "others keep theirs");
+}
+
+#[test]
+fn what_is_fetched_while_the_cache_is_cleared_is_not_kept() {
+    let ring: Arc<FakeRing> = Arc::default();
+    let (first, second) = (cache(&ring, 20, |_| {}), Arc::new(cache(&ring, 20, |_| {})));
+    let keys = chain(1, 6);
+    first.put(&keys, &pattern(&keys)).unwrap();
+    assert!(first.flush(SOON));
+    let cleared = second.clone();
+    *ring.before_get.lock() = Some(Box::new(move || cleared.clear()));
+    assert_eq!(get(&second, &keys), 6, "it began before the clearing");
+    assert_eq!((second.match_prefix(&keys), get(&second, &keys)), (0, 0));
 }
 
 /// Threads over two caches, with faults and evictions: bytes are right, nothing stays pinned.

@@ -16,6 +16,7 @@ struct Script {
     spaces: Vec<RemoteSpace>,
     asked: Vec<(u64, Vec<BlockKey>)>,
     answers: Vec<PresenceAnswer>,
+    patience: Duration,
 }
 
 struct Scripted(Arc<Mutex<Script>>);
@@ -24,8 +25,10 @@ impl Presence for Scripted {
     fn set_spaces(&mut self, spaces: &[RemoteSpace]) {
         self.0.lock().spaces = spaces.to_vec();
     }
-    fn ask(&mut self, question: u64, keys: &[BlockKey], _patience: Duration) {
-        self.0.lock().asked.push((question, keys.to_vec()));
+    fn ask(&mut self, question: u64, keys: &[BlockKey], patience: Duration) {
+        let mut script = self.0.lock();
+        script.patience = patience;
+        script.asked.push((question, keys.to_vec()));
     }
     fn poll(&mut self, answers: &mut Vec<PresenceAnswer>) {
         answers.append(&mut self.0.lock().answers);
@@ -259,6 +262,38 @@ fn what_is_evicted_goes_to_l2_first() {
     assert_eq!(rig.planner.directory().unwrap().free_slots(), 1);
     assert_eq!(kinds(&rig.jobs(2)), []);
     rig.planner.directory().unwrap().check().unwrap();
+    let dropped = |rig: &Rig| rig.planner.stats().remote.unwrap().dropped_demotions;
+    assert_eq!(dropped(&rig), 0);
+    // A request that needs more at once than is kept free evicts what has not been sent.
+    store(&mut rig.planner, 2, 4);
+    assert_eq!(dropped(&rig), 3);
+}
+
+/// What a failed load voids is over when the load is, however long L2 takes.
+#[test]
+fn jobs_with_l2_do_not_keep_steps_from_being_settled() {
+    let mut rig = Rig::new(tier(), 16);
+    store(&mut rig.planner, 1, 1);
+    let demoting = rig.jobs(0);
+    rig.answer(|_| false);
+    let jobs = [demoting, rig.jobs(1)].concat();
+    assert_eq!(kinds(&jobs), [(JobKind::Demote, 1)]);
+    add(&mut rig.planner, "z", 9, 1);
+    rig.planner.offload("z", 4, &table(1..2));
+    let plan = rig.planner.take_plan(4, ms(2)).unwrap();
+    assert!(plan.settled > jobs[0].id.number, "{} is not above {:?}", plan.settled, jobs[0].id);
+}
+
+/// Who waits for no answer gets one all the same, if it comes before his turn.
+#[test]
+fn servers_have_time_to_answer_although_nobody_waits() {
+    let mut rig = Rig::new(RemoteTierConfig { presence_wait: ms(0), ..tier() }, 16);
+    add(&mut rig.planner, "a", 1, 4);
+    rig.planner.prefetch("a", 16, ms(0));
+    assert!(rig.script.lock().patience >= ms(10));
+    rig.answer(|_| true);
+    assert_eq!(rig.planner.lookup("a", 0, 16, ms(1)), Lookup::Wait);
+    assert_eq!(kinds(&rig.jobs(1)), [(JobKind::Fetch, 2), (JobKind::Fetch, 1)]);
 }
 
 #[test]

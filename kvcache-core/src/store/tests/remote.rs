@@ -134,6 +134,20 @@ fn what_is_cancelled_ends_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_step_that_finishes_its_copies_leaves_l2_alone() {
+    let mut rig = rig(2);
+    rig.rank.fill(0, 100);
+    assert!(rig.demote(&[0]).iter().all(|end| end.failed.is_empty()));
+    rig.servers.behave(|servers| servers.delay_max = 3);
+    let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0)]);
+    rig.rank.begin(vec![job]);
+    rig.rank.store.finish_copies();
+    assert!(rig.rank.ended().is_empty() && rig.rank.store.is_busy(), "it is on its way");
+    let ended = rig.work();
+    assert!(ended.len() == 1 && ended[0].failed.is_empty(), "{ended:?}");
+}
+
+#[test]
 fn a_store_that_is_dropped_waits_for_its_memory() {
     let mut rig = rig(8);
     rig.servers.behave(|servers| servers.delay_max = 1_000_000);
