@@ -8,7 +8,7 @@ use kvcache_core::BlockKey;
 use kvcache_core::block_cache::{BlockCache as Core, BlockCacheConfig, L2Config};
 use kvcache_core::block_key::{HashAlgorithm, TokenHasher};
 use kvcache_core::fingerprint::Namespace;
-use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
+use kvcache_rdma::ring::{RingConfig, RingPresence};
 use parking_lot::RwLock;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
@@ -18,7 +18,7 @@ use pyo3::types::{PyAny, PyBytes, PyDict};
 
 use crate::buffer::{Bytes, Keys, is_native_order, numbers};
 use crate::planner::value_error;
-use crate::remote::{ingestion_of, ring_config};
+use crate::remote::{ingestion_of, open_store, ring_config};
 
 /// A cache of fixed-size blocks, keyed by the tokens before them.
 #[pyclass(frozen, module = "aibrix_connector._native")]
@@ -266,7 +266,7 @@ impl BlockCache {
 fn open_core(config: &BlockCacheConfig, l2: Option<(RingConfig, L2Config)>) -> PyResult<Core> {
     let core = Core::open(config).map_err(value_error)?;
     let Some((ring, config)) = l2 else { return Ok(core) };
-    let store = Arc::new(RingStore::open(&ring).map_err(value_error)?);
+    let store = open_store(&ring, Arc::clone(core.memory()))?;
     let presence = Box::new(RingPresence::open(&ring).map_err(value_error)?);
     core.with_l2(config, store, presence).map_err(|error| {
         PyValueError::new_err(format!("cannot start the thread of L2: {error}; raise the limit of threads"))

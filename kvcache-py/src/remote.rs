@@ -7,9 +7,9 @@ use std::time::Duration;
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 use kvcache_core::planner::{Ingestion, RemoteTierConfig};
 use kvcache_core::ring_client::RingClientConfig;
-use kvcache_core::store::RemoteLink;
+use kvcache_core::store::{RemoteLink, SlotMemory};
 use kvcache_rdma::members::{Members, RemoteUrl, Transport};
-use kvcache_rdma::ring::{BackgroundThread, RingConfig, RingPresence, RingStore};
+use kvcache_rdma::ring::{BackgroundThread, RdmaPort, RingConfig, RingPresence, RingStore};
 use kvcache_rdma::tcp::TlsSettings;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -83,13 +83,15 @@ impl Remote {
                         .to_owned(),
                 );
             }
-            for (address, connection) in stats.into_iter().flat_map(|stats| stats.connections.into_values()) {
-                // A fault of the past is none while there are connections.
-                if let (0, Some(fault)) = (connection.open, connection.last_fault) {
-                    problems.push(format!("server {address}: {fault}"));
+            for stats in stats {
+                problems
+                    .extend(stats.rdma_problem.map(|why| format!("L1 cannot be registered for RDMA: {why}")));
+                for (address, connection) in stats.connections.into_values() {
+                    problems.extend(connection.problem().map(|fault| format!("server {address}: {fault}")));
                 }
             }
             problems.sort_unstable();
+            problems.dedup();
             problems
         })
     }
@@ -104,17 +106,18 @@ impl Remote {
         Ok(Box::new(RingPresence::open(&self.ring).map_err(value_error)?))
     }
 
-    /// A rank's way to L2. Its thread runs on `cpus`, as the rank's copies do.
+    /// A rank's way to L2, for values in these slots. Its thread runs on `cpus`, as the rank's copies do.
     pub(crate) fn link(
         &self,
         namespace: [u8; 16],
         shard: [u8; 16],
+        slots: Arc<dyn SlotMemory>,
         cpus: Vec<usize>,
     ) -> PyResult<RemoteLink> {
         // The thread that opens it is an engine's, which may be bound to the cores that compute.
         let background = Some(BackgroundThread { cpus, ..BackgroundThread::default() });
         let ring = RingConfig { background, ..self.ring.clone() };
-        let store = Arc::new(RingStore::open(&ring).map_err(value_error)?);
+        let store = open_store(&ring, slots)?;
         self.opened.lock().push(Arc::downgrade(&store));
         Ok(RemoteLink {
             store,
@@ -124,6 +127,18 @@ impl Remote {
             in_flight_max: self.in_flight,
         })
     }
+}
+
+/// A client whose values lie in these slots.
+pub(crate) fn open_store(ring: &RingConfig, slots: Arc<dyn SlotMemory>) -> PyResult<Arc<RingStore>> {
+    let store = RingStore::open(ring).map_err(value_error)?;
+    // SAFETY: the slots are those of a slab, which is mapped as long as they live.
+    unsafe { store.register(slots) }.map_err(|error| {
+        PyValueError::new_err(format!(
+            "cannot start the thread that registers L1: {error}; raise the limit of threads"
+        ))
+    })?;
+    Ok(Arc::new(store))
 }
 
 /// Which blocks go to L2, by name.
@@ -160,9 +175,7 @@ pub(crate) fn ring_config(
             ring.tls = Some(TlsSettings { ca_file, server_name: tls_name });
         }
         Transport::Rdma => {
-            return Err(PyValueError::new_err(
-                "remote asks for RDMA, which the ring does not speak yet: use tcp://, to the same servers",
-            ));
+            ring.rdma = Some(RdmaPort::Wish(parsed.rdma));
         }
     }
     if let Some(path) = token_file {

@@ -142,7 +142,7 @@ impl Store {
         };
         let mut core = Core::new(config, layout, slots.memory(), copies);
         if let Some(remote) = remote {
-            core = core.with_remote(remote.link(namespace, shard, copy_cpus)?);
+            core = core.with_remote(remote.link(namespace, shard, slots.memory(), copy_cpus)?);
         }
         Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
     }

@@ -2,6 +2,7 @@
 
 mod local;
 pub mod members;
+mod rdma;
 pub mod ring;
 pub mod tcp;
 pub mod verbs;

@@ -35,8 +35,12 @@ impl Server {
         Self::start_on(config, None)
     }
 
-    /// The same on an RDMA port that is open already, if there is one.
-    pub(crate) fn start_on(config: ServerConfig, port: Option<Port>) -> Result<Self, Error> {
+    /// The same on an RDMA port that is open already, if there is one, whatever the configuration says of ports.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn start_on(config: ServerConfig, port: Option<Port>) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|files| files.acceptor()).transpose()?;
         let store = Store::new(&StoreConfig {
             capacity_bytes: config.capacity_bytes,

@@ -12,6 +12,10 @@ mod header;
 mod replies;
 mod requests;
 
+/// Appended to a value's name, it names the value's checksum, 8 bytes, little-endian: clients of ours over RDMA store it
+/// beside the value, since the protocol has no place for it.
+pub const CHECKSUM_SUFFIX: &[u8] = b"#xxh3";
+
 pub use connection_info::ConnectionInfo;
 pub use flatbuffer_table::Keys;
 pub use header::{Header, Op};

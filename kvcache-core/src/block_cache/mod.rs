@@ -102,6 +102,11 @@ impl BlockCache {
         Ok(self)
     }
 
+    /// The slots that blocks lie in, for a remote store to register.
+    pub fn memory(&self) -> &Arc<dyn SlotMemory> {
+        &self.memory
+    }
+
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         self.block_bytes

@@ -18,6 +18,18 @@ impl RingClient {
 
     /// All items of a request that have not ended do so now, and their memory is out of use.
     pub fn request_failed(&mut self, request: RequestId, failure: RemoteFailure, now: Duration) {
+        self.request_failed_but(request, failure, &[], now);
+    }
+
+    /// As [`request_failed`](Self::request_failed), but for the items at these positions: their memory is in use, and they
+    /// end when it is not any more.
+    pub fn request_failed_but(
+        &mut self,
+        request: RequestId,
+        failure: RemoteFailure,
+        in_use: &[u32],
+        now: Duration,
+    ) {
         let items = match self.requests.get_mut(request) {
             Some(open) => open.items.len() as u32,
             None => {
@@ -29,7 +41,7 @@ impl RingClient {
             // Those that ended are skipped without being counted.
             let running =
                 self.requests.get_mut(request).is_some_and(|open| open.items[item as usize].is_some());
-            if running {
+            if running && !in_use.contains(&item) {
                 self.end_item(ItemEnd { request, item, result: ItemResult::Failed(failure) }, now);
             }
         }

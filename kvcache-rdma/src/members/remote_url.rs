@@ -8,7 +8,8 @@
 //! | `redis://[user:password@]host[:6379]/[db/]kvcache_nodes` | those under the key, watched |
 //!
 //! Options follow a question mark: `transport=tcp|tls|rdma` for sources that do not say it themselves, and
-//! `placement=computed|published`. A user, a password, a key or a path may hold `%2F` and the like.
+//! `placement=computed|published`. With RDMA there are `rdma_device=NAME`, `rdma_port=NUMBER` and `rdma_gid=INDEX`, which
+//! mean what `kvcache serve` means by them. A user, a password, a key or a path may hold `%2F` and the like.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use kvcache_core::nearest_name::nearest_name;
 use super::percent::decoded;
 use super::redis_source::RedisKey;
 use super::{Member, MemberList, MembersError, PlacementSource, ServerAddress};
+use crate::verbs::PortWish;
 
 /// How servers are spoken to. Which of the wire's extensions a server knows is found out when it is connected to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,6 +54,8 @@ pub struct RemoteUrl {
     pub members: MembersFrom,
     /// Who decides which of them holds what.
     pub placement: PlacementSource,
+    /// Which port this side uses, with [`Transport::Rdma`].
+    pub rdma: PortWish,
 }
 
 /// What the part after a scheme is.
@@ -79,7 +83,7 @@ const TRANSPORTS: [(&str, Transport); 3] =
 const PLACEMENTS: [(&str, PlacementSource); 2] =
     [("computed", PlacementSource::Computed), ("published", PlacementSource::Published)];
 
-const OPTIONS: [&str; 2] = ["transport", "placement"];
+const OPTIONS: [&str; 5] = ["transport", "placement", "rdma_device", "rdma_port", "rdma_gid"];
 
 impl FromStr for RemoteUrl {
     type Err = RemoteUrlError;
@@ -108,11 +112,11 @@ impl FromStr for RemoteUrl {
         {
             return Err(RemoteUrlError::TransportTwice { scheme: scheme.to_owned() });
         }
-        Ok(Self {
-            transport: transport.or(options.transport).unwrap_or_default(),
-            members,
-            placement: options.placement.unwrap_or_default(),
-        })
+        let transport = transport.or(options.transport).unwrap_or_default();
+        if transport != Transport::Rdma && options.rdma != PortWish::default() {
+            return Err(RemoteUrlError::RdmaOption);
+        }
+        Ok(Self { transport, members, placement: options.placement.unwrap_or_default(), rdma: options.rdma })
     }
 }
 
@@ -145,6 +149,7 @@ fn path(text: &str) -> Result<PathBuf, RemoteUrlError> {
 struct Options {
     transport: Option<Transport>,
     placement: Option<PlacementSource>,
+    rdma: PortWish,
 }
 
 impl Options {
@@ -155,6 +160,12 @@ impl Options {
             match name {
                 "transport" => options.transport = Some(one_of("transport", value, &TRANSPORTS)?),
                 "placement" => options.placement = Some(one_of("placement", value, &PLACEMENTS)?),
+                "rdma_device" if value.is_empty() => {
+                    return Err(not_one("rdma_device", value, "a name, as in mlx5_0"));
+                }
+                "rdma_device" => options.rdma.device = Some(value.to_owned()),
+                "rdma_port" => options.rdma.port = Some(number("rdma_port", value, 1)?),
+                "rdma_gid" => options.rdma.gid_index = Some(number::<u8>("rdma_gid", value, 0)?.into()),
                 _ => {
                     return Err(RemoteUrlError::UnknownOption {
                         option: name.to_owned(),
@@ -175,6 +186,18 @@ fn one_of<T: Copy>(option: &'static str, value: &str, known: &[(&str, T)]) -> Re
         value: value.to_owned(),
         known: list(known.iter().map(|(name, _)| *name)),
     })
+}
+
+fn number<T: FromStr + PartialOrd>(option: &'static str, value: &str, min: T) -> Result<T, RemoteUrlError> {
+    let known = if option == "rdma_port" { "a number from 1 to 255" } else { "a number from 0 to 255" };
+    // `parse` alone would take "+1".
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let number = value.parse().ok().filter(|number| digits && *number >= min);
+    number.ok_or_else(|| not_one(option, value, known))
+}
+
+fn not_one(option: &'static str, value: &str, known: &str) -> RemoteUrlError {
+    RemoteUrlError::OptionValue { option, value: value.to_owned(), known: known.to_owned() }
 }
 
 fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
@@ -273,6 +296,9 @@ pub enum RemoteUrlError {
         /// What it can be.
         known: String,
     },
+    /// A port was chosen for a transport that has none.
+    #[error("remote chooses an RDMA port and is not over RDMA: write rdma://, or leave the options out")]
+    RdmaOption,
     /// Scheme and option name different transports.
     #[error("remote says the transport twice: the scheme {scheme:?} has one, so leave the option out")]
     TransportTwice {
@@ -293,16 +319,28 @@ impl fmt::Display for RemoteUrl {
         match &self.members {
             MembersFrom::Url(members) => {
                 let addresses: Vec<_> = members.members().iter().map(|m| m.address.to_string()).collect();
-                return write!(f, "{transport}://{}", addresses.join(","));
+                write!(f, "{transport}://{}", addresses.join(","))?;
+                let options = self.rdma_options().join("&");
+                return if options.is_empty() { Ok(()) } else { write!(f, "?{options}") };
             }
             MembersFrom::File(path) => write!(f, "file://{}", path.display())?,
             MembersFrom::Redis(key) => write!(f, "{key}")?,
         }
         write!(f, "?transport={transport}")?;
-        match self.placement {
-            PlacementSource::Computed => Ok(()),
-            PlacementSource::Published => f.write_str("&placement=published"),
+        if self.placement == PlacementSource::Published {
+            f.write_str("&placement=published")?;
         }
+        self.rdma_options().iter().try_for_each(|option| write!(f, "&{option}"))
+    }
+}
+
+impl RemoteUrl {
+    fn rdma_options(&self) -> Vec<String> {
+        let PortWish { device, port, gid_index } = &self.rdma;
+        let device = device.as_ref().map(|device| format!("rdma_device={device}"));
+        let port = port.map(|port| format!("rdma_port={port}"));
+        let gid = gid_index.map(|index| format!("rdma_gid={index}"));
+        device.into_iter().chain(port).chain(gid).collect()
     }
 }
 
@@ -326,6 +364,17 @@ mod tests {
         assert_eq!(url("TLS://[::1]:1").to_string(), "tls://[::1]:1");
         assert_eq!(url("infinistore+rdma://10.0.0.7:12345").transport, Transport::Rdma);
         assert_eq!(url("infinistore+tcp://10.0.0.7:12345").transport, Transport::Tcp);
+    }
+
+    #[test]
+    fn a_port_can_be_chosen_for_rdma() {
+        let remote = url("rdma://a:1?rdma_gid=3&rdma_device=mlx5_0&rdma_port=2");
+        let wish = PortWish { device: Some("mlx5_0".to_owned()), port: Some(2), gid_index: Some(3) };
+        assert_eq!(remote.rdma, wish);
+        assert_eq!(remote.to_string(), "rdma://a:1?rdma_device=mlx5_0&rdma_port=2&rdma_gid=3");
+        assert_eq!(url(&remote.to_string()), remote);
+        let remote = url("file:///m.json?transport=rdma&rdma_device=mlx5_0");
+        assert_eq!(url(&remote.to_string()), remote);
     }
 
     #[test]
@@ -356,7 +405,12 @@ mod tests {
             ("tcp://a:1,A:1", "remote: the ring names \"a:1\" twice: each server is listed once".into()),
             ("file://members.json", "remote path \"members.json\" names no file: write file:///folder/members.json, with three slashes".into()),
             ("file:///a%zz", "remote: in the path, % must be followed by two hexadecimal digits; a percent sign itself is %25".into()),
-            ("tcp://a:1?transprot=tls", "remote has the unknown option \"transprot\" (did you mean transport?); known: transport, placement".into()),
+            ("tcp://a:1?transprot=tls", "remote has the unknown option \"transprot\" (did you mean transport?); known: transport, placement, rdma_device, rdma_port, rdma_gid".into()),
+            ("rdma://a:1?rdma_prot=1", "remote has the unknown option \"rdma_prot\" (did you mean rdma_port?); known: transport, placement, rdma_device, rdma_port, rdma_gid".into()),
+            ("rdma://a:1?rdma_port=0", "remote option rdma_port cannot be \"0\"; known: a number from 1 to 255".into()),
+            ("rdma://a:1?rdma_gid=256", "remote option rdma_gid cannot be \"256\"; known: a number from 0 to 255".into()),
+            ("rdma://a:1?rdma_device=", "remote option rdma_device cannot be \"\"; known: a name, as in mlx5_0".into()),
+            ("tcp://a:1?rdma_device=mlx5_0", "remote chooses an RDMA port and is not over RDMA: write rdma://, or leave the options out".into()),
             ("file:///a?transport=udp", "remote option transport cannot be \"udp\"; known: tcp, tls, rdma".into()),
             ("tcp://a:1?transport=rdma", "remote says the transport twice: the scheme \"tcp\" has one, so leave the option out".into()),
         ] {

@@ -1,11 +1,13 @@
 //! How a client of the ring is opened.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvcache_core::ring_client::{REPLICAS_MAX, RingClientConfig};
 use kvcache_wire::extension::Hello;
 
 use crate::members::Members;
+use crate::rdma::{Device, RdmaPort};
 use crate::tcp::{IoThread, IoThreadConfig, TlsError, TlsSettings};
 
 /// The settings of a [`RingStore`](super::RingStore) or a [`RingPresence`](super::RingPresence).
@@ -25,6 +27,8 @@ pub struct RingConfig {
     pub shared_memory: bool,
     /// Where the client's I/O thread runs; `None` for wherever, and with the priority that, the thread that opens it does.
     pub background: Option<BackgroundThread>,
+    /// Moves values over RDMA through this port, and asks over TCP what is present. `None` for TCP alone.
+    pub rdma: Option<RdmaPort>,
     /// Bounds, times and replicas.
     pub client: RingClientConfig,
 }
@@ -50,11 +54,17 @@ impl RingConfig {
             connections: 2,
             shared_memory: true,
             background: None,
+            rdma: None,
             client: RingClientConfig::default(),
         }
     }
 
-    pub(super) fn start(&self, name: &'static str) -> Result<IoThread, RingOpenError> {
+    /// `rdma` is the device for values, of a client that moves any.
+    pub(super) fn start(
+        &self,
+        name: &'static str,
+        rdma: Option<Arc<Device>>,
+    ) -> Result<IoThread, RingOpenError> {
         let RingClientConfig { replicas, .. } = self.client;
         if !(1..=REPLICAS_MAX).contains(&replicas) {
             return Err(RingOpenError::Replicas { replicas });
@@ -86,7 +96,9 @@ impl RingConfig {
             tls: self.tls.clone(),
             connect_timeout: self.connect_timeout,
             connections: self.connections,
-            shared_memory: self.shared_memory,
+            // Values that were put over RDMA are no hits for a client that copies, nor the other way round.
+            shared_memory: self.shared_memory && self.rdma.is_none(),
+            rdma,
             background: self.background.clone(),
             members: self.members.clone(),
         })

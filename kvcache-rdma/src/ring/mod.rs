@@ -4,6 +4,7 @@ mod config;
 mod presence;
 mod store;
 
+pub use crate::rdma::RdmaPort;
 pub use config::{BackgroundThread, RingConfig, RingOpenError};
 pub use presence::RingPresence;
 pub use store::RingStore;

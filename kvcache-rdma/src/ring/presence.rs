@@ -21,7 +21,7 @@ impl RingPresence {
     /// # Errors
     /// [`RingOpenError`] names the value and the remedy.
     pub fn open(config: &RingConfig) -> Result<Self, RingOpenError> {
-        Ok(Self { thread: config.start("kvcache-presence")?, spaces: Arc::new([]) })
+        Ok(Self { thread: config.start("kvcache-presence", None)?, spaces: Arc::new([]) })
     }
 
     /// Counters, as of now.

@@ -1,20 +1,23 @@
 //! The I/O thread: takes what users want to the ring client, does what that says, and brings back what came of it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvcache_core::remote::RemoteFailure;
-use kvcache_core::ring_client::{Action, RingClient, RingClientConfig, ServerId};
+use kvcache_core::ring_client::{Action, ItemEnd, ItemResult, RingClient, RingClientConfig, ServerId};
 use mio::{Events, Poll, Token};
 
 use super::connection::Greeting;
+use super::fault::{Fault, FaultReason};
 use super::placement::SnapshotPlacement;
+use super::rdma_lanes::RdmaLanes;
 use super::server::{CONNECTIONS_MAX, News, Server};
 use super::shared::{Command, RingStats, Shared};
 use super::work::Batch;
 use crate::members::{Members, ServerAddress};
+use crate::rdma::{LaneSettings, set_up};
 
 /// Wakes the thread; above every connection's.
 pub(super) const WAKER: Token = Token(usize::MAX);
@@ -34,6 +37,8 @@ pub(super) struct DriverConfig {
     pub(super) greeting: Greeting,
     pub(super) connections: usize,
     pub(super) shared_memory: bool,
+    /// If values travel over RDMA.
+    pub(super) rdma: Option<Arc<LaneSettings>>,
     pub(super) members: Members,
 }
 
@@ -142,18 +147,31 @@ impl Driver {
         // The list before the first is empty, and no change.
         self.member_changes += u64::from(self.generation.is_some_and(|before| before > 0));
         self.generation = Some(generation);
-        let mut servers = Vec::new();
+        let (mut servers, mut newcomers) = (Vec::new(), Vec::new());
         for member in snapshot.list().members() {
             let next = ServerId(self.ids.len() as u32);
             let id = *self.ids.entry(member.address.clone()).or_insert(next);
-            let (connections, shared_memory) = (self.config.connections, self.config.shared_memory);
-            let server = || Server::new(id, member.address.clone(), connections, shared_memory);
-            self.servers.entry(id).or_insert_with(server);
             servers.push(id);
+            if self.servers.contains_key(&id) {
+                continue;
+            }
+            let (connections, shared_memory) = (self.config.connections, self.config.shared_memory);
+            let lanes = |settings: &Arc<_>| RdmaLanes::new(id, Arc::clone(settings), connections);
+            let rdma = self.config.rdma.as_ref().map(lanes);
+            let begins = rdma.is_some();
+            let server = Server::new(id, member.address.clone(), connections, shared_memory, rdma);
+            self.servers.insert(id, server);
+            if begins {
+                // Its first lane is begun at once.
+                newcomers.push(id);
+            }
         }
         let placement = SnapshotPlacement { snapshot, servers: servers.clone() };
         self.client.set_members(Box::new(placement), &servers);
         self.act(now);
+        for id in newcomers {
+            self.with_server(id, now, |_, _, _, _| {});
+        }
     }
 
     fn command(&mut self, command: Command, now: Duration) {
@@ -165,6 +183,12 @@ impl Driver {
             Command::Cancel(tickets) => self.client.cancel(&tickets),
             Command::Resolved { server, found } => {
                 self.with_server(server, now, |server, _, _, news| server.resolved(found, now, news));
+            }
+            Command::LaneReady { server, place, ready } => {
+                let Ok(registry) = self.poll.registry().try_clone() else { return };
+                self.with_server(server, now, |server, _, _, news| {
+                    server.lane_ready(place, *ready, &registry, now, news);
+                });
             }
             Command::Stats => {}
             #[cfg(test)]
@@ -196,17 +220,20 @@ impl Driver {
                 // SAFETY: the addresses come from `RemoteStore::submit`, whose caller keeps the memory valid and to us until
                 // the transfer's end is polled; ends are delivered after the batch has let go of it.
                 let batch = unsafe { Batch::new(request, op, &items) };
-                self.with_server(server, now, |server, _, _, _| server.push(batch));
+                self.with_server(server, now, |server, _, _, news| server.push(batch, now, news));
             }
             Action::Abandon { server, request, item } => {
-                self.with_server(server, now, |server, _, _, news| server.forget(request, item, now, news));
-                let result = kvcache_core::ring_client::ItemResult::Failed(RemoteFailure::Cancelled);
+                let mut in_use = Vec::new();
+                self.with_server(server, now, |server, _, _, news| {
+                    in_use = server.forget(request, item, now, news);
+                });
+                let result = ItemResult::Failed(RemoteFailure::Cancelled);
                 match item {
-                    Some(item) => {
-                        let end = kvcache_core::ring_client::ItemEnd { request, item, result };
-                        self.client.ended(&[end], now);
+                    Some(item) if in_use.contains(&item) => {}
+                    Some(item) => self.client.ended(&[ItemEnd { request, item, result }], now),
+                    None => {
+                        self.client.request_failed_but(request, RemoteFailure::Cancelled, &in_use, now);
                     }
-                    None => self.client.request_failed(request, RemoteFailure::Cancelled, now),
                 }
             }
             Action::Retire { server } => {
@@ -266,6 +293,11 @@ impl Driver {
         if news.resolve {
             resolve(&self.shared, id, server.address());
         }
+        for (place, address) in news.set_up {
+            if let Some(settings) = &self.config.rdma {
+                begin_set_up(&self.shared, settings, id, place, address);
+            }
+        }
         self.again.append(&mut news.again);
         if news.heard {
             self.client.heard(id, now);
@@ -286,6 +318,7 @@ impl Driver {
         RingStats {
             client: self.client.stats(),
             connections,
+            rdma_problem: self.config.rdma.as_ref().and_then(|settings| settings.device.problem()),
             member_changes: self.member_changes,
             died: false,
         }
@@ -303,6 +336,26 @@ fn resolve(shared: &Arc<Shared>, server: ServerId, address: &ServerAddress) {
     let thread = std::thread::Builder::new().name("kvcache-resolve".to_owned()).spawn(look_up);
     if let Err(error) = thread {
         shared.push(Command::Resolved { server, found: Err(error.to_string()) });
+    }
+}
+
+/// Sets a lane up on a thread of its own: neither devices nor servers are quick.
+fn begin_set_up(
+    shared: &Arc<Shared>,
+    settings: &Arc<LaneSettings>,
+    server: ServerId,
+    place: usize,
+    address: SocketAddr,
+) {
+    let (sender, settings) = (Arc::clone(shared), Arc::clone(settings));
+    let work = move || {
+        let ready = Box::new(set_up(&settings, address));
+        sender.push(Command::LaneReady { server, place, ready });
+    };
+    let thread = std::thread::Builder::new().name("kvcache-lane".to_owned()).spawn(work);
+    if let Err(error) = thread {
+        let ready = Box::new(Err(Fault::new(FaultReason::Rdma, error.to_string())));
+        shared.push(Command::LaneReady { server, place, ready });
     }
 }
 

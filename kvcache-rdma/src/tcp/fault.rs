@@ -28,11 +28,13 @@ pub enum FaultReason {
     StockRefusal,
     /// A value that nobody waits for any more was too large to be copied out of its memory.
     Abandoned,
+    /// RDMA cannot be used: no library, no device, or a server that serves none.
+    Rdma,
 }
 
 impl FaultReason {
     /// Every reason, in counting order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::Timeout,
         Self::Unauthorized,
@@ -43,6 +45,7 @@ impl FaultReason {
         Self::Stalled,
         Self::StockRefusal,
         Self::Abandoned,
+        Self::Rdma,
     ];
 
     /// The name in metrics and documents.
@@ -58,6 +61,7 @@ impl FaultReason {
             Self::Stalled => "stalled",
             Self::StockRefusal => "stock_refusal",
             Self::Abandoned => "abandoned",
+            Self::Rdma => "rdma",
         }
     }
 

@@ -22,6 +22,10 @@ impl Memory {
         self.bytes
     }
 
+    pub(crate) fn address(&self) -> usize {
+        self.address
+    }
+
     /// What is there from `at` on.
     pub(crate) fn read(&self, at: usize) -> &[u8] {
         let at = at.min(self.bytes);

@@ -19,6 +19,8 @@ mod local_lane;
 mod memory;
 mod outgoing;
 mod placement;
+mod rdma_lane;
+mod rdma_lanes;
 mod server;
 mod shared;
 mod stock;

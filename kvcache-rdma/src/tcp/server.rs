@@ -5,15 +5,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kvcache_core::remote::RemoteFailure;
-use kvcache_core::ring_client::{ConnectionFault, ItemEnd, RequestId, ServerId};
+use kvcache_core::ring_client::{ConnectionFault, ItemEnd, RequestId, RequestOp, ServerId};
 use mio::{Interest, Registry, Token};
 
 use super::connection::{Connection, Greeting};
 use super::fault::{Fault, FaultReason};
 use super::local_lane::LocalLane;
+use super::rdma_lanes::{self, RdmaLanes};
 use super::work::Batch;
 use crate::local::is_this_host;
 use crate::members::ServerAddress;
+use crate::rdma::ReadyLane;
 
 /// Connections of one server, at most: their tokens are made of the server's number and theirs.
 pub(super) const CONNECTIONS_MAX: usize = 64;
@@ -34,12 +36,25 @@ pub struct ConnectionStats {
     pub opened: u64,
     /// Whether values are copied from and to the memory of a server on this host.
     pub shared_memory: bool,
+    /// Queue pairs that work; `None` where values travel over TCP.
+    pub queue_pairs: Option<usize>,
+    /// Why there is none.
+    pub rdma_fault: Option<String>,
     /// Whether the server speaks our extension; `None` before the first connection.
     pub extension: Option<bool>,
     /// Connections that ended, or could not be made, by reason in the order of [`FaultReason::ALL`].
     pub faults: [u64; FaultReason::ALL.len()],
     /// What was wrong with the last of these.
     pub last_fault: Option<String>,
+}
+
+impl ConnectionStats {
+    /// What is wrong now. A fault of the past is nothing while there are connections, or queue pairs where values need
+    /// these.
+    pub fn problem(&self) -> Option<&str> {
+        let fault = if self.open == 0 { self.last_fault.as_deref() } else { None };
+        self.rdma_fault.as_deref().or(fault)
+    }
 }
 
 /// What came of a turn, beside ends.
@@ -52,6 +67,8 @@ pub(super) struct News {
     pub(super) again: Vec<Token>,
     /// Whether the server's name must be resolved.
     pub(super) resolve: bool,
+    /// Lanes over RDMA to be set up, by their place, and where to.
+    pub(super) set_up: Vec<(usize, SocketAddr)>,
 }
 
 /// Connections for one kind of request. Small ones have their own, so that they do not wait behind values.
@@ -77,6 +94,8 @@ pub(super) struct Server {
     /// Over a Unix socket, if the server is on this host. Its connection's place is the last.
     local: LocalLane,
     shares_memory: bool,
+    /// For values, instead of `bulk`.
+    rdma: Option<RdmaLanes>,
     pub(super) stats: ConnectionStats,
 }
 
@@ -86,8 +105,9 @@ impl Server {
         address: ServerAddress,
         bulk_connections: usize,
         shares_memory: bool,
+        rdma: Option<RdmaLanes>,
     ) -> Self {
-        let bulk_connections = bulk_connections.clamp(1, LOCAL_PLACE - 1);
+        let bulk_connections = bulk_connections.clamp(1, rdma_lanes::FIRST_PLACE - 1);
         let literal: Option<std::net::IpAddr> = address.host().parse().ok();
         Self {
             id,
@@ -99,6 +119,7 @@ impl Server {
             bulk: Lane::new(1, bulk_connections),
             local: LocalLane::default(),
             shares_memory,
+            rdma,
             stats: ConnectionStats::default(),
         }
     }
@@ -112,13 +133,20 @@ impl Server {
     }
 
     /// Puts requests in line.
-    pub(super) fn push(&mut self, batch: Batch) {
-        let queue = match batch.is_small() {
+    pub(super) fn push(&mut self, batch: Batch, now: Duration, news: &mut News) {
+        if batch.op == RequestOp::Probe && self.rdma.as_ref().is_some_and(|rdma| rdma.is_unusable(now)) {
+            return batch.fail(RemoteFailure::Unreachable, &mut news.ends);
+        }
+        self.queue_of(&batch).push_back(batch);
+    }
+
+    fn queue_of(&mut self, batch: &Batch) -> &mut VecDeque<Batch> {
+        match &mut self.rdma {
             _ if self.local.is_open() => &mut self.local.queue,
-            true => &mut self.small.queue,
-            false => &mut self.bulk.queue,
-        };
-        queue.push_back(batch);
+            _ if batch.is_small() => &mut self.small.queue,
+            Some(rdma) => &mut rdma.queue,
+            None => &mut self.bulk.queue,
+        }
     }
 
     /// Begins what can be begun, and makes connections for what cannot.
@@ -133,6 +161,7 @@ impl Server {
         if self.local.begin(now, news) {
             news.again.push(token(self.id, LOCAL_PLACE));
         }
+        self.dispatch_rdma(now, news);
         for bulk in [false, true] {
             let id = self.id;
             self.lane(bulk).begin(id, now, news);
@@ -148,6 +177,82 @@ impl Server {
                     Err(fault) => self.fault(fault, bulk, now, news),
                 }
             }
+        }
+    }
+
+    fn dispatch_rdma(&mut self, now: Duration, news: &mut News) {
+        let Some(rdma) = &mut self.rdma else { return };
+        for (index, fault) in rdma.begin(now, &mut news.ends) {
+            self.drop_rdma(index, fault, now, news);
+        }
+        let Some(rdma) = &mut self.rdma else { return };
+        // A stock server has one thread, and pins much for each.
+        let count = if self.stats.extension == Some(true) { rdma_lanes::LANES_MAX } else { 1 };
+        if self.found.is_empty() {
+            if rdma.is_waiting() {
+                news.resolve |= !std::mem::replace(&mut self.resolving, true);
+            }
+            return;
+        }
+        while let Some(index) = rdma.wanted_place(count, now) {
+            news.set_up.push((index, self.found[self.next_found % self.found.len()]));
+        }
+    }
+
+    /// A lane was set up, or why not.
+    pub(super) fn lane_ready(
+        &mut self,
+        index: usize,
+        ready: Result<ReadyLane, Fault>,
+        registry: &Registry,
+        now: Duration,
+        news: &mut News,
+    ) {
+        let Some(rdma) = &mut self.rdma else { return };
+        match ready.and_then(|ready| rdma.opened(index, ready, registry, now)) {
+            Ok(()) => {
+                self.stats.opened += 1;
+                news.heard = true;
+            }
+            Err(fault) => {
+                rdma.not_opened(index);
+                self.rdma_fault(fault, now, news);
+            }
+        }
+    }
+
+    fn drop_rdma(&mut self, index: usize, fault: Fault, now: Duration, news: &mut News) {
+        let Some(lane) = self.rdma.as_mut().and_then(|rdma| rdma.take(index, now)) else { return };
+        let owed = lane.owes();
+        lane.close(failure_of(fault.reason), &mut news.ends);
+        if owed {
+            self.rdma_fault(fault, now, news);
+        } else {
+            // As of connections: whether the server is well shows with the next request.
+            self.count(&fault);
+        }
+    }
+
+    fn rdma_fault(&mut self, fault: Fault, now: Duration, news: &mut News) {
+        self.count(&fault);
+        self.try_another_address();
+        news.faults.push(connection_fault(fault.reason));
+        let Some(rdma) = &mut self.rdma else { return };
+        rdma.failed(&fault, now);
+        if rdma.is_empty() {
+            for batch in rdma.queue.drain(..) {
+                batch.fail(failure_of(fault.reason), &mut news.ends);
+            }
+        }
+    }
+
+    /// Another of its addresses may work, and a name may have moved.
+    fn try_another_address(&mut self) {
+        self.next_found = self.next_found.wrapping_add(1);
+        if self.next_found.is_multiple_of(self.found.len().max(1))
+            && self.address.host().parse::<std::net::IpAddr>().is_err()
+        {
+            self.found.clear();
         }
     }
 
@@ -170,8 +275,12 @@ impl Server {
             }
             other => {
                 let text = other.err().unwrap_or_else(|| "its name has no address".to_owned());
+                let fault = Fault::new(FaultReason::Unreachable, text);
                 for bulk in [false, true] {
-                    self.fault(Fault::new(FaultReason::Unreachable, text.clone()), bulk, now, news);
+                    self.fault(fault.clone(), bulk, now, news);
+                }
+                if self.rdma.is_some() {
+                    self.rdma_fault(fault, now, news);
                 }
             }
         }
@@ -188,6 +297,19 @@ impl Server {
         news: &mut News,
     ) {
         let id = self.id;
+        let lane_place = place.checked_sub(rdma_lanes::FIRST_PLACE).filter(|_| place != LOCAL_PLACE);
+        if let (Some(lane_place), Some(rdma)) = (lane_place, &mut self.rdma) {
+            match rdma.turn(lane_place / 2, lane_place % 2, now, &mut news.ends) {
+                Ok(turn) => {
+                    news.heard |= turn.moved;
+                    if turn.again {
+                        news.again.push(token(id, place));
+                    }
+                }
+                Err(fault) => self.drop_rdma(lane_place / 2, fault, now, news),
+            }
+            return;
+        }
         let connection = self.connection_at(place);
         // An event may be of a connection that is gone.
         let Some(connection) = connection.and_then(Option::as_mut) else { return };
@@ -230,10 +352,22 @@ impl Server {
                 self.drop_connection(place, fault, now, news);
             }
         }
+        let stalled = self.rdma.as_ref().map_or_else(Vec::new, |rdma| rdma.check(silence_max, now));
+        for (index, fault) in stalled {
+            self.drop_rdma(index, fault, now, news);
+        }
     }
 
-    /// Nobody waits for these any more: their memory is out of use when this returns.
-    pub(super) fn forget(&mut self, request: RequestId, item: Option<u32>, now: Duration, news: &mut News) {
+    /// Nobody waits for these any more. Their memory is out of use when this returns, but for those at the positions that
+    /// it returns: these end later.
+    pub(super) fn forget(
+        &mut self,
+        request: RequestId,
+        item: Option<u32>,
+        now: Duration,
+        news: &mut News,
+    ) -> Vec<u32> {
+        let in_use = self.rdma.as_mut().map_or_else(Vec::new, |rdma| rdma.forget(request, item, now));
         self.local.queue.iter_mut().for_each(|batch| batch.forget(request, item));
         self.local.queue.retain(|batch| !batch.items.is_empty());
         if let Some(connection) = &mut self.local.connection {
@@ -254,19 +388,30 @@ impl Server {
             let fault = Fault::new(FaultReason::Abandoned, "a value was abandoned while it was being sent");
             self.drop_connection(place, fault, now, news);
         }
+        in_use
     }
 
     /// When to look again although nothing happens.
     pub(super) fn is_waiting(&self) -> bool {
         let busy = |lane: &Lane| !lane.queue.is_empty() || lane.places.iter().flatten().any(Connection::owes);
         let local = self.local.connection.as_ref().is_some_and(Connection::owes);
-        busy(&self.small) || busy(&self.bulk) || local || !self.local.queue.is_empty()
+        let rdma = self.rdma.as_ref().is_some_and(RdmaLanes::is_waiting);
+        busy(&self.small) || busy(&self.bulk) || local || rdma || !self.local.queue.is_empty()
     }
 
     pub(super) fn stats(&self) -> ConnectionStats {
         let connections = self.small.places.iter().chain(&self.bulk.places).chain([&self.local.connection]);
         let open = connections.flatten().filter(|it| it.is_open()).count();
-        ConnectionStats { open, shared_memory: self.local.is_open(), ..self.stats.clone() }
+        let rdma = self.rdma.as_ref().map(RdmaLanes::state);
+        let shared_memory = self.local.is_open();
+        ConnectionStats {
+            open,
+            shared_memory,
+            queue_pairs: rdma.as_ref().map(|(open, _)| *open),
+            // Values need none while they are copied.
+            rdma_fault: rdma.and_then(|(_, fault)| fault).filter(|_| !shared_memory),
+            ..self.stats.clone()
+        }
     }
 
     fn connection_at(&mut self, place: usize) -> Option<&mut Option<Connection>> {
@@ -286,6 +431,9 @@ impl Server {
                 // What waits for TCP need not.
                 self.local.queue.append(&mut self.small.queue);
                 self.local.queue.append(&mut self.bulk.queue);
+                if let Some(rdma) = &mut self.rdma {
+                    self.local.queue.append(&mut rdma.queue);
+                }
             }
             _ => {
                 let found = self.found.get(self.next_found % self.found.len().max(1));
@@ -300,9 +448,8 @@ impl Server {
         let Some(connection) = self.local.connection.take() else { return };
         let (was_open, owed, ended) = (connection.is_open(), connection.owes(), news.ends.len());
         connection.close(failure_of(fault.reason), &mut news.ends);
-        for batch in self.local.queue.drain(..) {
-            let lane = if batch.is_small() { &mut self.small } else { &mut self.bulk };
-            lane.queue.push_back(batch);
+        for batch in std::mem::take(&mut self.local.queue) {
+            self.queue_of(&batch).push_back(batch);
         }
         self.local.wait_longer(now);
         self.stats.last_fault = Some(format!("{}: {}", fault.reason.name(), fault.text));
@@ -348,15 +495,9 @@ impl Server {
         }
         lane.backoff = (lane.backoff * 2).clamp(RECONNECT_MIN, RECONNECT_MAX);
         lane.open_after = now + lane.backoff;
-        // Another of its addresses may work, and a name may have moved.
-        self.next_found = self.next_found.wrapping_add(1);
-        if self.next_found.is_multiple_of(self.found.len().max(1))
-            && self.address.host().parse::<std::net::IpAddr>().is_err()
-        {
-            self.found.clear();
-        }
-        let gone = matches!(reason, FaultReason::Lost | FaultReason::Malformed | FaultReason::Stalled);
-        news.faults.push(if gone { ConnectionFault::Lost } else { ConnectionFault::Refused });
+        self.try_another_address();
+        news.faults.push(connection_fault(reason));
+        let lane = if bulk { &mut self.bulk } else { &mut self.small };
         if lane.places.iter().flatten().next().is_none() {
             for batch in lane.queue.drain(..) {
                 batch.fail(failure_of(reason), &mut news.ends);
@@ -419,8 +560,15 @@ impl Lane {
     }
 }
 
-fn token(id: ServerId, place: usize) -> Token {
+pub(super) fn token(id: ServerId, place: usize) -> Token {
     Token(id.0 as usize * CONNECTIONS_MAX + place)
+}
+
+fn connection_fault(reason: FaultReason) -> ConnectionFault {
+    match reason {
+        FaultReason::Lost | FaultReason::Malformed | FaultReason::Stalled => ConnectionFault::Lost,
+        _ => ConnectionFault::Refused,
+    }
 }
 
 fn failure_of(reason: FaultReason) -> RemoteFailure {

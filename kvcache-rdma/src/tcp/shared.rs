@@ -13,7 +13,9 @@ use kvcache_core::remote::{
 use kvcache_core::ring_client::{RingClientStats, ServerId};
 use parking_lot::{Condvar, Mutex};
 
+use super::fault::Fault;
 use super::server::ConnectionStats;
+use crate::rdma::ReadyLane;
 
 /// Transfers that the I/O thread has not seen yet, at most.
 const INBOX_TRANSFERS_MAX: usize = 65_536;
@@ -36,6 +38,11 @@ pub(super) enum Command {
         deadline: Duration,
     },
     Cancel(Vec<u64>),
+    LaneReady {
+        server: ServerId,
+        place: usize,
+        ready: Box<Result<ReadyLane, Fault>>,
+    },
     Resolved {
         server: ServerId,
         found: Result<Vec<SocketAddr>, String>,
@@ -52,6 +59,8 @@ pub struct RingStats {
     pub client: RingClientStats,
     /// The connections of each member, by the number that `client` has it under, and its address.
     pub connections: HashMap<ServerId, (String, ConnectionStats)>,
+    /// Why the RDMA device could not register memory the last time, if it could not.
+    pub rdma_problem: Option<String>,
     /// Changes of the member list that were taken over.
     pub member_changes: u64,
     /// Whether the I/O thread has ended by an error of its own: everything fails from then on.

@@ -8,8 +8,8 @@ use kvcache_core::remote::{RemoteFailure, value_checksum};
 use kvcache_core::ring_client::{ItemEnd, ItemResult, RequestId, RequestOp};
 use kvcache_wire::Status;
 use kvcache_wire::stock::{
-    GetReply, Header, Op, PayloadOp, STATUS_BYTES, TcpPayloadRequest, encode_keys, exists_from_reply,
-    status_from_reply,
+    CHECKSUM_SUFFIX, GetReply, Header, Op, PayloadOp, STATUS_BYTES, TcpPayloadRequest, encode_keys,
+    exists_from_reply, status_from_reply,
 };
 
 use super::extension::refusal;
@@ -258,7 +258,11 @@ fn request(op: RequestOp, work: &mut Work, outgoing: &mut Outgoing) -> Option<()
             let put = PayloadOp::Put { value_bytes };
             (Op::Payload, TcpPayloadRequest { key: &name, op: put }.encode().ok()?)
         }
-        RequestOp::Delete => (Op::Delete, encode_keys(&[name]).ok()?),
+        // Clients over RDMA have put the checksum beside the value.
+        RequestOp::Delete => {
+            let checksum = [&name[..], CHECKSUM_SUFFIX].concat();
+            (Op::Delete, encode_keys(&[&name[..], &checksum]).ok()?)
+        }
         RequestOp::Exists | RequestOp::Probe => (Op::Exists, name.to_vec()),
     };
     let mut bytes = Header { op: code, body_bytes: u32::try_from(body.len()).ok()? }.encode().to_vec();

@@ -16,6 +16,8 @@ use super::shared::{Command, RingStats, Shared};
 use super::tls::{Tls, TlsError, TlsSettings};
 use crate::members::Members;
 use crate::ring::BackgroundThread;
+use crate::rdma::{Device, LaneSettings};
+use crate::verbs_client::VerbsClientConfig;
 
 pub(crate) struct IoThreadConfig {
     pub(crate) name: &'static str,
@@ -26,8 +28,13 @@ pub(crate) struct IoThreadConfig {
     pub(crate) connections: usize,
     pub(crate) shared_memory: bool,
     pub(crate) background: Option<BackgroundThread>,
+    /// If values travel over RDMA.
+    pub(crate) rdma: Option<Arc<Device>>,
     pub(crate) members: Members,
 }
+
+/// How long a server may take to make a queue pair, at least: a stock one pins 512 MiB for it.
+const LANE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a client cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +56,18 @@ impl IoThread {
         let tls = config.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let poll = mio::Poll::new()?;
         let shared = Arc::new(Shared::new(mio::Waker::new(poll.registry(), WAKER)?));
+        let lanes = |device| {
+            Arc::new(LaneSettings {
+                device,
+                verbs: VerbsClientConfig {
+                    connect_timeout: config.connect_timeout.max(LANE_TIMEOUT),
+                    ..VerbsClientConfig::default()
+                },
+                connect_timeout: config.connect_timeout,
+                token: config.token.clone(),
+            })
+        };
+        let rdma = config.rdma.map(lanes);
         let greeting = Greeting { token: config.token, tls, connect_timeout: config.connect_timeout };
         let mut driver = Driver::new(
             shared.clone(),
@@ -58,6 +77,7 @@ impl IoThread {
                 greeting,
                 connections: config.connections,
                 shared_memory: config.shared_memory,
+                rdma,
                 members: config.members,
             },
         );

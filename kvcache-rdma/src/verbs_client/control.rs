@@ -1,10 +1,13 @@
 //! What goes over a lane's TCP connection: the exchange that connects its queue pair, and deletes.
+//!
+//! A server that asks for a token is told it first, by a hello after which the connection stays in InfiniStore's protocol.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kvcache_wire::Status;
+use kvcache_wire::extension::{Features, Hello, Welcome};
 use kvcache_wire::stock::{ConnectionInfo, Header, Op, STATUS_BYTES, encode_keys, status_from_reply};
 
 use crate::verbs::{Error, QueuePair};
@@ -12,7 +15,7 @@ use crate::verbs_server::{info_of_address, peer_of_info};
 
 /// Why something did not go over TCP.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ControlError {
+pub(crate) enum ControlError {
     #[error("TCP: {0}")]
     Io(#[from] io::Error),
     #[error("the server answers {0}")]
@@ -24,17 +27,22 @@ pub(super) enum ControlError {
 }
 
 /// Connects a queue pair. The TCP connection stays open as long as the queue pair is used: the server ends both together.
-pub(super) fn exchange(
+/// The first of `timeouts` is for the TCP connection, the second for what follows. `token` is empty where none is needed.
+pub(crate) fn exchange(
     server: SocketAddr,
     pair: &mut QueuePair,
-    timeout: Duration,
+    token: &[u8],
+    timeouts: (Duration, Duration),
 ) -> Result<TcpStream, ControlError> {
-    let deadline = Instant::now() + timeout;
-    let mut stream = TcpStream::connect_timeout(&server, timeout)?;
+    let mut stream = TcpStream::connect_timeout(&server, timeouts.0)?;
+    let deadline = Instant::now() + timeouts.1;
     stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(timeouts.1))?;
+    if !token.is_empty() {
+        say_hello(&mut stream, token, deadline)?;
+    }
     let mut message = Header { op: Op::Exchange, body_bytes: ConnectionInfo::BYTES as u32 }.encode().to_vec();
     message.extend(info_of_address(&pair.address()).encode());
-    stream.set_write_timeout(Some(timeout))?;
     stream.write_all(&message)?;
     let mut status = [0; STATUS_BYTES];
     read_exact(&mut stream, &mut status, deadline)?;
@@ -46,6 +54,31 @@ pub(super) fn exchange(
     read_exact(&mut stream, &mut info, deadline)?;
     pair.connect(&peer_of_info(&ConnectionInfo::decode(&info)?))?;
     Ok(stream)
+}
+
+/// Gives the token. A stock server has no use for it, and says so.
+fn say_hello(stream: &mut TcpStream, token: &[u8], deadline: Instant) -> Result<(), ControlError> {
+    let hello = Hello { features: Features::QUEUE_PAIR, ..Hello::new(token) };
+    stream.write_all(&hello.encode().map_err(io::Error::other)?)?;
+    let mut status = [0; STATUS_BYTES];
+    read_exact(stream, &mut status, deadline)?;
+    match status_from_reply(status) {
+        Status::OK => {}
+        Status::BAD_REQUEST => return Ok(()),
+        status => return Err(ControlError::Refused(status)),
+    }
+    let mut length = [0; 4];
+    read_exact(stream, &mut length, deadline)?;
+    if u32::from_le_bytes(length) != Welcome::BYTES as u32 {
+        return Err(io::Error::other("a welcome of another length").into());
+    }
+    let mut welcome = [0; Welcome::BYTES];
+    read_exact(stream, &mut welcome, deadline)?;
+    if Welcome::decode(&welcome)?.features.contain(Features::QUEUE_PAIR) {
+        return Ok(());
+    }
+    // It has changed to frames, in which there is no exchange.
+    Err(ControlError::Refused(Status::UNAVAILABLE))
 }
 
 /// Deletes keys; how many of them were there.

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use kvcache_core::remote::{RemoteEnd, RemoteFailure, RemoteKey, RemoteOp, RemoteOutcome, value_checksum};
 use kvcache_wire::Status;
-use kvcache_wire::stock::{RemoteMetaRequest, RemoteOp as WireOp};
+use kvcache_wire::stock::{CHECKSUM_SUFFIX, RemoteMetaRequest, RemoteOp as WireOp};
 
 use super::config::VerbsClientConfig;
 use super::unit::Unit;
@@ -27,7 +27,7 @@ use crate::verbs::{
 };
 
 /// A queue pair with its requests. Dropping it ends all use of the values' memory.
-pub(super) struct Lane {
+pub(crate) struct Lane {
     // Dropped first: after it no device touches the words or the values.
     pair: QueuePair,
     buffers: Vec<Buffer>,
@@ -64,7 +64,7 @@ struct Doubt {
 
 impl Lane {
     /// A queue pair that is not connected yet, with the memory for its messages.
-    pub(super) fn new(port: &Port, config: &VerbsClientConfig) -> Result<Self, Error> {
+    pub(crate) fn new(port: &Port, config: &VerbsClientConfig) -> Result<Self, Error> {
         let units = config.requests_in_flight.max(1);
         let requests = units * if config.checksums { 2 } else { 1 };
         let pair = port.queue_pair(&QueuePairConfig {
@@ -94,12 +94,12 @@ impl Lane {
         })
     }
 
-    pub(super) fn pair(&mut self) -> &mut QueuePair {
+    pub(crate) fn pair(&mut self) -> &mut QueuePair {
         &mut self.pair
     }
 
     /// Whether a new unit can be begun.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.waiting.is_empty() && self.may_begin(false)
     }
 
@@ -119,7 +119,7 @@ impl Lane {
     ///
     /// # Errors
     /// The lane is broken. The unit is among those of [`into_units`](Self::into_units).
-    pub(super) fn begin(&mut self, unit: Unit) -> Result<(), Error> {
+    pub(crate) fn begin(&mut self, unit: Unit) -> Result<(), Error> {
         self.waiting.push_back(unit);
         self.begin_waiting()
     }
@@ -188,7 +188,7 @@ impl Lane {
     ///
     /// # Errors
     /// The lane is broken.
-    pub(super) fn poll(&mut self, ends: &mut Vec<RemoteEnd>) -> Result<bool, Error> {
+    pub(crate) fn poll(&mut self, ends: &mut Vec<RemoteEnd>) -> Result<bool, Error> {
         let mut completions = std::mem::take(&mut self.completions);
         self.pair.poll(&mut completions)?;
         let any = !completions.is_empty();
@@ -324,7 +324,7 @@ impl Lane {
     }
 
     /// Takes the lane down, and gives back the units that have not ended. Their memory is out of use.
-    pub(super) fn into_units(self) -> Vec<Unit> {
+    pub(crate) fn into_units(self) -> Vec<Unit> {
         let Lane { pair, running, waiting, .. } = self;
         drop(pair);
         running.into_values().map(|running| running.unit).chain(waiting).collect()
@@ -359,6 +359,3 @@ unsafe fn value_at<'a>(address: usize, bytes: u32) -> &'a [u8] {
 }
 
 const NAME_BYTES: usize = RemoteKey::NAME_BYTES;
-
-/// Appended to a value's name, it names the value's checksum: 8 bytes, little-endian.
-pub(super) const CHECKSUM_SUFFIX: &[u8] = b"#xxh3";

@@ -30,3 +30,6 @@ mod worker;
 
 pub use client::VerbsClient;
 pub use config::VerbsClientConfig;
+pub(crate) use control::{ControlError, exchange};
+pub(crate) use lane::Lane;
+pub(crate) use unit::{Item, Unit};

@@ -9,34 +9,34 @@ use crate::verbs::Region;
 
 /// One value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Item {
-    pub(super) ticket: u64,
-    pub(super) key: RemoteKey,
-    pub(super) address: usize,
+pub(crate) struct Item {
+    pub(crate) ticket: u64,
+    pub(crate) key: RemoteKey,
+    pub(crate) address: usize,
 }
 
 /// Values of one length in one region, that go the same way; or names to be deleted, with neither.
 #[derive(Debug)]
-pub(super) struct Unit {
-    pub(super) op: RemoteOp,
-    pub(super) items: Vec<Item>,
-    pub(super) value_bytes: u32,
-    pub(super) region: Option<Arc<Region>>,
-    pub(super) deadline: Instant,
+pub(crate) struct Unit {
+    pub(crate) op: RemoteOp,
+    pub(crate) items: Vec<Item>,
+    pub(crate) value_bytes: u32,
+    pub(crate) region: Option<Arc<Region>>,
+    pub(crate) deadline: Instant,
     /// Whether it was in flight when a connection broke.
-    pub(super) retried: bool,
+    pub(crate) retried: bool,
     /// Whether nothing else may be in flight beside it: its answer was in doubt.
-    pub(super) alone: bool,
+    pub(crate) alone: bool,
 }
 
 impl Unit {
     /// Ends all of its values in the same way.
-    pub(super) fn end(self, outcome: RemoteOutcome, ends: &mut Vec<RemoteEnd>) {
+    pub(crate) fn end(self, outcome: RemoteOutcome, ends: &mut Vec<RemoteEnd>) {
         ends.extend(self.items.into_iter().map(|Item { ticket, .. }| RemoteEnd { ticket, outcome }));
     }
 
     /// Two units with a half of the values each, at least one.
-    pub(super) fn halves(mut self) -> [Unit; 2] {
+    pub(crate) fn halves(mut self) -> [Unit; 2] {
         let items = self.items.split_off(self.items.len() / 2);
         let second = Unit { items, region: self.region.clone(), ..self };
         [self, second]

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use kvcache_core::remote::{RemoteEnd, RemoteFailure, RemoteOp, RemoteOutcome};
+use kvcache_wire::stock::CHECKSUM_SUFFIX;
 
 use super::config::VerbsClientConfig;
 use super::control::{ControlError, delete, exchange};
-use super::lane::{CHECKSUM_SUFFIX, Lane};
+use super::lane::Lane;
 use super::queue::SharedQueue;
 use super::unit::Unit;
 use crate::verbs::wait::wait;
@@ -49,7 +50,12 @@ impl Worker {
 
     fn connect(&self) -> Result<(Lane, TcpStream), ControlError> {
         let mut lane = Lane::new(&self.port, &self.config)?;
-        let stream = exchange(self.server, lane.pair(), self.config.connect_timeout)?;
+        let stream = exchange(
+            self.server,
+            lane.pair(),
+            &[],
+            (self.config.connect_timeout, self.config.connect_timeout),
+        )?;
         stream.set_nonblocking(true)?;
         Ok((lane, stream))
     }

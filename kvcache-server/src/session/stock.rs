@@ -42,7 +42,8 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut session = Session { shared, stopping, incoming, outgoing, local, queue_pair: None };
+    let mut session =
+        Session { shared, stopping, incoming, outgoing, local, queue_pair: None, has_said_hello: false };
     loop {
         match session.request().await {
             Ok(None) => {}
@@ -67,6 +68,8 @@ struct Session<'s, R, W> {
     local: Option<&'s Local>,
     /// The client's RDMA connection, which ends with this one.
     queue_pair: Option<Connection>,
+    /// Whether the client has given its token, and then stayed in this protocol.
+    has_said_hello: bool,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
@@ -81,7 +84,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
 
         let header = Header::decode(&header).map_err(|_| End::Fault(Fault::BadMagic))?;
         // Before the body: who is not known yet gets no memory for it.
-        if self.shared.token.is_some() && !self.shared.allow_stock && header.op != Op::Hello {
+        let is_let_in = self.has_said_hello || self.shared.allow_stock || header.op == Op::Hello;
+        if self.shared.token.is_some() && !is_let_in {
             self.refuse(Status::UNAUTHORIZED);
             return Err(End::Fault(Fault::Unauthorized));
         }
@@ -296,12 +300,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                 Status::VERSION_UNSUPPORTED
             }
             Ok(hello) => {
-                let features = self.share_memory(hello.features);
+                let stays = hello.features.contain(Features::QUEUE_PAIR) && shared.rdma.is_some();
+                let features = match stays {
+                    true => Features::QUEUE_PAIR,
+                    false => self.share_memory(hello.features),
+                };
                 let (server_id, limits) = (shared.server_id, shared.limits);
                 let welcome = Welcome { version: VERSION, features, server_id, limits };
                 self.outgoing.push(welcome.encode(), Vec::new());
                 self.answer().await?;
-                return Ok(Some(features));
+                self.has_said_hello |= stays;
+                return Ok((!stays).then_some(features));
             }
         };
         shared.metrics.fault(Fault::Malformed);

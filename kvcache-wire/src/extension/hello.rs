@@ -18,6 +18,9 @@ impl Features {
     /// The client maps the server's pool: two descriptors of it come with the welcome, and leases can be asked for.
     /// Over Unix sockets only.
     pub const SHARED_MEMORY: Self = Self(2);
+    /// After the welcome the connection stays in InfiniStore's protocol, for an exchange of queue pairs: so a client over
+    /// RDMA can give its token.
+    pub const QUEUE_PAIR: Self = Self(4);
 
     /// Whether all of `others` are among these.
     pub fn contain(self, others: Self) -> bool {

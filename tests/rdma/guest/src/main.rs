@@ -7,6 +7,7 @@
 
 mod checks;
 mod devices;
+mod ring;
 mod serve;
 mod store;
 
@@ -19,9 +20,10 @@ use kvcache_rdma::verbs::{PortWish, Rdma};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [command, port] = arguments.as_slice()
-        && command == "serve"
+        && command.starts_with("serve")
     {
-        return match serve::serve(port.parse().unwrap_or(0)) {
+        let serve = if command == "serve" { serve::serve } else { serve::serve_cache };
+        return match serve(port.parse().unwrap_or(0)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");
@@ -42,7 +44,10 @@ fn main() -> ExitCode {
         (Err(error), _) => checks.run("a_port_opens", || Err(error)),
         (Ok(port), [command, address, process]) if command == "client" => {
             match (address.parse(), process.parse()) {
-                (Ok(address), Ok(process)) => store::check_foreign(&mut checks, &port, address, process),
+                (Ok(address), Ok(process)) => {
+                    ring::check_foreign(&mut checks, &port, address);
+                    store::check_foreign(&mut checks, &port, address, process);
+                }
                 _ => checks
                     .run("arguments", || Err(format!("{address} and {process} are no address and process"))),
             }
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
                 checks.run(rule.name, || (rule.check)(&port, &port));
             }
             store::check_all(&mut checks, &port);
+            ring::check_all(&mut checks, &port);
         }
     }
     checks.finish()

@@ -8,10 +8,14 @@ use std::sync::Arc;
 use kvcache_rdma::verbs::{PortWish, Rdma};
 use kvcache_rdma::verbs_server::{ExchangeListener, SlotStorage, VerbsServer, VerbsServerConfig};
 
+use kvcache_server::{RdmaConfig, RdmaUsage, Server, ServerConfig};
+
 use crate::checks::pinned_bytes;
 
 /// Bytes of the largest value.
 pub(crate) const SLOT_BYTES: usize = 64 << 10;
+/// Bytes of a cache server.
+const CACHE_BYTES: u64 = 16 << 20;
 /// Places for values; a checksum takes one as well.
 pub(crate) const SLOT_COUNT: usize = 256;
 
@@ -31,6 +35,24 @@ pub(crate) fn serve(port: u16) -> Result<(), String> {
     Ok(())
 }
 
+/// Serves a cache of the workspace's server, likewise.
+pub(crate) fn serve_cache(port: u16) -> Result<(), String> {
+    let rdma = RdmaConfig { usage: RdmaUsage::Required, ..RdmaConfig::default() };
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let config = ServerConfig {
+        listen,
+        capacity_bytes: CACHE_BYTES,
+        threads: Some(1),
+        rdma,
+        ..ServerConfig::default()
+    };
+    let server = Server::start(config).map_err(|error| error.to_string())?;
+    println!("{}", server.address());
+    std::io::stdout().flush().map_err(|error| error.to_string())?;
+    for _ in std::io::stdin().lines() {}
+    Ok(())
+}
+
 /// The process. Dropping it kills it.
 pub(crate) struct ServerProcess {
     child: Child,
@@ -38,12 +60,21 @@ pub(crate) struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts it; on `port`, or any that is free.
+    /// Starts a server of slots; on `port`, or any that is free.
     pub(crate) fn start(port: u16) -> Result<Self, String> {
+        Self::of("serve", port)
+    }
+
+    /// Starts a cache server, likewise.
+    pub(crate) fn cache(port: u16) -> Result<Self, String> {
+        Self::of("serve-cache", port)
+    }
+
+    fn of(command: &str, port: u16) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         let program = std::env::current_exe().map_err(text)?;
         let mut child = Command::new(program)
-            .args(["serve", &port.to_string()])
+            .args([command, &port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

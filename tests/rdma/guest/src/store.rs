@@ -156,7 +156,7 @@ fn key(number: u64) -> RemoteKey {
     RemoteKey { space: RemoteSpace([7; 16]), block: BlockKey(block) }
 }
 
-fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..bytes)
         .map(|_| {
