@@ -44,6 +44,23 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     started.kill()
 
 
+@pytest.mark.parametrize("servers_there", [True, False])
+def test_without_rdma_the_cache_goes_on(servers: Servers, servers_there: bool) -> None:
+    """Names a device that no machine has, so that it is the same where there is RDMA."""
+    address = servers.start(1).removeprefix("tcp://") if servers_there else "127.0.0.1:1"
+    with cache(f"infinistore+rdma://{address}?rdma_device=no_such_device") as one:
+        keys = one.hash_tokens(TOKENS, 16)
+        assert one.put(keys, blocks_of(keys)) == len(keys)
+        assert one.flush(5)
+        out = np.zeros((len(keys), BLOCK_BYTES), np.uint8)
+        assert one.get(keys, out) == len(keys)
+        assert (out == blocks_of(keys)).all()
+        assert one.match(one.hash_tokens(TOKENS + 1, 16)) == 0
+    for option in ("rdma_device=", "rdma_port=0", "rdma_gid=x", "rdma_prot=1"):
+        with pytest.raises(ValueError, match="rdma_"):
+            cache(f"rdma://{address}?{option}")
+
+
 def cache(remote: str, **settings: Any) -> BlockCache:
     return BlockCache(BLOCK_BYTES, 64 * BLOCK_BYTES, namespace="test", remote=remote, **settings)
 

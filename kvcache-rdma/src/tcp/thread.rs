@@ -15,8 +15,8 @@ use super::driver::{Driver, DriverConfig, WAKER};
 use super::shared::{Command, RingStats, Shared};
 use super::tls::{Tls, TlsError, TlsSettings};
 use crate::members::Members;
-use crate::ring::BackgroundThread;
 use crate::rdma::{Device, LaneSettings};
+use crate::ring::BackgroundThread;
 use crate::verbs_client::VerbsClientConfig;
 
 pub(crate) struct IoThreadConfig {
