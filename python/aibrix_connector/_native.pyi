@@ -78,8 +78,9 @@ class BlockCache:
                 of a block different. Part of every key. Mandatory with ``slab_path`` and ``remote``.
             remote: A ring of cache servers that share blocks with other caches of the same namespace and block size:
                 ``tcp://host:port,host:port``, ``infinistore+tcp://...``, ``tls://...``, ``rdma://...``,
-                ``infinistore+rdma://...``, ``redis://host/key`` or ``file:///members.json``. A block that is not here is asked for there, a block stored here is stored
-                there in the background. Servers that fail or do not answer are misses: nothing raises.
+                ``infinistore+rdma://...``, ``redis://host/key`` or ``file:///members.json``. A block that is not here
+                is asked for there, a block stored here is stored there in the background. Servers that fail or do not
+                answer are misses: nothing raises.
             slab_path: A directory in shared memory such as ``/dev/shm``. Blocks are kept in a file there, and a later
                 process with the same namespace and sizes finds them, also after SIGKILL. None keeps them in private
                 memory that is gone with the process.

@@ -201,8 +201,8 @@ class Settings:
         _optional_text,
         "a URL such as `tcp://a:12345,b:12345`, `rdma://a:12345`, `file:///etc/kvcache/members.json` or "
         "`redis://host:6379/kvcache_nodes`",
-        "The servers of L2, a cache that engines share: a list of them, a file or a key of Redis that holds it. With RDMA "
-        "`?rdma_device=`, `&rdma_port=` and `&rdma_gid=` choose a port.",
+        "The servers of L2, a cache that engines share: a list of them, a file or a key of Redis that holds it. With "
+        "RDMA `?rdma_device=`, `&rdma_port=` and `&rdma_gid=` choose a port.",
     )
     remote_ingestion: str = _setting(
         "all",
