@@ -164,24 +164,26 @@ impl RdmaLane {
 
     /// Takes what has ended. After a fault the lane must be closed.
     pub(super) fn turn(&mut self, now: Duration, ends: &mut Vec<ItemEnd>) -> Result<Turn, Fault> {
-        let mut moved = false;
+        // Completions of what we send are the work of devices: only an answer says that the server lives.
+        let left = self.works.len();
+        let mut again = true;
         for _ in 0..ROUNDS_MAX {
             if self.poll(ends)? {
-                moved = true;
                 continue;
             }
             self.ready.lane.pair().arm().map_err(broken)?;
             // What has completed before that makes no event.
             if !self.poll(ends)? {
-                self.note(moved, now);
-                return Ok(Turn { moved, again: false });
+                again = false;
+                break;
             }
-            moved = true;
         }
-        self.note(moved, now);
-        Ok(Turn { moved, again: true })
+        let heard = self.works.len() < left;
+        self.note(heard, now);
+        Ok(Turn { heard, again })
     }
 
+    /// Whether anything had completed.
     fn poll(&mut self, ends: &mut Vec<ItemEnd>) -> Result<bool, Fault> {
         let polled = self.ready.lane.poll(&mut self.remote_ends);
         for RemoteEnd { ticket, outcome } in self.remote_ends.drain(..) {
@@ -192,8 +194,8 @@ impl RdmaLane {
         polled.map_err(broken)
     }
 
-    fn note(&mut self, moved: bool, now: Duration) {
-        if moved {
+    fn note(&mut self, heard: bool, now: Duration) {
+        if heard {
             self.heard = now;
             self.was_heard = true;
         }

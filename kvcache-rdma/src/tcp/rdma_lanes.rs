@@ -169,10 +169,10 @@ impl RdmaLanes {
     ) -> Result<Turn, Fault> {
         // An event may be of a lane that is gone.
         let Some(Place::Open(lane)) = self.places.get_mut(index) else {
-            return Ok(Turn { moved: false, again: false });
+            return Ok(Turn { heard: false, again: false });
         };
         let turn = lane.turn(now, ends)?;
-        if turn.moved {
+        if turn.heard {
             self.backoff = Duration::ZERO;
         }
         if half == 1 && lane.is_ended_by_peer() {

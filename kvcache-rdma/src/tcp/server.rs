@@ -301,7 +301,7 @@ impl Server {
         if let (Some(lane_place), Some(rdma)) = (lane_place, &mut self.rdma) {
             match rdma.turn(lane_place / 2, lane_place % 2, now, &mut news.ends) {
                 Ok(turn) => {
-                    news.heard |= turn.moved;
+                    news.heard |= turn.heard;
                     if turn.again {
                         news.again.push(token(id, place));
                     }

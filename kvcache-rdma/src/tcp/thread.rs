@@ -173,6 +173,7 @@ mod tests {
             connect_timeout: Duration::from_secs(100),
             connections: 1,
             shared_memory: false,
+            rdma: None,
             background: None,
             members: Members::fixed(list, PlacementSource::Computed).unwrap(),
         })
