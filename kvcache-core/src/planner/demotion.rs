@@ -1,11 +1,11 @@
 //! Brings blocks from L1 to L2, in the background and bounded: what does not fit is dropped and counted.
 
 use super::tier::{Ingestion, Question};
-use super::{Job, JobKind, Pending, Planner, Transfer, note_removed};
+use super::{Pending, Planner, note_removed};
 use crate::BlockKey;
 use crate::directory::FillId;
 use crate::eviction::SlotId;
-use crate::plan::EngineHash;
+use crate::plan::{EngineHash, Job, JobKind, Transfer};
 
 /// Blocks of one demotion job, which are one question before.
 const JOB_SLOTS: usize = 32;

@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::tier::{Asked, Question, RemoteState, Tier};
-use super::{GroupPrefix, Job, JobKind, Pending, Planner, Residency, Transfer, match_groups, note_removed};
+use super::{Pending, Planner, note_removed};
 use crate::BlockKey;
-use crate::directory::{FillId, evictions_per_request_max};
+use crate::directory::{FillId, GroupPrefix, Residency, evictions_per_request_max, match_groups};
 use crate::eviction::SlotId;
+use crate::plan::{Job, JobId, JobKind, Transfer};
 
 /// Keys that one request may ask about.
 const ASKED_MAX: usize = 16_384;
@@ -236,7 +237,7 @@ impl Planner {
         let epoch = self.epoch;
         for (number, waiters) in &mut tier.waiters {
             if waiters.remove(id) && waiters.is_empty() {
-                self.plan.cancelled.push(crate::plan::JobId { epoch, number: *number });
+                self.plan.cancelled.push(JobId { epoch, number: *number });
                 tier.counters.cancelled_fetches += 1;
             }
         }

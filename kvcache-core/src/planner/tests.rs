@@ -6,9 +6,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::BlockKey;
 use crate::block_key::HashAlgorithm;
-use crate::directory::Resident;
+use crate::directory::{FillId, Resident};
 use crate::eviction::{Candidate, Lru};
+use crate::plan::Job;
 use crate::report::{Hello, JobEnd};
 
 /// Tokens of a block; slots hold one block unless a test says otherwise.
