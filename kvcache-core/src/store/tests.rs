@@ -7,7 +7,7 @@ use crate::directory::FillId;
 use crate::eviction::SlotId;
 use crate::fakes::fake_copies::LazyCopies;
 use crate::fakes::fake_memory::{Bytes, FakeMemory, MemoryBugs, Slab};
-use crate::plan::{EngineHash, JobId, Transfer};
+use crate::plan::{EngineHash, Job, JobId, JobKind, StepPlan, Transfer};
 
 const LAYERS: usize = 6;
 const BLOCKS: usize = 16;
