@@ -235,8 +235,8 @@ class Settings:
         2000.0,
         _number(0, 60_000),
         "milliseconds from 0 to 60000",
-        "The longest a request waits for blocks on their way from L2, and never longer than computing them is known to "
-        "take.",
+        "The longest a request waits for blocks on their way from L2. Less where computing them is known to be "
+        "quicker.",
     )
     remote_presence_wait_ms: float = _setting(
         50.0,
@@ -248,7 +248,8 @@ class Settings:
         32,
         _whole(1, 4096),
         "a whole number from 1 to 4096",
-        "Slots on their way at once on each rank, in either direction.",
+        "Slots on their way at once on each rank, in either direction. From L2 they get more where the engine's steps "
+        "take longer than these.",
     )
     piecewise_cudagraph: bool = _setting(
         False, _flag, "true or false", "Ask vLLM for piecewise CUDA graphs, so that layer hooks fire in every step."

@@ -11,6 +11,8 @@ pub struct CostModel {
     fetch_byte_ns: Average,
     last_step: Option<(Duration, usize)>,
     running_tokens: usize,
+    /// Tokens that admitted requests have still to compute.
+    backlog_tokens: usize,
 }
 
 /// An exponential average: a sample weighs an eighth.
@@ -53,6 +55,18 @@ impl CostModel {
         }
         self.last_step = Some((now, tokens));
         self.running_tokens = tokens;
+        // Answers are computed as well, and requests are aborted: nothing is left when there is nothing to compute.
+        self.backlog_tokens = if tokens == 0 { 0 } else { self.backlog_tokens.saturating_sub(tokens) };
+    }
+
+    /// A request is admitted that has `tokens` tokens to compute.
+    pub fn admit(&mut self, tokens: usize) {
+        self.backlog_tokens = self.backlog_tokens.saturating_add(tokens);
+    }
+
+    /// How long it takes until `tokens` more are computed, behind what was admitted before, if known.
+    pub fn time_until_computed(&self, tokens: usize) -> Option<Duration> {
+        self.compute_time(tokens.saturating_add(self.backlog_tokens))
     }
 
     /// Loads copied `bytes` in `elapsed`.
@@ -133,6 +147,22 @@ mod tests {
             cost.observe_step(0, Duration::from_secs(20 * step + 1));
         }
         assert_eq!(cost.step_ns.samples, 0);
+    }
+
+    #[test]
+    fn what_is_admitted_is_computed_first() {
+        let mut cost = CostModel::default();
+        for step in 0..5 {
+            cost.observe_step(100, Duration::from_millis(10 * step));
+        }
+        let until = |cost: &CostModel, tokens| cost.time_until_computed(tokens).unwrap().as_millis();
+        assert_eq!(until(&cost, 50), 5);
+        cost.admit(300);
+        assert_eq!(until(&cost, 50), 35);
+        cost.observe_step(200, Duration::from_millis(50));
+        assert_eq!(until(&cost, 50), 15);
+        cost.observe_step(0, Duration::from_millis(70));
+        assert_eq!(until(&cost, 50), 5, "what is left was aborted");
     }
 
     #[test]

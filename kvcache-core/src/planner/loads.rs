@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::jobs::Pending;
 use super::request::Request;
+use super::waiting::Waiting;
 use super::{LoadMode, Lookup, MissReason, Planner, PlannerConfig, note_removed};
 use crate::BlockKey;
 use crate::directory::{Directory, FillId, GroupKind, GroupMatch, GroupPrefix, Residency, match_groups};
@@ -17,6 +18,9 @@ impl Planner {
         if self.polled_at != Some(now) {
             self.polled_at = Some(now);
             self.poll_remote(now);
+            if let Some(tier) = &mut self.remote {
+                tier.note_progress(now);
+            }
         }
         self.ask_remote(id, total_tokens, now);
         self.join_fetches(id);
@@ -56,13 +60,11 @@ impl Planner {
         let found = prefix_match(directory, &self.config, request, limit, &mut self.scratch);
         let tokens = found.ready_tokens.saturating_sub(local_tokens);
         if found.pending_tokens > found.ready_tokens.max(local_tokens) {
-            let waited = now.saturating_sub(*request.first_asked.get_or_insert(now));
-            let worth = self.cost.compute_time(found.pending_tokens - found.ready_tokens.max(local_tokens));
-            let most = match &self.remote {
-                Some(tier) if request.joined => tier.config.fetch_wait,
-                _ => self.config.fill_wait,
-            };
-            if waited < worth.unwrap_or(most).min(most) {
+            let since = *request.first_asked.get_or_insert(now);
+            let missing_tokens = found.pending_tokens - found.ready_tokens.max(local_tokens);
+            let waiting = Waiting { since, missing_tokens, slot_bytes: self.startup.slot_bytes() };
+            let tier = self.remote.as_ref().filter(|_| request.joined).map(|tier| (tier, request.sent_for));
+            if waiting.goes_on(&self.cost, self.config.fill_wait, tier, now) {
                 return Lookup::Wait;
             }
             if tokens == 0 {
@@ -99,8 +101,14 @@ impl Planner {
         let Some(request) = self.requests.get_mut(id) else { return false };
         let Some(answer) = request.answer.take() else { return false };
         request.begun = true;
-        self.activity += 1;
+        let joined = std::mem::take(&mut request.joined);
         let asked_tokens = request.total_tokens.saturating_sub(request.local_tokens);
+        self.activity += 1;
+        self.cost.admit(asked_tokens.saturating_sub(external_tokens));
+        if joined {
+            self.leave_fetches(id, false);
+        }
+        let Some(request) = self.requests.get_mut(id) else { return false };
         self.counters.queried_tokens += asked_tokens as u64;
         if external_tokens == 0 {
             let reason = match answer {

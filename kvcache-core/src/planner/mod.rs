@@ -16,6 +16,7 @@ mod prefetch;
 mod request;
 mod startup;
 mod tier;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -238,7 +239,7 @@ impl Planner {
     pub fn finish(&mut self, id: &str) {
         if let Some(mut request) = self.requests.remove(id) {
             self.touch(&request.take_hits());
-            self.leave_fetches(id);
+            self.leave_fetches(id, true);
         }
     }
 
@@ -357,6 +358,7 @@ impl Planner {
             request.stale = true;
             request.remote = RemoteState::Fresh;
             request.joined = false;
+            request.sent_for = 0;
         }
         if let Some(tier) = &mut self.remote {
             let old = self.epoch - 1;

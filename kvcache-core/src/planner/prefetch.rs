@@ -4,7 +4,6 @@
 //! engine it is nothing but blocks being filled. Only what is ready is ever offered, so a value that is missing or
 //! damaged shortens a match.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::tier::{Asked, Question, RemoteState, Tier};
@@ -172,10 +171,12 @@ impl Planner {
             }
         }
         tier.counters.refused_fetches += u64::from(transfers.is_empty());
+        tier.sent_for += transfers.len() as u64;
+        request.sent_for = tier.sent_for;
         for transfers in transfers.chunks(tier.config.fetch_job_slots.max(1)) {
             let job_id = self.jobs.next_id(self.epoch);
             tier.counters.fetch_jobs += 1;
-            tier.waiters.insert(job_id.number, BTreeSet::from([id.to_owned()]));
+            tier.waiters.entry(job_id.number).or_default().wanting.insert(id.to_owned());
             tier.fetching.extend(transfers.iter().map(|transfer| (transfer.key, job_id.number)));
             let fills: Vec<(SlotId, FillId)> = transfers.iter().map(|of| (of.slot, of.fill)).collect();
             let keys = transfers.iter().map(|transfer| transfer.key).collect();
@@ -205,7 +206,7 @@ impl Planner {
         directory.complete_fills(&bad, false);
         if !bad.is_empty() {
             // Whoever passed over what was on its way may store it after all.
-            for id in tier.waiters.get(&number).into_iter().flatten() {
+            for id in tier.waiters.get(&number).iter().flat_map(|of| of.wanting.iter().chain(&of.passed)) {
                 if let Some(request) = self.requests.get_mut(id) {
                     request.offloaded.fill(0);
                 }
@@ -225,18 +226,31 @@ impl Planner {
             if let Some(job) = tier.fetching.get(key)
                 && let Some(waiters) = tier.waiters.get_mut(job)
             {
-                waiters.insert(id.to_owned());
+                waiters.wanting.insert(id.to_owned());
                 request.joined = true;
             }
         }
+        if request.joined && request.sent_for == 0 {
+            // Others have sent for it; nobody looks up when.
+            request.sent_for = tier.sent_for;
+        }
     }
 
-    /// A request is gone: what only it wanted from L2 is cancelled.
-    pub(super) fn leave_fetches(&mut self, id: &str) {
+    /// A request is gone, or has begun without what is on its way: what only it wanted from L2 is cancelled.
+    pub(super) fn leave_fetches(&mut self, id: &str, gone: bool) {
         let Some(tier) = &mut self.remote else { return };
         let epoch = self.epoch;
         for (number, waiters) in &mut tier.waiters {
-            if waiters.remove(id) && waiters.is_empty() {
+            if gone {
+                waiters.passed.remove(id);
+            }
+            if !waiters.wanting.remove(id) {
+                continue;
+            }
+            if !gone {
+                waiters.passed.insert(id.to_owned());
+            }
+            if waiters.wanting.is_empty() {
                 self.plan.cancelled.push(JobId { epoch, number: *number });
                 tier.counters.cancelled_fetches += 1;
             }
@@ -247,6 +261,7 @@ impl Planner {
 
 impl Tier {
     fn end_fetch(&mut self, number: u64, keys: &[BlockKey]) {
+        self.come += keys.len() as u64;
         self.waiters.remove(&number);
         for key in keys {
             // After a reset another job may bring a block of the same key.

@@ -81,6 +81,8 @@ pub(super) struct Request {
     pub(super) remote: RemoteState,
     /// Whether the jobs that bring its blocks know that it waits for them.
     pub(super) joined: bool,
+    /// Of the slots that were ever sent for, how many until the last that it waits for.
+    pub(super) sent_for: u64,
     /// Whether the engine has begun to compute it, so that fetching for it is in vain.
     pub(super) begun: bool,
     /// Tokens of its last load that had come from L2.
@@ -120,6 +122,7 @@ impl Request {
             total_tokens: 0,
             remote: RemoteState::Fresh,
             joined: false,
+            sent_for: 0,
             begun: false,
             remote_tokens: 0,
         }

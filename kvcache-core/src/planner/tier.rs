@@ -32,7 +32,7 @@ pub struct RemoteTierConfig {
     /// The longest a request waits to hear what L2 has.
     pub presence_wait: Duration,
     /// The longest a request waits for blocks on their way from L2, from its first question on. The cost model may say
-    /// less: never longer than computing them is known to take.
+    /// less, where computing them is known to be quicker.
     pub fetch_wait: Duration,
     /// Slots that one fetch job brings: the first of them are ready while later ones are on their way.
     pub fetch_job_slots: usize,
@@ -88,6 +88,15 @@ const IN_L2: u8 = 1;
 /// This slot's block came from L2 and has not been used since.
 const FRESH_FROM_L2: u8 = 2;
 
+/// The requests that a fetch job is for.
+#[derive(Default)]
+pub(super) struct Waiters {
+    /// They wait for it.
+    pub(super) wanting: BTreeSet<String>,
+    /// They have begun without it.
+    pub(super) passed: BTreeSet<String>,
+}
+
 pub(super) struct Tier {
     pub(super) config: RemoteTierConfig,
     presence: Box<dyn Presence>,
@@ -98,10 +107,15 @@ pub(super) struct Tier {
     questions: HashMap<u64, Question>,
     answers: Vec<PresenceAnswer>,
     flags: Vec<u8>,
-    /// By the number of a fetch job: the requests that want it.
-    pub(super) waiters: HashMap<u64, BTreeSet<String>>,
+    /// By the number of a fetch job.
+    pub(super) waiters: HashMap<u64, Waiters>,
     /// By key: the fetch job that brings it.
     pub(super) fetching: HashMap<BlockKey, u64>,
+    /// Slots ever sent for, and those of them that have come or failed. They come about in the order of the jobs.
+    pub(super) sent_for: u64,
+    pub(super) come: u64,
+    /// How many had come when somebody last looked, and since when it is so many.
+    progress: (u64, Duration),
     candidates: VecDeque<BlockKey>,
     /// Slots on their way to L2, or asked about for that.
     pub(super) demoting: usize,
@@ -123,6 +137,9 @@ impl Tier {
             flags: Vec::new(),
             waiters: HashMap::new(),
             fetching: HashMap::new(),
+            sent_for: 0,
+            come: 0,
+            progress: (0, Duration::ZERO),
             candidates: VecDeque::new(),
             demoting: 0,
             tried_at: None,
@@ -224,6 +241,18 @@ impl Tier {
     /// Slots on their way from L2.
     pub(super) fn fetching(&self) -> usize {
         self.fetching.len()
+    }
+
+    /// Looks at the clock if something has come since the last call.
+    pub(super) fn note_progress(&mut self, now: Duration) {
+        if self.progress.0 != self.come {
+            self.progress = (self.come, now);
+        }
+    }
+
+    /// Since when nothing has come.
+    pub(super) fn silent_since(&self) -> Duration {
+        self.progress.1
     }
 
     pub(super) fn forget_slot(&mut self, slot: SlotId) {

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
 pub use rank_slots::RankSlots;
-pub use remote_jobs::{RemoteLink, RemoteLinkStats};
+pub use remote_jobs::{FETCHES_IN_FLIGHT_MAX, RemoteLink, RemoteLinkStats};
 pub use replica_slots::ReplicaSlots;
 pub use slab_slots::SlabSlots;
 pub use slot_memory::{SlotLabel, SlotMemory};

@@ -23,9 +23,16 @@ pub struct RemoteLink {
     pub shard: crate::fingerprint::ShardFingerprint,
     /// The longest one transfer may take.
     pub patience: Duration,
-    /// Values on their way at once at most, in each direction.
+    /// Values on their way at once, in each direction. Fetches take more, up to [`FETCHES_IN_FLIGHT_MAX`], where these
+    /// are too few for the time from one look to the next, which is an engine's step.
     pub in_flight_max: usize,
 }
+
+/// Values on their way from L2 at once, however long steps are.
+pub const FETCHES_IN_FLIGHT_MAX: usize = 1024;
+
+/// Bandwidth is measured over at least this long, or until nothing is on its way.
+const MEASURED_OVER: Duration = Duration::from_millis(100);
 
 /// What a rank has done with L2, for metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -72,10 +79,15 @@ pub(super) struct RemoteJobs {
     demotions: VecDeque<JobId>,
     in_flight: HashMap<u64, (JobId, u32)>,
     fetches_in_flight: usize,
+    /// Fetches that may be on their way at once.
+    pub(super) fetch_window: usize,
     next_ticket: u64,
     fetching_since: Option<Instant>,
     /// Whether something has failed since: then the time says nothing of the bandwidth.
     fetch_failed: bool,
+    /// Bytes that have come since.
+    unmeasured_bytes: u64,
+    /// Bytes, and the nanoseconds that they took.
     unreported: (u64, u64),
     ends: Vec<RemoteEnd>,
     pub(super) stats: RemoteLinkStats,
@@ -84,6 +96,7 @@ pub(super) struct RemoteJobs {
 impl RemoteJobs {
     pub(super) fn new(link: RemoteLink, value_bytes: usize) -> Self {
         Self {
+            fetch_window: link.in_flight_max,
             link,
             value_bytes,
             jobs: HashMap::new(),
@@ -94,6 +107,7 @@ impl RemoteJobs {
             next_ticket: 0,
             fetching_since: None,
             fetch_failed: false,
+            unmeasured_bytes: 0,
             unreported: (0, 0),
             ends: Vec::new(),
             stats: RemoteLinkStats::default(),
@@ -136,11 +150,10 @@ impl RemoteJobs {
             return;
         }
         let mut batch = Vec::new();
-        let most = self.link.in_flight_max;
-        let room = most.saturating_sub(self.fetches_in_flight);
+        let room = self.fetch_window.saturating_sub(self.fetches_in_flight);
         let fetches = self.take(JobKind::Fetch, room, memory, &mut batch);
         self.fetches_in_flight += fetches;
-        let room = most.saturating_sub(self.in_flight.len() - self.fetches_in_flight);
+        let room = self.link.in_flight_max.saturating_sub(self.in_flight.len() - self.fetches_in_flight);
         self.take(JobKind::Demote, room, memory, &mut batch);
         if fetches > 0 {
             self.fetching_since.get_or_insert_with(Instant::now);
@@ -210,22 +223,16 @@ impl RemoteJobs {
         if !self.in_flight.is_empty() {
             self.link.store.poll(&mut self.ends);
             let mut ends = std::mem::take(&mut self.ends);
+            let was_full = self.fetches_in_flight >= self.fetch_window;
             for end in ends.drain(..) {
                 self.end_transfer(end, memory);
             }
             self.ends = ends;
-            if self.fetches_in_flight == 0
-                && let Some(since) = self.fetching_since.take()
-            {
-                // Values may have arrived long ago, while the engine was busy with its step.
-                let until = self.link.store.last_arrival().unwrap_or_else(Instant::now);
-                let elapsed = until.saturating_duration_since(since).as_nanos() as u64;
-                self.stats.fetch_ns += elapsed;
-                self.unreported.1 += elapsed;
-                if std::mem::take(&mut self.fetch_failed) {
-                    self.unreported = (0, 0);
-                }
+            if was_full && self.fetches_in_flight == 0 && !self.fetches.is_empty() {
+                // Nothing was on its way any more while the engine was busy with its step.
+                self.fetch_window = (self.fetch_window * 2).min(FETCHES_IN_FLIGHT_MAX.max(self.fetch_window));
             }
+            self.measure();
         }
         self.submit(memory);
         let is_over = |moving: &Moving| moving.left == 0 && moving.next >= moving.job.transfers.len();
@@ -247,6 +254,25 @@ impl RemoteJobs {
         ended
     }
 
+    /// Measures how fast values come.
+    fn measure(&mut self) {
+        let Some(since) = self.fetching_since else { return };
+        // Values may have arrived long ago, while the engine was busy with its step.
+        let until = self.link.store.last_arrival().unwrap_or_else(Instant::now);
+        let elapsed = until.saturating_duration_since(since);
+        let is_over = self.fetches_in_flight == 0;
+        if !is_over && (elapsed < MEASURED_OVER || self.unmeasured_bytes == 0) {
+            return;
+        }
+        self.fetching_since = (!is_over).then_some(until);
+        let elapsed = elapsed.as_nanos() as u64;
+        let bytes = std::mem::take(&mut self.unmeasured_bytes);
+        self.stats.fetch_ns += elapsed;
+        if !std::mem::take(&mut self.fetch_failed) {
+            self.unreported = (self.unreported.0 + bytes, self.unreported.1 + elapsed);
+        }
+    }
+
     fn end_transfer(&mut self, end: RemoteEnd, memory: &dyn SlotMemory) {
         let Some((id, position)) = self.in_flight.remove(&end.ticket) else { return };
         let Some(moving) = self.jobs.get_mut(&id) else { return };
@@ -258,7 +284,7 @@ impl RemoteJobs {
                 let transfer = &moving.job.transfers[position as usize];
                 memory.publish(transfer.slot, transfer.fill);
                 self.stats.fetched_bytes += self.value_bytes as u64;
-                self.unreported.0 += self.value_bytes as u64;
+                self.unmeasured_bytes += self.value_bytes as u64;
                 return;
             }
             RemoteOutcome::Done => {
@@ -270,6 +296,9 @@ impl RemoteJobs {
                 let at = RemoteFailure::ALL.iter().position(|of| *of == failure).unwrap_or(0);
                 self.stats.failures[at] += 1;
                 self.fetch_failed |= fetch;
+                if fetch && failure == RemoteFailure::TimedOut {
+                    self.fetch_window = (self.fetch_window / 2).max(self.link.in_flight_max);
+                }
             }
         }
         moving.failed.push(position);
@@ -287,8 +316,7 @@ impl RemoteJobs {
 
     /// Bytes fetched since the last call, and the nanoseconds that it took.
     pub(super) fn take_fetched(&mut self) -> (u64, u64) {
-        // While fetches are under way their time is not known: both are told when the last has ended.
-        if self.fetching_since.is_some() { (0, 0) } else { std::mem::take(&mut self.unreported) }
+        std::mem::take(&mut self.unreported)
     }
 
     /// Waits until something has ended, for `timeout` at most.

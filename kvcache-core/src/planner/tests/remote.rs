@@ -402,3 +402,124 @@ fn an_answer_that_comes_too_late_fetches_nothing() {
     rig.answer(|_| true);
     assert_eq!(kinds(&rig.jobs(6)), []);
 }
+
+/// A planner that knows: a token is computed in 1 ms, and `slot_ms` bring a slot.
+fn informed(slots: u32, slot_ms: u64) -> Rig {
+    let mut rig = Rig::new(RemoteTierConfig { fetch_wait: ms(1000), fetch_job_slots: 16, ..tier() }, slots);
+    for step in 0..9 {
+        rig.planner.take_plan(100, ms(100 * step));
+        let report = Report {
+            usable_slots: slots,
+            fetched_bytes: 64,
+            fetch_ns: slot_ms * 1_000_000,
+            ..Report::default()
+        };
+        rig.planner.absorb(&report);
+    }
+    rig.planner.take_plan(0, ms(900));
+    rig
+}
+
+/// Requests of four slots in L2 and one to compute, which all come at this time. Returns their fetches.
+fn together(rig: &mut Rig, count: u64, now: u64) -> Vec<Job> {
+    for document in 0..count {
+        let id = document.to_string();
+        add(&mut rig.planner, &id, document, 5);
+        assert_eq!(rig.planner.lookup(&id, 0, 20, ms(now)), Lookup::Wait);
+        rig.answer(|_| true);
+    }
+    let jobs = rig.jobs(now);
+    assert_eq!(kinds(&jobs), vec![(JobKind::Fetch, 4); count as usize]);
+    jobs
+}
+
+/// The last of them waits longer than it would take to compute, because it knows that its turn will come sooner.
+#[test]
+fn requests_that_come_together_wait_for_their_turn() {
+    // A fetch takes 4 ms, computing instead 16.
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 8, 1000);
+    for (turn, job) in (1_u64..).zip(&jobs) {
+        let now = ms(1000 + 4 * turn);
+        for later in turn - 1..8 {
+            assert_eq!(
+                rig.planner.lookup(&later.to_string(), 0, 20, now),
+                Lookup::Wait,
+                "{later} at {now:?}"
+            );
+        }
+        rig.end(job, &[]);
+        let id = (turn - 1).to_string();
+        assert_eq!(rig.planner.lookup(&id, 0, 20, now + ms(1)), hit(16));
+        rig.planner.commit_load(&id, 16, &table(1..6));
+        // Its tail is computed at once.
+        rig.planner.take_plan(4, now + ms(1));
+    }
+}
+
+/// What is known to be slower is waited for as long as it would take to compute, and no longer.
+#[test]
+fn who_would_wait_too_long_computes() {
+    // A fetch takes 8 ms: half of what computing takes. The fifth would wait for 40.
+    let mut rig = informed(256, 2);
+    let jobs = together(&mut rig, 5, 1000);
+    rig.end(&jobs[0], &[]);
+    assert_eq!(rig.planner.lookup("4", 0, 20, ms(1015)), Lookup::Wait);
+    assert_eq!(
+        rig.planner.lookup("3", 0, 20, ms(1016)),
+        Lookup::Miss(MissReason::Late),
+        "24 ms to wait, 16 to compute"
+    );
+    // What it computes is before the next, which gains nothing by doing the same.
+    rig.planner.commit_load("3", 0, &[]);
+    assert_eq!(rig.planner.lookup("4", 0, 20, ms(1016)), Lookup::Wait);
+}
+
+/// Whatever was known, nobody waits for servers that have fallen silent.
+#[test]
+fn silence_ends_waiting() {
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 6, 1000);
+    for job in &jobs[..2] {
+        rig.end(job, &[]);
+    }
+    assert_eq!(rig.planner.lookup("3", 0, 20, ms(1010)), Lookup::Wait);
+    assert_eq!(
+        rig.planner.lookup("3", 0, 20, ms(1025)),
+        Lookup::Wait,
+        "8 ms to wait, and something has come"
+    );
+    assert_eq!(rig.planner.lookup("3", 0, 20, ms(1026)), Lookup::Miss(MissReason::Late));
+    // Not even if it keeps coming: there is a deadline.
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 6, 1000);
+    assert_eq!(rig.planner.lookup("5", 0, 20, ms(1998)), Lookup::Miss(MissReason::Late));
+    rig.end(&jobs[0], &[]);
+    assert_eq!(rig.planner.lookup("4", 0, 20, ms(1999)), Lookup::Wait);
+    assert_eq!(rig.planner.lookup("4", 0, 20, ms(2000)), Lookup::Miss(MissReason::Late));
+}
+
+/// Who begins without what is on its way computes it, and stores it.
+#[test]
+fn a_request_that_begins_without_its_blocks_cancels_them() {
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 2, 1000);
+    assert_eq!(rig.planner.lookup("0", 0, 20, ms(1500)), Lookup::Miss(MissReason::Late));
+    rig.planner.commit_load("0", 0, &[]);
+    let offloading = rig.planner.offload("0", 20, &table(1..6));
+    assert_eq!(offloading.slots, [(0, 4)], "the others are still being filled");
+    let plan = rig.planner.take_plan(20, ms(1500)).unwrap();
+    assert_eq!(plan.cancelled, [jobs[0].id]);
+    rig.end(&jobs[0], &[1, 2, 3]);
+    let offloading = rig.planner.offload("0", 20, &table(1..6));
+    assert_eq!(offloading.slots, [(0, 1), (0, 2), (0, 3)]);
+    // The same blocks for two: the other one still wants them.
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 1, 1000);
+    add(&mut rig.planner, "b", 0, 5);
+    assert_eq!(rig.planner.lookup("b", 0, 20, ms(1001)), Lookup::Wait);
+    rig.planner.commit_load("0", 0, &[]);
+    assert_eq!(rig.planner.take_plan(20, ms(1001)).map(|plan| plan.cancelled).unwrap_or_default(), []);
+    rig.end(&jobs[0], &[]);
+    assert_eq!(rig.planner.lookup("b", 0, 20, ms(1002)), hit(16));
+}

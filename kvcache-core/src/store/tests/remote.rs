@@ -209,3 +209,108 @@ fn a_step_without_work_rests_while_values_are_on_their_way() {
     assert_eq!(sleepy.0.load(std::sync::atomic::Ordering::Relaxed), 1);
     assert_eq!(rank.ended().len(), 1);
 }
+
+/// Where all that was on its way has come before the next look, as during a long step, more is sent for at once.
+#[test]
+fn fetches_fill_the_time_from_one_look_to_the_next() {
+    let mut rig = rig(1);
+    let window = |rig: &Rig| rig.rank.store.remote.as_ref().unwrap().fetch_window;
+    let bytes = rig.rank.store.layout().slot_bytes();
+    let on_the_way = |rig: &Rig| {
+        let address = |slot| rig.rank.memory.slot_address(SlotId(slot)).unwrap();
+        (0..8).filter(|slot| rig.remote.touches(address(*slot), address(*slot) + bytes)).count()
+    };
+    let look = |rig: &mut Rig, milliseconds| {
+        rig.servers.advance(milliseconds);
+        rig.remote.work();
+        rig.rank.store.collect();
+    };
+    let moves: Vec<(u32, u32)> = (0..8).map(|slot| (slot, 0)).collect();
+    let fetch = remote_job(&mut rig.rank, JobKind::Fetch, &moves);
+    rig.rank.begin(vec![fetch]);
+    let mut seen = vec![on_the_way(&rig)];
+    for _ in 0..3 {
+        look(&mut rig, 1);
+        seen.push(on_the_way(&rig));
+    }
+    assert_eq!(seen, [1, 2, 4, 1]);
+    look(&mut rig, 1);
+    assert_eq!((rig.rank.ended().len(), window(&rig)), (1, 8), "the last was no reason for more");
+    // What takes too long was too much at once.
+    rig.servers.behave(|servers| servers.lose = 1000);
+    let fetch = remote_job(&mut rig.rank, JobKind::Fetch, &moves);
+    rig.rank.begin(vec![fetch]);
+    assert_eq!(on_the_way(&rig), 8);
+    (0..20).for_each(|_| look(&mut rig, 1000));
+    assert_eq!((rig.rank.ended().len(), window(&rig)), (1, 1));
+    let stats = rig.rank.store.remote_stats().unwrap();
+    assert!(stats.failures[1] > 0, "{:?}", stats.failures);
+}
+
+/// Values arrive when the test says so.
+#[derive(Default)]
+struct Timed(parking_lot::Mutex<(Vec<u64>, Vec<RemoteEnd>, Option<Instant>)>);
+
+impl Timed {
+    fn arrive(&self, count: usize, at: Instant) {
+        let mut state = self.0.lock();
+        let done: Vec<u64> = state.0.drain(..count).collect();
+        let ends =
+            done.into_iter().map(|ticket| RemoteEnd { ticket, outcome: crate::remote::RemoteOutcome::Done });
+        state.1.extend(ends);
+        state.2 = Some(at);
+    }
+}
+
+impl RemoteStore for Timed {
+    unsafe fn submit(&self, batch: &[RemoteTransfer], _: Duration) {
+        self.0.lock().0.extend(batch.iter().map(|transfer| transfer.ticket));
+    }
+    fn poll(&self, ended: &mut Vec<RemoteEnd>) {
+        ended.append(&mut self.0.lock().1);
+    }
+    fn wait(&self, _: Duration) -> bool {
+        true
+    }
+    fn last_arrival(&self) -> Option<Instant> {
+        self.0.lock().2
+    }
+    fn cancel(&self, _: &[u64]) {
+        let left = self.0.lock().0.len();
+        self.arrive(left, Instant::now());
+    }
+}
+
+/// An engine that is never idle learns how fast L2 is all the same.
+#[test]
+fn bandwidth_is_measured_while_values_keep_coming() {
+    let mut rank = rank();
+    let timed = Arc::new(Timed::default());
+    let link = RemoteLink {
+        store: Arc::clone(&timed) as _,
+        namespace: Namespace::of_text("test"),
+        shard: ShardFingerprint([1; 16]),
+        patience: Duration::from_secs(5),
+        in_flight_max: 8,
+    };
+    let layout = rank.store.layout().clone();
+    let bytes = layout.slot_bytes() as u64;
+    rank.store =
+        Store::new(rank.store.config, layout, Arc::clone(&rank.memory) as _, Arc::clone(&rank.copies) as _)
+            .with_remote(link);
+    rank.store.take_report();
+    let jobs = (0..4).map(|job| remote_job(&mut rank, JobKind::Fetch, &[(2 * job, 0), (2 * job + 1, 0)]));
+    let jobs: Vec<Job> = jobs.collect();
+    rank.begin(jobs);
+    let began = Instant::now();
+    let mut arrive = |count, milliseconds| {
+        timed.arrive(count, began + Duration::from_millis(milliseconds));
+        rank.store.collect();
+        rank.store.take_report().map(|report| (report.fetched_bytes, report.fetch_ns))
+    };
+    assert_eq!(arrive(2, 10), Some((0, 0)), "too short to tell");
+    let (first, first_ns) = arrive(2, 150).unwrap();
+    assert!(first == 4 * bytes && first_ns >= 150_000_000, "{first} bytes in {first_ns} ns");
+    assert_eq!(arrive(2, 350), Some((2 * bytes, 200_000_000)));
+    assert_eq!(arrive(2, 360), Some((2 * bytes, 10_000_000)), "nothing is left");
+}
