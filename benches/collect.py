@@ -215,6 +215,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "python": python_part("benches.python.block_cache"),
     "engine": python_part("benches.engine.measures"),
     "overlap": python_part("benches.engine.overlap"),
+    "prefetch": python_part("benches.engine.prefetch_overlap"),
     "parts": criterion,
 }
 
@@ -223,6 +224,7 @@ COMMANDS = {
     "python": "python -m benches.python.block_cache",
     "engine": "python -m benches.engine.measures",
     "overlap": "python -m benches.engine.overlap",
+    "prefetch": "python -m benches.engine.prefetch_overlap",
     "parts": "cargo bench -p kvcache-benches --bench parts",
 }
 

@@ -74,6 +74,45 @@ def tail_step(engine: Engine, head_seed: int, head: int, seed: int, tail: int) -
     return {"first_s": first_s, "steps": steps, "cached": cached}
 
 
+def tails(engine: Engine, head_seeds: list[int], head: int, tail_seed: int, tail: int, together: bool) -> Measured:
+    """Computes tails of prompts whose heads are somewhere, and stores nothing of them.
+
+    Args:
+        engine: The engine.
+        head_seeds: Of the leading tokens, one for each prompt.
+        head: Number of leading tokens.
+        tail_seed: Of the others of the first prompt; the next ones count on.
+        tail: Number of the others.
+        together: All prompts at once, or each when the one before has its token.
+
+    Returns:
+        Seconds from when a prompt was given to its first token, and its tokens that were not computed, by prompt;
+        and what both sides counted meanwhile.
+    """
+    prompts = [prompt(seed, head) + prompt(tail_seed + position, tail) for position, seed in enumerate(head_seeds)]
+    wish = {"kvcache": {"skip_store": True}}
+    llm = engine.llm.llm_engine
+    before = counts(engine)
+    first_s, cached = [0.0] * len(prompts), [0] * len(prompts)
+    for group in [range(len(prompts))] if together else [[position] for position in range(len(prompts))]:
+        began = time.perf_counter()
+        names = {f"request-{time.monotonic_ns()}-{position}": position for position in group}
+        for name, position in names.items():
+            add(engine, name, prompts[position], answer=1, kv_transfer_params=wish)
+        while llm.has_unfinished_requests():
+            for output in llm.step():
+                position = names[output.request_id]
+                first_s[position] = time.perf_counter() - began
+                cached[position] = output.num_cached_tokens or 0
+        settle(engine)
+    after = counts(engine)
+    grown = {
+        side: {name: value - before[side].get(name, 0) for name, value in after[side].items() if isinstance(value, int)}
+        for side in after
+    }
+    return {"first_s": first_s, "cached": cached, "counts": grown}
+
+
 def throughput(engine: Engine, seed: int, requests: int, tokens: int, answer: int) -> Measured:
     """Answers distinct prompts, all at once. The time ends when everything is computed *and* stored.
 

@@ -6,12 +6,15 @@ import time
 from types import TracebackType
 from typing import Self
 
+LATE_S = 0.005
+"""How late a thread may wake, as threads of a busy machine do."""
+
 
 class Proxy:
     """Forwards connections to one server; a context manager that closes them all.
 
     What it does can be changed while it runs: it throttles what the server sends, flips a bit in what is long, and cuts
-    connections.
+    connections. The throttle is a line that all connections share.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -20,6 +23,7 @@ class Proxy:
         self.corrupt_every: int | None = None
         self.corrupted = 0
         """Bits flipped so far."""
+        self._line_free_at = 0.0
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._open = True
@@ -58,7 +62,6 @@ class Proxy:
             threading.Thread(target=self._forward, args=(server, client, True), daemon=True).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket, harms: bool) -> None:
-        seen = 0
         try:
             while data := source.recv(1 << 16):
                 if harms and self.corrupt_every is not None and len(data) > self.corrupt_every:
@@ -67,15 +70,24 @@ class Proxy:
                     damaged[len(data) // 2] ^= 1
                     data = bytes(damaged)
                     self.corrupted += 1
-                sink.sendall(data)
-                seen += len(data)
                 if harms and self.bytes_per_s is not None:
-                    time.sleep(len(data) / self.bytes_per_s)
+                    self._wait_for_line(len(data), self.bytes_per_s)
+                sink.sendall(data)
         except OSError:
             pass
         finally:
             _close(source)
             _close(sink)
+
+    def _wait_for_line(self, sent_bytes: int, bytes_per_s: float) -> None:
+        """Returns when a line of this rate, which carries one piece after the other, has carried this one too."""
+        with self._lock:
+            # A thread that wakes late catches up: the line was not free meanwhile.
+            began = max(self._line_free_at, time.monotonic() - LATE_S)
+            self._line_free_at = began + sent_bytes / bytes_per_s
+            left = self._line_free_at - time.monotonic()
+        if left > 0:
+            time.sleep(left)
 
 
 def _close(one: socket.socket) -> None:
