@@ -267,3 +267,31 @@ fn threads_never_see_a_mixture() {
     assert_eq!(store.stats().values, store.purge());
     assert_eq!((store.stats().used_bytes, store.reserved_bytes()), (0, 0));
 }
+
+/// Values of several models share a pool: gaps do not add up, and room for a large value costs little more than itself.
+#[test]
+fn sizes_that_do_not_fit_each_other_share_the_pool() {
+    const CAPACITY: u64 = 512 << 20;
+    for eviction in ["lru", "s3fifo"] {
+        for (small, large) in [(64 << 10, 1 << 20), (512 << 10, 2 << 20), (300 << 10, 5 << 20)] {
+            let store = store(CAPACITY / GRANULE_BYTES, eviction);
+            let mut random = 1_u64;
+            for number in 0..20_000_u64 {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let bytes = if random >> 40 & 1 == 0 { small } else { large };
+                let used = store.stats().used_bytes;
+                let reservation = store.reserve(&number.to_le_bytes(), bytes).unwrap();
+                store.publish(reservation, None);
+                let lost = used + bytes - store.stats().used_bytes.min(used + bytes);
+                assert!(lost <= bytes + 3 * large, "{lost} bytes left for one value of {bytes} ({eviction})");
+                // Some are used again, so that the order of leaving is not that of coming.
+                if let Some(value) = store.get(&number.saturating_sub(random >> 33 & 255).to_le_bytes()) {
+                    store.touch(&[value]);
+                }
+            }
+            let used = store.stats().used_bytes;
+            assert!(used > CAPACITY / 100 * 95, "{used} bytes of {CAPACITY} in use ({eviction})");
+        }
+    }
+}
