@@ -6,7 +6,8 @@ Clients are `ring-load`, which verifies every byte and every end. The first serv
 and never killed, so that its memory can be followed; the others are killed (SIGKILL) as well, and come back empty. At
 the end there are some seconds without faults between two moments at which nothing is in flight: in these, clients and
 servers must have counted the same. Memory is flat if the median of the last third of the run is no larger than that of
-the first third after the warm-up, within `MEMORY_RATIO_MAX`.
+the first third after the warm-up, within `MEMORY_RATIO_MAX`; what clients map of servers' pools is not theirs, and
+must go with its server.
 """
 
 import argparse
@@ -32,6 +33,8 @@ CAPACITY = "128MiB"
 VALUE_BYTES = "4096,65536,262144,1048576"
 VALUES = 2000
 """Half as much again as fits, so that servers evict."""
+POOLS_MAPPED_MAX = 4 * SERVERS
+"""A client's store and its presence connect for themselves, and map a pool once to read and once to write."""
 COUNTERS = {
     "kvcache_server_puts_total": ("put", "done"),
     "kvcache_server_hits_total": ("get", "done"),
@@ -156,17 +159,21 @@ def soak(folder: Path, stack: ExitStack, length_s: float, clients: int, seed: in
                     stopped[index] = now + chance.uniform(0.5, 4)
                     stops += 1
         for number, load in enumerate(loads):
-            if load.reports:
-                memory[f"client {number}"].add(now, load.last()["resident_bytes"])
             if load.process.poll() is not None:
                 return {}, [f"client {number} ended: {load.log.read_text(errors='replace')[-1000:]}"]
-        memory["server 0"].add(now, _resident_bytes(ring.servers[0]))
+            # Its own: the pools of servers that it maps are theirs, and counted below.
+            memory[f"client {number}"].add(now, _resident_bytes(load.process.pid, "RssAnon"))
+        memory["server 0"].add(now, _resident_bytes(ring.servers[0].process.pid, "VmRSS"))
         time.sleep(0.25)
     for index in dead:
         ring.restart(index)
     for index in stopped:
         ring.servers[index].go_on()
     wrong += _balance(ring, loads)
+    for number, load in enumerate(loads):
+        pools = _mapped_pools(load.process.pid)
+        if pools > POOLS_MAPPED_MAX:
+            wrong.append(f"client {number} has {pools} mappings of servers' pools: dead servers' are left")
     ends = [load.end() for load in loads]
     for number, (load, end) in enumerate(zip(loads, ends, strict=True)):
         # Reports are checked as they were, so what was stuck for a while is found too.
@@ -234,9 +241,13 @@ def _when_quiet(server: CacheServer) -> dict[str, float]:
     return before
 
 
-def _resident_bytes(server: CacheServer) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+def _resident_bytes(pid: int, what: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{what}:"))
+
+
+def _mapped_pools(pid: int) -> int:
+    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:")
 
 
 def _figures(

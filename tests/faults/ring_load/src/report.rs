@@ -85,7 +85,6 @@ pub(crate) fn report(
         },
         "servers": servers,
         "members": {"generation": status.generation, "failures": status.failures, "last_error": status.last_error},
-        "resident_bytes": resident_bytes(),
     })
 }
 
@@ -103,11 +102,4 @@ fn failed(counts: [u64; RemoteFailure::ALL.len()]) -> Value {
 
 fn named<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> Value {
     counts.map(|(name, count)| (name.to_owned(), json!(count))).collect::<Map<_, _>>().into()
-}
-
-/// What this process has in memory; zero where the system does not say.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
