@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use kvcache_core::eviction::PolicyRegistry;
 use kvcache_rdma::verbs::PortWish;
+use kvcache_rdma::verbs_server::{AdmissionLimits, VerbsServerConfig};
 use kvcache_server::{
     RdmaConfig, RdmaUsage, Server, ServerConfig, Timeouts, TlsFiles, Token, run_until_signal,
 };
@@ -80,6 +81,9 @@ pub(crate) struct Args {
     /// Index of the port's GID [default: RoCE v2 with an IPv4 address, if there is one].
     #[arg(long, value_name = "INDEX")]
     rdma_gid: Option<u32>,
+    /// Queue pairs at most; each pins 6 MiB.
+    #[arg(long, value_name = "COUNT", default_value = "512")]
+    rdma_max_connections: NonZeroUsize,
     /// What is logged to standard error: error, warn, info, debug or off.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     log: log::LevelFilter,
@@ -159,7 +163,13 @@ fn config(args: &Args) -> Result<ServerConfig, ServeError> {
                 port: args.rdma_port,
                 gid_index: args.rdma_gid,
             },
-            ..RdmaConfig::default()
+            verbs: VerbsServerConfig {
+                limits: AdmissionLimits {
+                    connections: args.rdma_max_connections.get(),
+                    ..AdmissionLimits::default()
+                },
+                ..VerbsServerConfig::default()
+            },
         },
         timeouts: Timeouts { idle: args.idle_timeout.map(Duration::from_secs), ..Timeouts::default() },
         ..ServerConfig::default()

@@ -1,6 +1,7 @@
 //! Accepts connections, not too many, and ends them when the server stops.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ pub(crate) async fn accept(
             _ = sessions.join_next(), if !sessions.is_empty() => continue,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or the peer is gone already. Waiting lets other connections end.
                 log::warn!("cannot accept a connection: {error}");
@@ -43,7 +44,7 @@ pub(crate) async fn accept(
             continue;
         }
         shared.metrics.connections_total.add(1);
-        sessions.spawn(connection(Arc::clone(&shared), stream, tls.clone(), stopping.clone()));
+        sessions.spawn(connection(Arc::clone(&shared), stream, peer.ip(), tls.clone(), stopping.clone()));
     }
     drop(listener);
     let grace = shared.timeouts.grace;
@@ -53,7 +54,13 @@ pub(crate) async fn accept(
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAcceptor>, stopping: Stopping) {
+async fn connection(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: IpAddr,
+    tls: Option<TlsAcceptor>,
+    stopping: Stopping,
+) {
     let _open = Open::new(&shared);
     if let Err(error) = prepare(&stream) {
         log::debug!("a connection was gone before it began: {error}");
@@ -61,14 +68,14 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, tls: Option<TlsAccep
     }
     let Some(acceptor) = tls else {
         let (reader, writer) = stream.into_split();
-        let end = session::serve(&shared, stopping, reader, writer, None).await;
+        let end = session::serve(&shared, stopping, reader, writer, peer, None).await;
         log::debug!("a connection ends: {end:?}");
         return;
     };
     match tokio::time::timeout(shared.timeouts.request, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let (reader, writer) = tokio::io::split(stream);
-            let end = session::serve(&shared, stopping, reader, writer, None).await;
+            let end = session::serve(&shared, stopping, reader, writer, peer, None).await;
             log::debug!("a TLS connection ends: {end:?}");
         }
         Ok(Err(error)) => {

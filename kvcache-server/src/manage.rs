@@ -64,7 +64,7 @@ async fn answer(
             text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned())
         }
         (&Method::GET, "/readyz") => text(StatusCode::OK, "ready\n".to_owned()),
-        (&Method::GET, "/metrics") => text(StatusCode::OK, shared.metrics.prometheus(&shared.store.stats())),
+        (&Method::GET, "/metrics") => text(StatusCode::OK, shared.metrics.prometheus(&shared.stats())),
         (&Method::GET, "/kvmap_len") => json(format!("{{\"len\":{}}}", shared.store.stats().values)),
         (&Method::POST, "/purge") if !is_authorized(&shared, &request) => text(
             StatusCode::UNAUTHORIZED,

@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kvcache_rdma::verbs_server::VerbsServerStats;
+
 use crate::store::StoreStats;
 
 /// What the server counts. All loads and stores are relaxed: each number stands for itself.
@@ -23,6 +25,13 @@ pub(crate) struct Metrics {
     pub(crate) connections: Counter,
     errors: [Counter; Fault::ALL.len()],
     requests: [Histogram; Operation::ALL.len()],
+}
+
+/// What others count.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) store: StoreStats,
+    pub(crate) rdma: VerbsServerStats,
 }
 
 /// A number that goes up, or both ways where it is a gauge.
@@ -141,7 +150,8 @@ impl Metrics {
     }
 
     /// Names (without `kvcache_server_`), helps and values of everything that is one number.
-    pub(crate) fn numbers(&self, store: &StoreStats) -> [(&'static str, Kind, &'static str, u64); 18] {
+    pub(crate) fn numbers(&self, stats: &Stats) -> [(&'static str, Kind, &'static str, u64); 27] {
+        let Stats { store, rdma } = stats;
         use Kind::{Counter, Gauge};
         [
             ("values", Gauge, "Values that can be found.", store.values),
@@ -192,14 +202,38 @@ impl Metrics {
             ),
             ("connections", Gauge, "Connections now.", self.connections.get()),
             ("connections_total", Counter, "Connections accepted.", self.connections_total.get()),
+            ("rdma_connections", Gauge, "Queue pairs now.", rdma.connections),
+            ("rdma_connections_total", Counter, "Queue pairs connected.", rdma.connections_total),
+            (
+                "rdma_exchanges_refused_total",
+                Counter,
+                "Queue pairs refused: malformed, beyond a limit, or by the device.",
+                rdma.exchanges_refused,
+            ),
+            ("rdma_stored_values_total", Counter, "Values stored over RDMA.", rdma.stored_values),
+            ("rdma_received_bytes_total", Counter, "Bytes of values stored over RDMA.", rdma.received_bytes),
+            ("rdma_loaded_values_total", Counter, "Values loaded over RDMA.", rdma.loaded_values),
+            ("rdma_sent_bytes_total", Counter, "Bytes of values loaded over RDMA.", rdma.sent_bytes),
+            (
+                "rdma_requests_refused_total",
+                Counter,
+                "Requests over RDMA refused: a key is missing, no room, malformed.",
+                rdma.requests_refused,
+            ),
+            (
+                "rdma_pinned_bytes",
+                Gauge,
+                "Memory pinned for RDMA: the pool, and the buffers of queue pairs.",
+                rdma.pinned_bytes,
+            ),
         ]
     }
 
     /// Everything in Prometheus' text format.
-    pub(crate) fn prometheus(&self, store: &StoreStats) -> String {
+    pub(crate) fn prometheus(&self, stats: &Stats) -> String {
         let mut text = String::with_capacity(8 << 10);
         // Writing to a string cannot fail.
-        for (name, kind, help, value) in self.numbers(store) {
+        for (name, kind, help, value) in self.numbers(stats) {
             let kind = kind.name();
             let _ = writeln!(
                 text,
@@ -269,7 +303,7 @@ mod tests {
             metrics.request(Operation::Get, Duration::from_micros(micros));
         }
         metrics.fault(Fault::Tls);
-        let text = metrics.prometheus(&StoreStats::default());
+        let text = metrics.prometheus(&Stats::default());
         for line in [
             "kvcache_server_request_duration_seconds_bucket{operation=\"get\",le=\"0.000025\"} 2",
             "kvcache_server_request_duration_seconds_bucket{operation=\"get\",le=\"0.00005\"} 3",
@@ -286,7 +320,7 @@ mod tests {
     #[test]
     fn every_metric_and_reason_is_documented() {
         let page = include_str!("../../docs/server.md");
-        let text = Metrics::default().prometheus(&StoreStats::default());
+        let text = Metrics::default().prometheus(&Stats::default());
         let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         let reasons = Fault::ALL.iter().map(|fault| fault.name());
         for name in names.chain(reasons) {

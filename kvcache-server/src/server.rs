@@ -123,7 +123,7 @@ impl Server {
 
     /// The metrics as Prometheus reads them.
     pub fn metrics(&self) -> String {
-        self.shared.metrics.prometheus(&self.shared.store.stats())
+        self.shared.metrics.prometheus(&self.shared.stats())
     }
 
     /// Stops accepting, lets requests end within the grace, and returns when every connection has.

@@ -1,9 +1,13 @@
 //! The requests of one connection: they run side by side and are answered in their order.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use kvcache_wire::Status;
 use kvcache_wire::stock::Caps;
 
+use super::admission::Permit;
+use super::counters::Counters;
 use super::job::{Job, Pool};
 use super::storage::Storage;
 use crate::verbs::{Buffer, Completion, Error, Queue, QueuePair, Request, Work};
@@ -12,6 +16,8 @@ use crate::verbs::{Buffer, Completion, Error, Queue, QueuePair, Request, Work};
 pub(super) struct Link<S: Storage> {
     // Dropped first: after it no device touches what the jobs hold.
     pub(super) pair: QueuePair,
+    permit: Arc<Permit>,
+    counters: Arc<Counters>,
     jobs: VecDeque<Job<S>>,
     /// Number of the first of `jobs`.
     first: u64,
@@ -25,9 +31,11 @@ pub(super) struct Link<S: Storage> {
 
 impl<S: Storage> Link<S> {
     /// Takes over a connected queue pair whose receives are posted.
-    pub(super) fn new(pair: QueuePair, caps: Caps) -> Self {
+    pub(super) fn new(pair: QueuePair, caps: Caps, permit: Arc<Permit>, counters: Arc<Counters>) -> Self {
         Self {
             pair,
+            permit,
+            counters,
             jobs: VecDeque::new(),
             first: 0,
             answered: 0,
@@ -66,7 +74,12 @@ impl<S: Storage> Link<S> {
         }
         if completion.queue == Queue::Receive {
             let Some(buffer) = completion.buffer else { return Ok(()) };
-            self.jobs.push_back(Job::of_message(buffer.message(), self.caps, storage, pool));
+            let job = Job::of_message(buffer.message(), self.caps, storage, pool);
+            if job.status != Status::BAD_REQUEST {
+                self.permit.prove();
+            }
+            self.counters.requests_refused.add(u64::from(!job.status.is_ok()));
+            self.jobs.push_back(job);
             self.parked.push(buffer);
             return Ok(());
         }
@@ -80,6 +93,13 @@ impl<S: Storage> Link<S> {
             }
         } else if let Some(job) = self.jobs.get_mut(number.wrapping_sub(self.first) as usize) {
             job.moved = true;
+            let (values, bytes) = job.size();
+            let (value_counter, byte_counter) = match job.is_store() {
+                true => (&self.counters.stored_values, &self.counters.received_bytes),
+                false => (&self.counters.loaded_values, &self.counters.sent_bytes),
+            };
+            value_counter.add(values);
+            byte_counter.add(bytes);
             job.commit(storage);
         }
         Ok(())

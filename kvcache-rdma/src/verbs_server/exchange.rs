@@ -88,6 +88,7 @@ fn accept<S: Storage>(
 
 fn serve<S: Storage>(mut stream: TcpStream, server: &VerbsServer<S>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?.ip();
     let mut connection = None;
     loop {
         let mut header = [0; Header::BYTES];
@@ -125,7 +126,7 @@ fn serve<S: Storage>(mut stream: TcpStream, server: &VerbsServer<S>) -> io::Resu
             stream.write_all(&status(Status::UNAVAILABLE))?;
             continue;
         }
-        match server.connect(&body) {
+        match server.connect(&body, peer) {
             Ok(connected) => {
                 stream.write_all(&status(Status::OK))?;
                 stream.write_all(&connected.info().encode())?;

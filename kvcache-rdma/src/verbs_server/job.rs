@@ -104,6 +104,17 @@ impl<S: Storage> Job<S> {
         Self { status: Status::OK, kind, transfers, remote_key, posted: 0, moved: false }
     }
 
+    /// Values and bytes that it moves.
+    pub(super) fn size(&self) -> (u64, u64) {
+        let bytes = self.transfers.iter().map(|transfer| u64::from(transfer.local.bytes())).sum();
+        (self.transfers.len() as u64, bytes)
+    }
+
+    /// Whether it stores values.
+    pub(super) fn is_store(&self) -> bool {
+        matches!(self.kind, Kind::Store(_))
+    }
+
     /// Transfers that were not posted yet.
     pub(super) fn left(&self) -> usize {
         self.transfers.len() - self.posted

@@ -10,9 +10,12 @@
 //! - A connection pins 6 MiB for requests, not 512.
 //! - Every message is verified before a byte of it is believed, and the pool cannot be reached by peers: they have no
 //!   key for it.
+//! - The number of connections is bounded, and that of clients which do nothing more so: [`AdmissionLimits`].
 //! - Packets may pass routers ([`QueuePairConfig::hop_limit`](crate::verbs::QueuePairConfig)).
 
+mod admission;
 mod connection;
+mod counters;
 mod driver;
 mod exchange;
 mod job;
@@ -22,6 +25,8 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{AdmissionLimits, Refusal};
+pub use counters::VerbsServerStats;
 pub use exchange::ExchangeListener;
 pub use server::{ConnectError, Connection, VerbsServer, VerbsServerConfig};
 pub(crate) use server::{info_of_address, peer_of_info};

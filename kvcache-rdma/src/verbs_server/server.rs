@@ -1,12 +1,15 @@
 //! The server: a port, a registered pool, and threads that serve connections.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvcache_wire::stock::{Caps, ConnectionInfo};
 
+use super::admission::{Admission, AdmissionLimits, Refusal};
 use super::connection::Link;
+use super::counters::{Counters, VerbsServerStats};
 use super::driver::{Closer, Driver};
 use super::job::Pool;
 use super::storage::Storage;
@@ -26,6 +29,8 @@ pub struct VerbsServerConfig {
     pub caps: Caps,
     /// Threads that serve connections.
     pub threads: usize,
+    /// How many connections there may be.
+    pub limits: AdmissionLimits,
     /// Packets and timers.
     pub queue_pair: QueuePairConfig,
 }
@@ -39,6 +44,7 @@ impl Default for VerbsServerConfig {
             send_depth: 512,
             caps: Caps::default(),
             threads: 1,
+            limits: AdmissionLimits::default(),
             queue_pair: QueuePairConfig::default(),
         }
     }
@@ -51,6 +57,9 @@ pub enum ConnectError {
     /// What the client sent makes no sense.
     #[error("the client's connection info: {0}")]
     Info(kvcache_wire::DecodeError),
+    /// There are too many.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// A device did not do it.
     #[error(transparent)]
     Verbs(#[from] Error),
@@ -63,6 +72,9 @@ pub struct VerbsServer<S: Storage> {
     config: VerbsServerConfig,
     drivers: Vec<Driver<S>>,
     next: AtomicU64,
+    admission: Arc<Admission>,
+    counters: Arc<Counters>,
+    pool_bytes: u64,
 }
 
 impl<S: Storage> VerbsServer<S> {
@@ -76,15 +88,19 @@ impl<S: Storage> VerbsServer<S> {
         pool: Vec<Memory>,
         config: VerbsServerConfig,
     ) -> Result<Self, Error> {
+        let pool_bytes = pool.iter().map(|memory| memory.bytes() as u64).sum();
         let regions: Result<Vec<_>, Error> =
             pool.into_iter().map(|memory| Ok(Arc::new(port.register(memory, Access::Local)?))).collect();
         let pool = Arc::new(Pool::new(regions?));
+        let counters: Arc<Counters> = Arc::default();
         let thread_error =
             |source: io::Error| Error::Verb { verb: "thread", subject: "serving".to_owned(), source };
         let drivers: Result<Vec<_>, Error> = (0..config.threads.max(1))
             .map(|_| Driver::start(Arc::clone(&storage), Arc::clone(&pool)).map_err(thread_error))
             .collect();
-        Ok(Self { port, storage, config, drivers: drivers?, next: AtomicU64::new(0) })
+        let admission = Admission::new(config.limits);
+        let (drivers, next) = (drivers?, AtomicU64::new(0));
+        Ok(Self { port, storage, config, drivers, next, admission, counters, pool_bytes })
     }
 
     /// The port that it serves.
@@ -97,12 +113,41 @@ impl<S: Storage> VerbsServer<S> {
         &self.storage
     }
 
-    /// Connects a client: `info` is the body of its exchange. Answer it with [`Connection::info`], and drop the connection
+    /// What was done so far.
+    pub fn stats(&self) -> VerbsServerStats {
+        let connections = self.admission.connections() as u64;
+        let buffers = u64::from(self.config.request_bytes_max) * u64::from(self.config.receive_depth);
+        let counters = &self.counters;
+        VerbsServerStats {
+            connections,
+            connections_total: counters.connections_total.get(),
+            exchanges_refused: counters.exchanges_refused.get(),
+            stored_values: counters.stored_values.get(),
+            received_bytes: counters.received_bytes.get(),
+            loaded_values: counters.loaded_values.get(),
+            sent_bytes: counters.sent_bytes.get(),
+            requests_refused: counters.requests_refused.get(),
+            pinned_bytes: self.pool_bytes + connections * buffers,
+        }
+    }
+
+    /// Connects a client at `peer`: `info` is the body of its exchange. Answer it with [`Connection::info`], and drop the connection
     /// when the client's TCP connection ends. Takes about a millisecond.
     ///
     /// # Errors
-    /// The info is malformed, or the device refuses (no route to the client, out of queue pairs or locked memory).
-    pub fn connect(&self, info: &[u8]) -> Result<Connection, ConnectError> {
+    /// The info is malformed, there are too many, or the device refuses (no route to the client, out of queue pairs or
+    /// locked memory).
+    pub fn connect(&self, info: &[u8], peer: IpAddr) -> Result<Connection, ConnectError> {
+        let connected = self.connect_peer(info, peer);
+        let counters = &self.counters;
+        let counter =
+            if connected.is_ok() { &counters.connections_total } else { &counters.exchanges_refused };
+        counter.add(1);
+        connected
+    }
+
+    fn connect_peer(&self, info: &[u8], peer: IpAddr) -> Result<Connection, ConnectError> {
+        let permit = Arc::new(self.admission.admit(peer)?);
         let peer = peer_of_info(&ConnectionInfo::decode(info).map_err(ConnectError::Info)?);
         let config = QueuePairConfig {
             send_depth: self.config.send_depth,
@@ -125,7 +170,8 @@ impl<S: Storage> VerbsServer<S> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let driver = &self.drivers[id as usize % self.drivers.len()];
         let alive = Arc::new(AtomicBool::new(true));
-        driver.add(id, Link::new(pair, self.config.caps), Arc::clone(&alive));
+        let link = Link::new(pair, self.config.caps, permit, Arc::clone(&self.counters));
+        driver.add(id, link, Arc::clone(&alive));
         Ok(Connection { id, info, alive, closer: driver.closer() })
     }
 }

@@ -1,5 +1,6 @@
 //! The server against a client that is written out by hand: messages, answers and their order, what it holds on to.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::verbs::{
     Request, Work,
 };
 
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SLOT: usize = 4096;
 const SLOTS: usize = 16;
 
@@ -38,7 +40,7 @@ impl Client {
             ..Default::default()
         };
         let mut pair = port.queue_pair(&config).unwrap();
-        let connection = server.connect(&info_of_address(&pair.address()).encode()).unwrap();
+        let connection = server.connect(&info_of_address(&pair.address()).encode(), HERE).unwrap();
         pair.connect(&peer_of_info(&connection.info())).unwrap();
         let region = Arc::new(port.register(Memory::allocate(SLOT * SLOTS), Access::Remote).unwrap());
         let buffers = port.register(Memory::allocate(4096 * 64), Access::Local).unwrap().into_buffers(4096);
@@ -239,8 +241,51 @@ fn a_connection_pins_at_most_8_mib() {
 fn an_info_that_makes_no_sense_is_refused() {
     let network = FakeNetwork::new();
     let server = server(&network, VerbsServerConfig::default());
-    assert!(matches!(server.connect(&[0; 29]), Err(ConnectError::Info(_))));
-    assert!(matches!(server.connect(&[9; 30]), Err(ConnectError::Info(_))));
+    assert!(matches!(server.connect(&[0; 29], HERE), Err(ConnectError::Info(_))));
+    assert!(matches!(server.connect(&[9; 30], HERE), Err(ConnectError::Info(_))));
     assert_eq!(network.queue_pairs(), 0);
     assert_eq!(Status::OK.0, 200);
+}
+
+#[test]
+fn connections_are_bounded_and_counted() {
+    let network = FakeNetwork::new();
+    let limits = AdmissionLimits { connections: 3, strangers: 3, strangers_per_peer: 2 };
+    let server = server(&network, VerbsServerConfig { limits, ..Default::default() });
+    let mut one = Client::connect(&network, &server);
+    let two = Client::connect(&network, &server);
+    let exchange = || {
+        let pair = network.port().queue_pair(&QueuePairConfig::default()).unwrap();
+        server.connect(&info_of_address(&pair.address()).encode(), HERE)
+    };
+    let refused = exchange().unwrap_err().to_string();
+    assert!(refused.contains("127.0.0.1 has 2 queue pairs"), "{refused}");
+    // A request that makes sense, even of a missing key, tells a client from a stranger.
+    one.ask(RemoteOp::Load, &["k"], &[0], 4096);
+    assert_eq!(one.answers(1), [404]);
+    let three = exchange().unwrap();
+    let refused = exchange().unwrap_err().to_string();
+    assert!(refused.contains("there are 3 queue pairs"), "{refused}");
+    one.fill(0, 7);
+    one.ask(RemoteOp::Store, &["k", "l"], &[0, 1], 4096);
+    assert_eq!(one.answers(1), [200]);
+    one.ask(RemoteOp::Load, &["k"], &[2], 4096);
+    assert_eq!(one.answers(1), [200]);
+    let buffers = 512 * 1024 * 12;
+    let wanted = VerbsServerStats {
+        connections: 3,
+        connections_total: 3,
+        exchanges_refused: 2,
+        stored_values: 2,
+        received_bytes: 2 * SLOT as u64,
+        loaded_values: 1,
+        sent_bytes: SLOT as u64,
+        requests_refused: 1,
+        pinned_bytes: (SLOT * SLOTS) as u64 + 3 * buffers,
+    };
+    // What has left is counted when the device says so, which may be after the answer.
+    until("the counters", || server.stats() == wanted);
+    drop((two, three));
+    until("places to come back", || server.stats().connections == 1);
+    assert!(exchange().is_ok());
 }

@@ -1,6 +1,7 @@
 //! The Unix socket beside the TCP port.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
@@ -77,7 +78,7 @@ pub(crate) async fn accept(
             let (reader, writer) = (PeerReader::new(reader), PassingWriter::new(writer, passing.clone()));
             let leases = Leases::new(limits(&shared));
             let local = Local { leases, passing };
-            let end = session::serve(&shared, stopping, reader, writer, Some(local)).await;
+            let end = session::serve(&shared, stopping, reader, writer, HERE, Some(local)).await;
             log::debug!("a local connection ends: {end:?}");
         });
     }
@@ -129,3 +130,6 @@ pub(crate) fn descriptors(shared: &Shared) -> io::Result<[OwnedFd; 2]> {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Room that one connection may hold: a client copies a few values at a time, so more would be no faster.
 const ROOM_BYTES_MAX: u64 = 64 << 20;
+
+/// Where peers on a Unix socket are.
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -60,7 +60,7 @@ fn lease(shared: &Shared, leases: &mut Leases, head: FrameHead, batch: &Batch<'_
             retries += 1;
             Status::RETRY
         };
-        let (checksum, offset_bytes) = (value.checksum(), value.offset_bytes());
+        let (checksum, offset_bytes) = (shared.store.checksum_of(&value), value.offset_bytes());
         answers.push(LeasedValue { status, value_bytes, checksum, offset_bytes });
         if status.is_ok() {
             pinned_bytes += value.footprint_bytes();

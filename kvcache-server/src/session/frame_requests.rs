@@ -120,7 +120,7 @@ fn get(shared: &Shared, head: FrameHead, batch: &Batch<'_, GetItem>) -> (Vec<u8>
         } else {
             Status::OK
         };
-        outcomes.push(GetOutcome { status, value_bytes, checksum: value.checksum() });
+        outcomes.push(GetOutcome { status, value_bytes, checksum: shared.store.checksum_of(&value) });
         if status.is_ok() {
             payload_bytes += value_bytes;
             values.push(value);
@@ -154,7 +154,7 @@ fn delete(shared: &Shared, head: FrameHead, batch: &Batch<'_, Named>) -> Vec<u8>
 }
 
 fn stats(shared: &Shared, head: FrameHead) -> Vec<u8> {
-    let numbers = shared.metrics.numbers(&shared.store.stats());
+    let numbers = shared.metrics.numbers(&shared.stats());
     answer_frame(head, 0, |out| encode_stats(out, &numbers.map(|(name, _, _, value)| (name, value))))
 }
 

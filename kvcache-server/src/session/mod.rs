@@ -6,6 +6,7 @@ mod put_request;
 mod stock;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::incoming::Incoming;
 use crate::local::Local;
-use crate::metrics::{Fault, Metrics};
+use crate::metrics::{Fault, Metrics, Stats};
 use crate::outgoing::Outgoing;
 use crate::rdma::RdmaServer;
 use crate::store::Store;
@@ -51,6 +52,14 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Everything that is counted elsewhere.
+    pub(crate) fn stats(&self) -> Stats {
+        let rdma = self.rdma.as_ref().map(|rdma| rdma.stats()).unwrap_or_default();
+        Stats { store: self.store.stats(), rdma }
+    }
+}
+
 /// Becomes true when the server stops.
 pub(crate) type Stopping = watch::Receiver<bool>;
 
@@ -73,12 +82,13 @@ pub(crate) enum End {
 
 /// Serves a connection to its end.
 ///
-/// `local` is what a connection over a Unix socket has beyond others.
+/// `peer` is where it comes from, and `local` is what a connection over a Unix socket has beyond others.
 pub(crate) async fn serve<R, W>(
     shared: &Shared,
     mut stopping: Stopping,
     reader: R,
     writer: W,
+    peer: IpAddr,
     mut local: Option<Local>,
 ) -> End
 where
@@ -87,8 +97,9 @@ where
 {
     let mut incoming = Incoming::new(reader);
     let mut outgoing = Outgoing::new(writer);
-    let end = match stock::serve(shared, stopping.clone(), &mut incoming, &mut outgoing, local.as_ref()).await
-    {
+    let stock =
+        stock::serve(shared, stopping.clone(), &mut incoming, &mut outgoing, peer, local.as_ref()).await;
+    let end = match stock {
         stock::Next::End(end) => end,
         stock::Next::Frames { shares_memory } => {
             let leases = local.as_mut().filter(|_| shares_memory).map(|local| &mut local.leases);

@@ -1,5 +1,6 @@
 //! InfiniStore's protocol: one request at a time.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use kvcache_rdma::verbs_server::{ConnectError, Connection};
@@ -36,14 +37,23 @@ pub(super) async fn serve<R, W>(
     stopping: Stopping,
     incoming: &mut Incoming<R>,
     outgoing: &mut Outgoing<W>,
+    peer: IpAddr,
     local: Option<&Local>,
 ) -> Next
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut session =
-        Session { shared, stopping, incoming, outgoing, local, queue_pair: None, has_said_hello: false };
+    let mut session = Session {
+        shared,
+        stopping,
+        incoming,
+        outgoing,
+        peer,
+        local,
+        queue_pair: None,
+        has_said_hello: false,
+    };
     loop {
         match session.request().await {
             Ok(None) => {}
@@ -65,6 +75,7 @@ struct Session<'s, R, W> {
     stopping: Stopping,
     incoming: &'s mut Incoming<R>,
     outgoing: &'s mut Outgoing<W>,
+    peer: IpAddr,
     local: Option<&'s Local>,
     /// The client's RDMA connection, which ends with this one.
     queue_pair: Option<Connection>,
@@ -115,7 +126,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
 
     /// Waits for a request, for as long as peers may be silent, and returns how much of the header has come.
     async fn first_bytes(&mut self, header: &mut [u8]) -> Result<usize, End> {
-        let idle = self.shared.timeouts.idle;
+        // A client over RDMA is silent here.
+        let has_queue_pair = self.queue_pair.as_ref().is_some_and(Connection::is_alive);
+        let idle = self.shared.timeouts.idle.filter(|_| !has_queue_pair);
         let silence = async {
             match idle {
                 Some(idle) => tokio::time::sleep(idle).await,
@@ -174,7 +187,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
             return self.refuse(Status::UNAVAILABLE);
         };
         // Memory is registered for it: too long for a thread that serves others.
-        match tokio::task::spawn_blocking(move || rdma.connect(&body)).await {
+        let peer = self.peer;
+        match tokio::task::spawn_blocking(move || rdma.connect(&body, peer)).await {
             Ok(Ok(connection)) => {
                 let answer = [status(Status::OK), connection.info().encode().to_vec()].concat();
                 self.outgoing.push(answer, Vec::new());

@@ -6,6 +6,7 @@
 //!
 //! Every operation is a few table look-ups under short locks, so it may be called from asynchronous code.
 
+mod beside;
 mod residents;
 mod shards;
 mod value;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvcache_core::eviction::{PolicyError, PolicyRegistry};
+use kvcache_wire::stock::CHECKSUM_SUFFIX;
 use parking_lot::Mutex;
 
 use crate::pool::{GRANULE_BYTES, Pool, PoolError};
@@ -148,8 +150,10 @@ impl Store {
         }
     }
 
-    /// Makes a filled reservation visible in place of what was under its key. Its readers keep what they have.
+    /// Makes a filled reservation visible in place of what was under its key. Its readers keep what they have. A checksum
+    /// that a client puts beside its value becomes a part of that.
     pub fn publish(&self, reservation: Reservation, checksum: Option<u64>) {
+        let Some(reservation) = self.attach(reservation) else { return };
         let Reservation { key, extent, share } = reservation;
         let extent = extent.seal();
         let hash = self.shards.hash(&key);
@@ -158,10 +162,13 @@ impl Store {
         if let Some(victim) = &victim {
             self.shards.remove_value(victim);
         }
-        let value = Arc::new(Value { key, hash, slot, extent, checksum });
+        let value = Arc::new(Value { key, hash, slot, extent, checksum: checksum.into() });
         let replaced = self.shards.insert(Arc::clone(&value));
         if let Some(replaced) = &replaced {
             residents.remove(replaced);
+            if let (None, Some(known)) = (checksum, replaced.checksum()) {
+                value.checksum.lock().get_or_insert(known);
+            }
         }
         residents.insert(value);
         drop(residents);
@@ -171,7 +178,7 @@ impl Store {
 
     /// The value under `key`, without counting as a use: see [`touch`](Self::touch).
     pub fn get(&self, key: &[u8]) -> Option<Arc<Value>> {
-        self.shards.get(key)
+        self.shards.get(key).or_else(|| self.get_beside(key))
     }
 
     /// Counts a use of each of these values, the last one first, so that of one prompt's blocks the heads outlive the
@@ -188,16 +195,18 @@ impl Store {
 
     /// Whether there is a value under `key`. No use of it.
     pub fn contains(&self, key: &[u8]) -> bool {
-        self.shards.contains(key)
+        self.shards.contains(key) || self.is_beside(key)
     }
 
     /// Forgets the value under `key`; whether there was one.
     pub fn delete(&self, key: &[u8]) -> bool {
         let mut residents = self.residents.lock();
-        let Some(value) = self.shards.remove(key) else { return false };
-        residents.remove(&value);
+        let value = self.shards.remove(key);
+        // What was put before its value goes with it.
+        let beside = value.as_ref().and_then(|_| self.shards.remove(&[key, CHECKSUM_SUFFIX].concat()));
+        value.iter().chain(&beside).for_each(|value| residents.remove(value));
         drop(residents);
-        true
+        value.is_some() || self.delete_beside(key)
     }
 
     /// Forgets everything and returns how many values that were. Their memory is free at once, but for those that

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvcache_core::eviction::SlotId;
+use parking_lot::Mutex;
 
 use crate::pool::{Extent, OpenExtent};
 
@@ -15,7 +16,8 @@ pub struct Value {
     /// Its number with the eviction policy.
     pub(super) slot: SlotId,
     pub(super) extent: Extent,
-    pub(super) checksum: Option<u64>,
+    /// Clients over RDMA tell it after the value.
+    pub(super) checksum: Mutex<Option<u64>>,
 }
 
 impl Value {
@@ -41,7 +43,7 @@ impl Value {
 
     /// What the client that stored it said its checksum is, if it did.
     pub fn checksum(&self) -> Option<u64> {
-        self.checksum
+        *self.checksum.lock()
     }
 }
 

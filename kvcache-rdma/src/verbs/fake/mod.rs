@@ -48,6 +48,11 @@ impl FakeNetwork {
         lock(&self.world).allow(count);
     }
 
+    /// The next post of requests, on any queue pair, takes so many and then fails, as when a device's queue is full.
+    pub fn cut_next_post(&self, taken: usize) {
+        lock(&self.world).cut_next_post(taken);
+    }
+
     /// Requests that have run since the network was made.
     pub fn requests_run(&self) -> u64 {
         lock(&self.world).requests_run()
@@ -173,8 +178,12 @@ impl RawQueuePair for FakeQueuePair {
         segments: &[RawSegment],
     ) -> Result<(), (usize, Error)> {
         // SAFETY: the caller's: the memory stays until completion or destruction, and the world forgets requests at both.
-        unsafe { lock(&self.world).post_sends(self.number, sends, segments) };
-        Ok(())
+        let taken = unsafe { lock(&self.world).post_sends(self.number, sends, segments) };
+        if taken == sends.len() {
+            return Ok(());
+        }
+        let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+        Err((taken, Error::Verb { verb: "post_send", subject: "a fake queue pair".to_owned(), source }))
     }
 
     unsafe fn post_receive(&mut self, id: u64, segment: Option<RawSegment>) -> Result<(), Error> {

@@ -124,3 +124,29 @@ fn limits_refuse_whole_posts() {
     one.pair.post_receive(1, None).unwrap();
     assert!(matches!(one.pair.post_receive(2, None), Err(Error::QueueFull { depth: 1, .. })));
 }
+
+/// Of a post that a device has taken in part: what was taken runs on, and holds its memory until the queue pair goes.
+#[test]
+fn what_a_device_has_taken_of_a_post_keeps_its_memory() {
+    for taken in 0..3 {
+        let network = FakeNetwork::new();
+        let [mut one, other] = sides(&network, &remote());
+        let theirs = filled(&other.port, 4096, Access::Remote, 0);
+        network.allow(Some(0));
+        let write = |id: u64| {
+            let ours = filled(&one.port, 4096, Access::Local, id as u8);
+            let slice = ours.slice_at(ours.address(), 16).unwrap();
+            let (remote_address, remote_key) = (theirs.address() as u64, theirs.remote_key());
+            let work = Work::Write { from: vec![slice], remote_address, remote_key };
+            Request { id, work, signaled: true }
+        };
+        let requests = vec![write(1), write(2), write(3)];
+        network.cut_next_post(taken);
+        assert!(matches!(one.pair.post(requests), Err(Error::Verb { .. })));
+        assert!(one.pair.is_failed());
+        assert_eq!(network.registered_bytes(), 4096 * (1 + taken), "regions of what was taken, and theirs");
+        drop(one.pair);
+        assert_eq!(network.registered_bytes(), 4096);
+        drop((theirs, other));
+    }
+}

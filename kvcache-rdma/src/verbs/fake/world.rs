@@ -18,6 +18,7 @@ pub(super) struct World {
     last_key: u32,
     last_domain: u32,
     allowed: Option<u64>,
+    cut: Option<usize>,
     run: u64,
 }
 
@@ -91,6 +92,10 @@ impl World {
         self.progress();
     }
 
+    pub(super) fn cut_next_post(&mut self, taken: usize) {
+        self.cut = Some(taken);
+    }
+
     pub(super) fn requests_run(&self) -> u64 {
         self.run
     }
@@ -150,12 +155,20 @@ impl World {
         Ok(())
     }
 
+    /// How many were taken.
+    ///
     /// # Safety
     /// The memory of the segments stays valid until the request completes or the queue pair is destroyed.
-    pub(super) unsafe fn post_sends(&mut self, number: u32, sends: &[RawSend], segments: &[RawSegment]) {
-        let Some(queue) = self.queue_pairs.get_mut(&number) else { return };
+    pub(super) unsafe fn post_sends(
+        &mut self,
+        number: u32,
+        sends: &[RawSend],
+        segments: &[RawSegment],
+    ) -> usize {
+        let Some(queue) = self.queue_pairs.get_mut(&number) else { return sends.len() };
+        let taken = self.cut.take().map_or(sends.len(), |taken| taken.min(sends.len()));
         let mut segments = segments;
-        for send in sends {
+        for send in &sends[..taken] {
             let (mine, rest) = segments.split_at(send.segment_count);
             queue.sends.push_back((*send, mine.to_vec()));
             segments = rest;
@@ -164,6 +177,7 @@ impl World {
             queue.fail();
         }
         self.progress();
+        taken
     }
 
     /// # Safety

@@ -247,14 +247,9 @@ impl RawQueuePair for HardwareQueuePair {
         if status == 0 {
             return Ok(());
         }
-        let posted = (bad as usize)
-            .checked_sub(base as usize)
-            .map_or(0, |bytes| bytes / size_of::<abi::SendRequest>());
+        let posted = posted_before(base as usize, bad as usize, sends.len());
         let error = io::Error::from_raw_os_error(status.abs());
-        Err((
-            posted.min(sends.len()),
-            verb_error("ibv_post_send", format!("{} requests", sends.len()), error),
-        ))
+        Err((posted, verb_error("ibv_post_send", format!("{} requests", sends.len()), error)))
     }
 
     unsafe fn post_receive(&mut self, id: u64, buffer: Option<RawSegment>) -> Result<(), Error> {
@@ -317,6 +312,14 @@ impl Drop for HardwareQueuePair {
         // After a failed construction; otherwise its owner has done it.
         self.destroy();
     }
+}
+
+/// How many of `count` requests from `base` on a driver has taken that names the one at `bad` as the first that it has not.
+/// One that names none of them, or nothing, may have taken all.
+fn posted_before(base: usize, bad: usize, count: usize) -> usize {
+    let bytes = size_of::<abi::SendRequest>();
+    let index = bad.checked_sub(base).filter(|offset| offset % bytes == 0).map(|offset| offset / bytes);
+    index.filter(|index| *index < count).unwrap_or(count)
 }
 
 fn segment(segment: &RawSegment) -> abi::Segment {
@@ -422,6 +425,29 @@ impl Drop for CompletionQueue {
         unsafe {
             (library.destroy_cq)(self.raw.as_ptr());
             (library.destroy_comp_channel)(self.channel.as_ptr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_driver_may_have_taken_counts_as_taken() {
+        let bytes = size_of::<abi::SendRequest>();
+        let base = 0x1000;
+        for (bad, posted) in [
+            (base, 0),
+            (base + bytes, 1),
+            (base + 3 * bytes, 3),
+            (base + 4 * bytes, 4),
+            (base + 1, 4),
+            (base - bytes, 4),
+            (0, 4),
+            (usize::MAX, 4),
+        ] {
+            assert_eq!(posted_before(base, bad, 4), posted, "{bad:#x}");
         }
     }
 }
