@@ -3,6 +3,9 @@
 # client against ours, and a comparison of their rates. Minutes, and 5 GiB of memory: it pins 512 MiB for a connection
 # on each side.
 #
+# With --bench FILE it measures instead: our client and server against theirs, medians of interleaved runs, a table on the
+# standard output and everything as JSON in FILE.
+#
 # Exit status: that of the checks; 0 with a line "SKIPPED" when the packages cannot be had here.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -28,5 +31,17 @@ print(*[m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable
 check="$(grep '/rdma-guest$' <<<"$programs")"
 kvcache="$(grep '/kvcache$' <<<"$programs")"
 export RDMA_GUEST_SHARE=1 RDMA_GUEST_MIB=5120 RDMA_GUEST_CPUS=2 RDMA_GUEST_SECONDS="${RDMA_GUEST_SECONDS:-600}"
-exec tests/rdma/boot_guest.sh "$guest" /bin/bash "$PWD/tests/rdma/infinistore_guest.sh" \
-  "$infinistore/venv/bin/python" "$check" "$kvcache" "$@"
+in_guest=(tests/rdma/boot_guest.sh "$guest" /bin/bash "$PWD/tests/rdma/infinistore_guest.sh"
+  "$infinistore/venv/bin/python" "$check" "$kvcache")
+if [ "${1:-}" != --bench ]; then
+  exec "${in_guest[@]}" "$@"
+fi
+results="${2:?"--bench needs the name of a file for the results"}"
+export RDMA_GUEST_MIB=6144
+console="$(mktemp)"
+trap 'rm -f "$console"' EXIT
+"${in_guest[@]}" --bench >"$console" || status=$?
+grep -v '^results-json' "$console" || true
+sed -n 's/^results-json //p' "$console" >"$results"
+[ "$status" -eq 0 ] && [ -s "$results" ] || { echo "no results: the comparison failed"; exit 1; }
+echo "results: $results"

@@ -5,6 +5,7 @@
 //!
 //! Prints a line for each check and a closing line; the exit status is 1 if a check failed, and 3 without RDMA.
 
+mod bench;
 mod checks;
 mod devices;
 mod ring;
@@ -24,6 +25,18 @@ fn main() -> ExitCode {
     {
         let serve = if command == "serve" { serve::serve } else { serve::serve_cache };
         return match serve(port.parse().unwrap_or(0)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let [command, address, kind] = arguments.as_slice()
+        && command == "bench"
+    {
+        let server = address.parse().map_err(|_| format!("{address} is no address"));
+        return match server.and_then(|server| bench::bench(server, kind)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");

@@ -42,6 +42,7 @@ pub(crate) fn check_all(checks: &mut Checks, port: &Port) {
         let server = ServerProcess::cache(0)?;
         damaged(port, server.address(), 0)
     });
+    checks.run("ring_shares_values_with_clients_over_tcp", || shared_with_tcp(port));
     checks.run("ring_goes_on_without_a_killed_server", || killed(port));
     checks.run("ring_memory_is_not_written_after_a_timeout", || stopped(port));
     checks.run("ring_says_why_it_has_no_device", no_device);
@@ -234,6 +235,23 @@ fn slab_is_pinned_once(port: &Port) -> Result<(), String> {
         expect("it is registered in time", Instant::now() < deadline, true)?;
         std::thread::yield_now();
     }
+}
+
+/// What is put over RDMA is found over TCP and through shared memory, and the other way round.
+fn shared_with_tcp(port: &Port) -> Result<(), String> {
+    let server = ServerProcess::cache(0)?;
+    let rdma = config(RdmaPort::Opened(port.clone()), &[server.address()])?;
+    let tcp = RingConfig { rdma: None, shared_memory: false, ..rdma.clone() };
+    let local = RingConfig { rdma: None, shared_memory: true, ..rdma.clone() };
+    let mut clients = [Client::open(&rdma)?, Client::open(&tcp)?, Client::open(&local)?];
+    for putter in 0..clients.len() {
+        let first = putter as u64 * 100;
+        expect("put", clients[putter].put(first, 16, SLOT_BYTES)?, vec![DONE; 16])?;
+        for client in &mut clients {
+            expect("get", client.get(first, 16, SLOT_BYTES)?, vec![DONE; 16])?;
+        }
+    }
+    Ok(())
 }
 
 /// Other bytes under a value's name, stored over TCP as any client may.
