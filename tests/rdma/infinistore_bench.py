@@ -60,12 +60,12 @@ def serve_stock_client(port: int) -> None:
     loop = asyncio.new_event_loop()
     for name in SHAPES:
         loop.run_until_complete(run("put", name, 0))
-    print("ready", flush=True)
+    print("bench ready", flush=True)
     for line in sys.stdin:
         op, name, repeats = line.split()
         started = time.monotonic()
         loop.run_until_complete(run(op, name, int(repeats)))
-        print(time.monotonic() - started, flush=True)
+        print(f"bench {time.monotonic() - started}", flush=True)
     os._exit(0)
 
 
@@ -78,15 +78,22 @@ class Client:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        answer = self.stdout.readline().strip()
-        if answer != "ready":
-            raise RuntimeError(f"{name} says {answer!r} instead of ready")
+        if self.answer() != "ready":
+            raise RuntimeError(f"{name} is not ready")
+
+    def answer(self) -> str:
+        """Return its next answer; the stock client says other things in between."""
+        for line in self.stdout:
+            word, _, answer = line.strip().partition(" ")
+            if word == "bench":
+                return answer
+        raise RuntimeError(f"{self.name} has ended")
 
     def seconds(self, op: str, shape: str) -> float:
         """Let it do one run; how long that took."""
         self.stdin.write(f"{op} {shape} {SHAPES[shape]['repeats']}\n")
         self.stdin.flush()
-        return float(self.stdout.readline())
+        return float(self.answer())
 
 
 RATIOS = [

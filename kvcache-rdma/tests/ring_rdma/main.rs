@@ -181,7 +181,9 @@ fn a_server_that_goes_costs_its_share_until_it_is_back() {
     let mut client = Client::open(&config(&network, &[&stays, &goes]), Slots::new(64, 4096));
     assert_eq!(client.put(0..64, 4096), [DONE; 64]);
     let (address, share) = (goes.address(), goes.store().stats().values as usize);
+    let pairs = network.queue_pairs();
     goes.stop();
+    until("both ends are gone", || network.queue_pairs() == pairs - 2);
     let outcomes = client.get(0..64, 4096);
     let lost = outcomes.iter().filter(|outcome| matches!(outcome, RemoteOutcome::Failed(_))).count();
     assert_eq!(lost, share, "{outcomes:?}");

@@ -49,7 +49,7 @@ pub(crate) fn bench(server: SocketAddr, kind: &str) -> Result<(), String> {
     for shape in [SMALL, LARGE] {
         client.round(RemoteOp::Put, shape, 0)?;
     }
-    println!("ready");
+    println!("bench ready");
     std::io::stdout().flush().map_err(|error| error.to_string())?;
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -62,7 +62,7 @@ pub(crate) fn bench(server: SocketAddr, kind: &str) -> Result<(), String> {
             // Puts go to other names than what is loaded.
             client.round(op, shape, u8::from(op == RemoteOp::Put))?;
         }
-        println!("{}", started.elapsed().as_secs_f64());
+        println!("bench {}", started.elapsed().as_secs_f64());
         std::io::stdout().flush().map_err(|error| error.to_string())?;
     }
     Ok(())
