@@ -485,7 +485,9 @@ class Store:
         """The layer has been computed: its part of this step's offloads can be copied."""
 
     def end_step(self, finish: bool, last: bool) -> bool:
-        """The forward pass is over; ``finish`` waits for all copies, ``last`` ends everything between L1 and L2 as well.
+        """The forward pass is over.
+
+        ``finish`` waits for all copies, ``last`` ends everything between L1 and L2 as well.
 
         Returns:
             Whether anything is left in flight.

@@ -52,7 +52,7 @@ def test_without_rdma_the_cache_goes_on(servers: Servers, servers_there: bool) -
         keys = one.hash_tokens(TOKENS, 16)
         assert one.put(keys, blocks_of(keys)) == len(keys)
         assert one.flush(5)
-        out = np.zeros((len(keys), BLOCK_BYTES), np.uint8)
+        out: Any = np.zeros((len(keys), BLOCK_BYTES), np.uint8)
         assert one.get(keys, out) == len(keys)
         assert (out == blocks_of(keys)).all()
         assert one.match(one.hash_tokens(TOKENS + 1, 16)) == 0
