@@ -216,6 +216,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "engine": python_part("benches.engine.measures"),
     "overlap": python_part("benches.engine.overlap"),
     "prefetch": python_part("benches.engine.prefetch_overlap"),
+    "l2_steps": python_part("benches.engine.l2_steps"),
     "parts": criterion,
 }
 
@@ -225,6 +226,7 @@ COMMANDS = {
     "engine": "python -m benches.engine.measures",
     "overlap": "python -m benches.engine.overlap",
     "prefetch": "python -m benches.engine.prefetch_overlap",
+    "l2_steps": "python -m benches.engine.l2_steps",
     "parts": "cargo bench -p kvcache-benches --bench parts",
 }
 

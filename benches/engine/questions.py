@@ -213,14 +213,19 @@ HOOKS = (
 _hook_ns: dict[str, list[int]] = {}
 
 
-def time_hooks(engine: Engine) -> None:
-    """From now on counts the time spent in the connector's hooks. Slows a step itself: measure nothing else then."""
+def time_hooks(engine: Engine, in_processor: bool = False) -> None:
+    """From now on counts the time spent in the connector's hooks. Slows a step itself: measure nothing else then.
+
+    Args:
+        engine: The engine.
+        in_processor: Time of the engine's thread on a processor, without what others take from it meanwhile.
+    """
     kind = type(engine.core().scheduler.connector)
     depth = [0]
 
     def timed(name: str, inner: Any) -> Any:
         count = _hook_ns.setdefault(name, [0, 0])
-        clock = time.perf_counter_ns
+        clock = time.thread_time_ns if in_processor else time.perf_counter_ns
 
         def outer(*args: Any, **kwargs: Any) -> Any:
             # A hook that calls another is counted once.
@@ -247,6 +252,35 @@ def hook_times(engine: Engine) -> dict[str, list[int]]:
     taken = {name: list(count) for name, count in _hook_ns.items()}
     for count in _hook_ns.values():
         count[:] = [0, 0]
+    return taken
+
+
+def steps_with_requests(engine: Engine, seeds: list[int], tokens: int, every: int) -> list[float]:
+    """Decodes one long answer, beside which a prompt comes again and again. After `time_hooks`.
+
+    Args:
+        engine: The engine.
+        seeds: Of the prompts, in the order in which they come.
+        tokens: Of each prompt.
+        every: Steps from one to the next.
+
+    Returns:
+        Microseconds in the connector's hooks, by step; the first has a prompt, and then each `every`-th.
+    """
+    llm = engine.llm.llm_engine
+    add(engine, f"long-{time.monotonic_ns()}", prompt(999_999, 8), answer=len(seeds) * every)
+    llm.step()
+    hook_times(engine)
+    taken = []
+    for number in range(len(seeds) * every - 1):
+        if number % every == 0:
+            seed = seeds[number // every]
+            add(engine, f"request-{time.monotonic_ns()}", prompt(seed, tokens), answer=4)
+        llm.step()
+        taken.append(sum(total for total, _ in hook_times(engine).values()) / 1e3)
+    while llm.has_unfinished_requests():
+        llm.step()
+    settle(engine)
     return taken
 
 

@@ -53,7 +53,7 @@ COUNTERS = {
     "l2_fetch_jobs": "Jobs that bring blocks from L2.",
     "l2_fetched_blocks": "Blocks that came from L2 to every rank.",
     "l2_failed_fetches": "Blocks that were sent for and did not come, or not intact: they shorten a match.",
-    "l2_cancelled_fetches": "Jobs cancelled because their requests had gone.",
+    "l2_cancelled_fetches": "Jobs cancelled because their requests had gone, or had begun without them.",
     "l2_refused_fetches": "Requests for which nothing was sent for because L1 had no room.",
     "l2_break_even": "Requests for which nothing was sent for because computing is measured to be faster.",
     "l2_hit_tokens": "Tokens loaded from blocks that had come from L2 for it.",

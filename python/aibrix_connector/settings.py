@@ -194,7 +194,8 @@ class Settings:
         False,
         _flag,
         "true or false",
-        "Keep a checksum of each slot and verify it before every load and before it goes to L2, not only after a restart.",
+        "Keep a checksum of each slot and verify it before every load and before it goes to L2, not only after a "
+        "restart.",
     )
     remote: str | None = _setting(
         None,
