@@ -17,10 +17,10 @@ tools = $$(scripts/ensure_dev_tools.sh)/bin
 wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
-parts = wheel lint test-rust test-rdma test-peers test-python test-e2e
+parts = wheel lint kernels test-rust test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel kernels test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -39,6 +39,9 @@ test: ## everything that a change must pass
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
 	MAKE="$(MAKE)" scripts/run_parts.sh $(parts)
+
+kernels: ## are the committed CUDA kernels what their sources make? (104 MB of compilers the first time, skipped without)
+	scripts/check_kernels.sh
 
 test-rust: ## tests of the crates
 	scripts/ensure_rust.sh

@@ -10,6 +10,7 @@ need() { # need PACKAGE COMMAND...: the package is missing when the command fail
   "$@" >/dev/null 2>&1 || missing+=("$package")
 }
 need gcc command -v gcc                                  # links Rust, builds the CUDA stand-ins
+need g++ command -v g++                                  # tests of the CUDA kernels on the CPU
 need libc6-dev test -e /usr/include/stdio.h
 need binutils command -v readelf
 need make command -v make
