@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs inside of the guest: infinistore_guest.sh PYTHON CHECK_PROGRAM KVCACHE [--bench]. See run_infinistore_guest.sh.
+# Runs inside of the guest: infinistore_guest.sh PYTHON CHECK_PROGRAM KVCACHE [--bench ROUNDS]. See run_infinistore_guest.sh.
 set -uo pipefail
 python="$1" check="$2" kvcache="$3"
 here="$(dirname "$0")"
@@ -38,7 +38,7 @@ if [ "${4:-}" = --bench ]; then
   # Values of 4 KiB must not take 64 KiB of its pool: it does not get back what is overwritten.
   start_theirs --minimal-allocate-size 16
   start_ours 256MiB
-  "$python" "$here/infinistore_bench.py" "$check" 22345 22346 || { failed=1; tail -n 20 /run/*.log; }
+  RDMA_BENCH_ROUNDS="${5:-7}" "$python" "$here/infinistore_bench.py" "$check" 22345 22346 || { failed=1; tail -n 20 /run/*.log; }
   kill -9 "$their_server" "$our_server"
   exit "$failed"
 fi
