@@ -2,13 +2,16 @@
 // the arguments.
 //
 // Assumed of a launch: one dimension; blocks of 32 to 512 threads, a multiple of 32; any grid, since every loop strides
-// over the grid. A small grid is the point: it bounds the multiprocessors taken from the engine's own kernels.
+// over the grid. A small grid is the point: it bounds the multiprocessors taken from the engine's own kernels. The launch
+// bounds keep a block to half of a multiprocessor's registers, so that others fit beside it.
 //
 // No shared memory, no barriers and no exchange between threads: each byte is read and written by one thread, alone. So
 // the order of threads cannot matter, and the same source runs as host C++ under sanitizers (host/).
 #include "paged_copy.h"
 
-// The loops that matter are unrolled by hand; unrolled by the compiler as well, the image is thirteen times as large.
+// Only the loops over what a thread has in flight are unrolled: with the compiler's own choice the image is several times as
+// large.
+#define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
 
 namespace kvcache {
@@ -100,45 +103,52 @@ __device__ inline Team this_team() {
   return {threadIdx.x % TEAM_THREADS, blockIdx.x * teams + threadIdx.x / TEAM_THREADS, gridDim.x * teams};
 }
 
-// `count` units from `src` to `dst`. Four loads are in flight per thread: over a PCIe link a load takes over a
-// microsecond, so 16 blocks of 512 threads keep 512 KiB on the way, several times what the link's latency hides.
+// Loads that a thread issues before the first store that waits for one. Over a PCIe link a load takes over a microsecond:
+// 16 blocks of 512 threads keep 512 KiB on the way, several times what hides the link's latency.
+constexpr uint32_t IN_FLIGHT = 4;
+
+// `count` units from `src` to `dst`. The remainder has its loads in flight together as well: most pieces for which these
+// kernels are chosen are short.
 template <typename Unit>
 __device__ inline void copy_units(uint64_t dst, uint64_t src, uint64_t count, uint32_t lane) {
   constexpr uint64_t STEP = uint64_t(TEAM_THREADS) * sizeof(Unit);
   uint64_t at = lane;
   dst += at * sizeof(Unit);
   src += at * sizeof(Unit);
+  Unit units[IN_FLIGHT];
   NO_UNROLL
-  for (; at + 3 * TEAM_THREADS < count; at += 4 * TEAM_THREADS) {
-    const Unit a = load<Unit>(src), b = load<Unit>(src + STEP), c = load<Unit>(src + 2 * STEP),
-               d = load<Unit>(src + 3 * STEP);
-    store<Unit>(dst, a);
-    store<Unit>(dst + STEP, b);
-    store<Unit>(dst + 2 * STEP, c);
-    store<Unit>(dst + 3 * STEP, d);
-    dst += 4 * STEP;
-    src += 4 * STEP;
+  for (; at + (IN_FLIGHT - 1) * TEAM_THREADS < count; at += IN_FLIGHT * TEAM_THREADS) {
+    UNROLL
+    for (uint32_t i = 0; i < IN_FLIGHT; i++) units[i] = load<Unit>(src + i * STEP);
+    UNROLL
+    for (uint32_t i = 0; i < IN_FLIGHT; i++) store<Unit>(dst + i * STEP, units[i]);
+    dst += IN_FLIGHT * STEP;
+    src += IN_FLIGHT * STEP;
   }
-  NO_UNROLL
-  for (; at < count; at += TEAM_THREADS) {
-    store<Unit>(dst, load<Unit>(src));
-    dst += STEP;
-    src += STEP;
-  }
+  UNROLL
+  for (uint32_t i = 0; i < IN_FLIGHT - 1; i++)
+    if (at + i * TEAM_THREADS < count) units[i] = load<Unit>(src + i * STEP);
+  UNROLL
+  for (uint32_t i = 0; i < IN_FLIGHT - 1; i++)
+    if (at + i * TEAM_THREADS < count) store<Unit>(dst + i * STEP, units[i]);
 }
 
 // Whole units in the middle, head and tail byte by byte: they are shorter than a unit, so every lane has at most one
-// byte of each and one instruction moves them all. (Narrower vectors would take more instructions, not fewer.)
+// byte of each and one instruction moves them all. (Narrower vectors would take more instructions, not fewer.) Their loads
+// come first and their stores last, so that nothing waits for them.
 template <typename Unit>
 __device__ inline void copy_aligned(uint64_t dst, uint64_t src, uint64_t bytes, uint32_t lane) {
+  static_assert(sizeof(Unit) <= TEAM_THREADS, "a lane for each byte of a head or tail");
   uint64_t head = (0 - src) & (sizeof(Unit) - 1);
   head = head < bytes ? head : bytes;
   const uint64_t units = (bytes - head) / sizeof(Unit);
   const uint64_t tail = head + units * sizeof(Unit);
-  static_assert(sizeof(Unit) <= TEAM_THREADS, "a lane for each byte of a head or tail");
-  if (lane < head) store<uint8_t>(dst + lane, load<uint8_t>(src + lane));
+  uint8_t first = 0, last = 0;
+  if (lane < head) first = load<uint8_t>(src + lane);
+  if (lane < bytes - tail) last = load<uint8_t>(src + tail + lane);
   copy_units<Unit>(dst + head, src + head, units, lane);
-  if (lane < bytes - tail) store<uint8_t>(dst + tail + lane, load<uint8_t>(src + tail + lane));
+  if (lane < head) store<uint8_t>(dst + lane, first);
+  if (lane < bytes - tail) store<uint8_t>(dst + tail + lane, last);
 }
 
 // Any addresses: as wide as source and destination can be aligned together.
@@ -183,17 +193,32 @@ __device__ inline void copy_pages(const PagedCopy& copy) {
   }
 }
 
+// As IN_FLIGHT. Two, since each needs its own arithmetic: with four the registers do not suffice.
+constexpr uint32_t ROW_IN_FLIGHT = 2;
+
 // The units of a row, head by head. Lanes go through all heads as one sequence: a head vector alone is shorter than
 // what a team moves at once.
 template <typename Unit>
 __device__ inline void copy_row(uint64_t dst, uint64_t dst_stride, uint64_t src, uint64_t src_stride, uint32_t heads,
                                 uint64_t head_bytes, uint32_t lane) {
   const uint32_t head_units = uint32_t(head_bytes / sizeof(Unit));
+  const uint32_t count = heads * head_units;
+  Unit units[ROW_IN_FLIGHT];
+  uint64_t places[ROW_IN_FLIGHT];
   NO_UNROLL
-  for (uint32_t at = lane; at < heads * head_units; at += TEAM_THREADS) {
-    const uint32_t head = at / head_units;
-    const uint64_t within = uint64_t(at % head_units) * sizeof(Unit);
-    store<Unit>(dst + head * dst_stride + within, load<Unit>(src + head * src_stride + within));
+  for (uint32_t at = lane; at < count; at += ROW_IN_FLIGHT * TEAM_THREADS) {
+    UNROLL
+    for (uint32_t i = 0; i < ROW_IN_FLIGHT; i++) {
+      const uint32_t unit = at + i * TEAM_THREADS;
+      if (unit >= count) break;
+      const uint32_t head = unit / head_units;
+      const uint64_t within = uint64_t(unit % head_units) * sizeof(Unit);
+      units[i] = load<Unit>(src + head * src_stride + within);
+      places[i] = dst + head * dst_stride + within;
+    }
+    UNROLL
+    for (uint32_t i = 0; i < ROW_IN_FLIGHT; i++)
+      if (at + i * TEAM_THREADS < count) store<Unit>(places[i], units[i]);
   }
 }
 
@@ -234,7 +259,7 @@ __device__ inline void copy_tokens(const TokenCopy& copy) {
 }  // namespace
 }  // namespace kvcache
 
-extern "C" __global__ void __launch_bounds__(512) kvcache_copy_pieces(const kvcache::PieceCopy copy) {
+extern "C" __global__ void __launch_bounds__(512, 2) kvcache_copy_pieces(const kvcache::PieceCopy copy) {
   using namespace kvcache;
   const Team team = this_team();
   const uint32_t items = copy.piece_count * copy.chunks_per_piece;
@@ -245,18 +270,18 @@ extern "C" __global__ void __launch_bounds__(512) kvcache_copy_pieces(const kvca
   }
 }
 
-extern "C" __global__ void __launch_bounds__(512) kvcache_gather_pages(const kvcache::PagedCopy copy) {
+extern "C" __global__ void __launch_bounds__(512, 2) kvcache_gather_pages(const kvcache::PagedCopy copy) {
   kvcache::copy_pages<kvcache::Direction::GATHER>(copy);
 }
 
-extern "C" __global__ void __launch_bounds__(512) kvcache_scatter_pages(const kvcache::PagedCopy copy) {
+extern "C" __global__ void __launch_bounds__(512, 2) kvcache_scatter_pages(const kvcache::PagedCopy copy) {
   kvcache::copy_pages<kvcache::Direction::SCATTER>(copy);
 }
 
-extern "C" __global__ void __launch_bounds__(512) kvcache_gather_tokens(const kvcache::TokenCopy copy) {
+extern "C" __global__ void __launch_bounds__(512, 2) kvcache_gather_tokens(const kvcache::TokenCopy copy) {
   kvcache::copy_tokens<kvcache::Direction::GATHER>(copy);
 }
 
-extern "C" __global__ void __launch_bounds__(512) kvcache_scatter_tokens(const kvcache::TokenCopy copy) {
+extern "C" __global__ void __launch_bounds__(512, 2) kvcache_scatter_tokens(const kvcache::TokenCopy copy) {
   kvcache::copy_tokens<kvcache::Direction::SCATTER>(copy);
 }

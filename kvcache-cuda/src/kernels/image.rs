@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(source.matches("__global__").count(), Kernel::ALL.len());
         for kernel in Kernel::ALL {
             let declared =
-                format!("extern \"C\" __global__ void __launch_bounds__(512) {}(", kernel.symbol());
+                format!("extern \"C\" __global__ void __launch_bounds__(512, 2) {}(", kernel.symbol());
             assert!(source.contains(&declared), "{kernel:?}");
         }
     }
