@@ -8,6 +8,7 @@ use kvcache_wire::extension::{ExistsReply, LeasedRoom, LeasedRooms, LeasedValue,
 use super::copying::{Copying, Way};
 use super::frames::Asked;
 use super::session::LocalSession;
+use super::spare_room::Spare;
 use crate::tcp::{Fault, FaultReason, Work, refusal};
 
 impl LocalSession {
@@ -27,9 +28,24 @@ impl LocalSession {
         match asked {
             _ if !status.is_ok() => {
                 let mut asked = asked;
-                for mut work in std::mem::take(asked.works()) {
-                    self.end(&mut work, moves, refusal(status), ends);
+                for work in asked.works_mut() {
+                    self.end(work, moves, refusal(status), ends);
                 }
+                if let Asked::Spare(..) = asked {
+                    self.spare.came(std::iter::empty());
+                }
+            }
+            Asked::Spare(count, bytes) => {
+                // Without it the next values ask for room themselves.
+                let rooms = LeasedRooms::decode(body, count as u32)?;
+                let granted = || rooms.iter().filter(|room| room.status.is_ok());
+                if let Some(room) =
+                    granted().find(|room| self.pool.to_write(room.offset_bytes, bytes).is_none())
+                {
+                    return Err(outside(room.offset_bytes, bytes));
+                }
+                let spare = |LeasedRoom { lease, offset_bytes, .. }| Spare { lease, offset_bytes, bytes };
+                self.spare.came(granted().map(spare));
             }
             Asked::Lease(works) => {
                 let leased = match LeasedValues::decode(body, works.len() as u32) {

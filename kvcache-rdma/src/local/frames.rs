@@ -15,6 +15,8 @@ pub(super) enum Asked {
     Lease(Vec<Work>),
     /// Where values may be written.
     Reserve(Vec<Work>),
+    /// The same for values to come: how many of which length.
+    Spare(usize, usize),
     /// Values were written: the lease and checksum of each.
     Commit(Vec<Work>, Vec<CommitItem>),
     /// Whether values are there.
@@ -27,20 +29,42 @@ impl Asked {
     pub(super) fn op(&self) -> FrameOp {
         match self {
             Self::Lease(_) => FrameOp::Lease,
-            Self::Reserve(_) => FrameOp::Reserve,
+            Self::Reserve(_) | Self::Spare(..) => FrameOp::Reserve,
             Self::Commit(..) => FrameOp::Commit,
             Self::Exists(_) => FrameOp::Exists,
             Self::Delete(_) => FrameOp::Delete,
         }
     }
 
-    pub(super) fn works(&mut self) -> &mut Vec<Work> {
-        let (Self::Lease(works)
-        | Self::Reserve(works)
-        | Self::Commit(works, _)
-        | Self::Exists(works)
-        | Self::Delete(works)) = self;
-        works
+    /// Whose requests these are: nobody's where room is asked for in advance.
+    pub(super) fn works(&self) -> &[Work] {
+        match self {
+            Self::Lease(works)
+            | Self::Reserve(works)
+            | Self::Commit(works, _)
+            | Self::Exists(works)
+            | Self::Delete(works) => works,
+            Self::Spare(..) => &[],
+        }
+    }
+
+    pub(super) fn works_mut(&mut self) -> &mut [Work] {
+        match self {
+            Self::Lease(works)
+            | Self::Reserve(works)
+            | Self::Commit(works, _)
+            | Self::Exists(works)
+            | Self::Delete(works) => works,
+            Self::Spare(..) => &mut [],
+        }
+    }
+
+    /// How many things the answer is about.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Spare(count, _) => *count,
+            _ => self.works().len(),
+        }
     }
 
     /// The frame.
@@ -50,12 +74,8 @@ impl Asked {
     /// More than a frame holds; callers keep to the server's limits, which are lower.
     pub(super) fn encode(&self, id: u64) -> Result<Vec<u8>, EncodeError> {
         let head = FrameHead::request(self.op(), 0, id);
-        let (Self::Lease(works)
-        | Self::Reserve(works)
-        | Self::Commit(works, _)
-        | Self::Exists(works)
-        | Self::Delete(works)) = self;
-        let mut out = Vec::with_capacity(FrameHeader::BYTES + 48 + works.len() * ITEM_BYTES_MAX);
+        let works = self.works();
+        let mut out = Vec::with_capacity(FrameHeader::BYTES + 48 + self.count() * ITEM_BYTES_MAX);
         let names: Vec<[u8; RemoteKey::NAME_BYTES]> = works.iter().map(|work| work.key.name()).collect();
         let common = common_prefix(works);
         let prefix = names.first().map_or(&[][..], |name| &name[..common]);
@@ -69,6 +89,7 @@ impl Asked {
                 let lengths: Vec<u64> = works.iter().map(|work| work.bytes as u64).collect();
                 Numbers::encode(body, &lengths)
             }
+            Self::Spare(count, bytes) => Numbers::encode(body, &vec![*bytes as u64; *count]),
             Self::Commit(_, items) => Keys::encode(body, prefix, items.iter().copied().zip(suffixes)),
             Self::Exists(_) | Self::Delete(_) => {
                 Keys::encode(body, prefix, suffixes.map(|suffix| (Named, suffix)))

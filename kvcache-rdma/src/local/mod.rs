@@ -3,6 +3,7 @@
 //! ```text
 //! get:  lease names ──► where they lie ──► copy and hash, compare ──► give the lease back
 //! put:  reserve lengths ──► where to write ──► copy and hash ──► commit names and checksums ──► stored
+//!                          (or spare room)                      and reserve as much again
 //! ```
 //!
 //! Beside its TCP port such a server listens on a Unix socket (`docs/wire.md`, "Shared memory"). It is used where the
@@ -27,6 +28,7 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 mod socket;
+mod spare_room;
 
 pub(crate) use host::is_this_host;
 pub(crate) use mapping::PoolMapping;

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use super::copying::{Copying, Way};
 use super::frames::{Asked, ITEM_BYTES_MAX, release};
 use super::mapping::PoolMapping;
+use super::spare_room::SpareRoom;
 use crate::tcp::{Batch, Fault, FaultReason, InBuffer, Outgoing, Stream, Work, matches_owner};
 
 /// Bytes of values that are asked for, being copied or being committed, at most.
@@ -20,8 +21,8 @@ const WINDOW_REQUESTS: usize = 64;
 /// Longest text in which a server may say what is wrong.
 const REASON_BYTES_MAX: u32 = 4096;
 
-/// Bytes that are copied between two looks at sockets and at what else there is to do.
-const TURN_BYTES: usize = 1 << 20;
+/// Bytes that are copied between two looks at sockets and at what else there is to do: 0.2 ms.
+pub(super) const TURN_BYTES: usize = 2 << 20;
 
 pub(crate) struct LocalSession {
     /// Before the mapping, which the copies point into.
@@ -36,6 +37,8 @@ pub(crate) struct LocalSession {
     pub(super) released: Vec<u64>,
     /// Written, and not committed yet.
     written: (Vec<Work>, Vec<CommitItem>),
+    /// Where the next values go.
+    pub(super) spare: SpareRoom,
     /// Values that the server takes when it has given or got back others, and how they go.
     pub(super) later: VecDeque<(RequestOp, Work)>,
     pub(super) bytes_in_flight: u64,
@@ -53,6 +56,7 @@ impl LocalSession {
             leased: HashMap::new(),
             released: Vec::new(),
             written: Default::default(),
+            spare: SpareRoom::default(),
             later: VecDeque::new(),
             bytes_in_flight: 0,
         }
@@ -96,6 +100,13 @@ impl LocalSession {
             if moves {
                 self.bytes_in_flight += work.bytes as u64;
             }
+            if batch.op == RequestOp::Put
+                && let Some(spare) = self.spare.take(work.bytes)
+                && let Some(to) = self.pool.to_write(spare.offset_bytes, spare.bytes)
+            {
+                self.copies.push_back(Copying::new(work, spare.lease, Way::Put(to)));
+                continue;
+            }
             works.push(work);
         }
         self.ask(batch.op, works, outgoing);
@@ -114,6 +125,27 @@ impl LocalSession {
         self.send(asked, outgoing);
     }
 
+    /// Room for values that are still to come, as long as these, if there should be more than there is: how many, and how
+    /// long.
+    fn spare_after(&mut self, works: &[Work]) -> Option<Asked> {
+        let bytes = works.last()?.bytes;
+        self.released.extend(self.spare.give_up_others(bytes));
+        let alike = works.iter().filter(|work| work.bytes == bytes).count();
+        let count = if self.later.is_empty() { self.spare.wanted(alike, bytes) } else { 0 };
+        (count > 0).then_some(Asked::Spare(count, bytes))
+    }
+
+    /// Whether it holds room for nobody.
+    pub(crate) fn holds_spare(&self) -> bool {
+        !self.spare.is_empty()
+    }
+
+    /// Nothing was put for a while: room for nobody is given back.
+    pub(crate) fn rest(&mut self, outgoing: &mut Outgoing) {
+        self.released.extend(self.spare.give_up());
+        self.give_back(outgoing);
+    }
+
     fn send(&mut self, asked: Asked, outgoing: &mut Outgoing) {
         self.next_id += 1;
         // Below the server's limits, and so below those of frames; nothing at all would be answered by an error.
@@ -124,7 +156,7 @@ impl LocalSession {
     /// Nobody waits for these any more: their memory is out of use when this returns.
     pub(crate) fn forget(&mut self, request: RequestId, item: Option<u32>, outgoing: &mut Outgoing) {
         let wanted = |work: &Work| matches_owner(work.owner, request, item);
-        let asked = self.asked.values_mut().flat_map(|asked| asked.works().iter_mut());
+        let asked = self.asked.values_mut().flat_map(Asked::works_mut);
         for work in asked.chain(&mut self.written.0).filter(|work| wanted(work)) {
             work.owner = None;
             work.memory = None;
@@ -169,7 +201,8 @@ impl LocalSession {
             }
             self.copied(copying, ends);
         }
-        if self.copies.is_empty() || self.written.0.len() >= COMMIT_ITEMS {
+        let written: usize = self.written.0.iter().map(|work| work.bytes).sum();
+        if self.copies.is_empty() || self.written.0.len() >= COMMIT_ITEMS || written >= COMMIT_BYTES {
             self.commit(outgoing);
         }
         self.give_back(outgoing);
@@ -208,11 +241,18 @@ impl LocalSession {
     fn commit(&mut self, outgoing: &mut Outgoing) {
         if !self.written.0.is_empty() {
             let (works, items) = std::mem::take(&mut self.written);
+            let spare = self.spare_after(&works);
             self.send(Asked::Commit(works, items), outgoing);
+            if let Some(spare) = spare {
+                self.send(spare, outgoing);
+            }
         }
     }
 
     fn give_back(&mut self, outgoing: &mut Outgoing) {
+        if !self.later.is_empty() {
+            self.released.extend(self.spare.give_up());
+        }
         if !self.released.is_empty() {
             self.next_id += 1;
             outgoing.push_bytes(release(self.next_id, &self.released));
@@ -262,8 +302,8 @@ impl LocalSession {
         };
         let header = FrameHeader::decode(&header)?;
         let id = header.head.request_id;
-        let works = self.asked.get_mut(&id).map_or(0, |asked| asked.works().len());
-        let body_max = REASON_BYTES_MAX.max(12 + (LeasedValue::BYTES * works) as u32);
+        let count = self.asked.get(&id).map_or(0, Asked::count);
+        let body_max = REASON_BYTES_MAX.max(12 + (LeasedValue::BYTES * count) as u32);
         if header.body_bytes > body_max || header.payload_bytes > 0 {
             let (body, payload) = (header.body_bytes, header.payload_bytes);
             let text = format!("an answer of {body} and {payload} bytes where at most {body_max} are due");
@@ -279,9 +319,9 @@ impl LocalSession {
             let reason = if is_ours { FaultReason::Malformed } else { FaultReason::Unavailable };
             return Err(Fault::new(reason, text));
         }
-        let is_answer = |asked: &mut Asked| header.head.is_answer && header.head.op == asked.op();
+        let is_answer = |asked: &Asked| header.head.is_answer && header.head.op == asked.op();
         let Some(asked) =
-            self.asked.get_mut(&id).is_some_and(is_answer).then(|| self.asked.remove(&id)).flatten()
+            self.asked.get(&id).is_some_and(is_answer).then(|| self.asked.remove(&id)).flatten()
         else {
             let text = format!("an answer to request {id}, {:?}, that was not asked", header.head.op);
             return Err(Fault::new(FaultReason::Malformed, text));
@@ -295,7 +335,7 @@ impl LocalSession {
 
     /// Ends everything that has not ended.
     pub(crate) fn fail(mut self, failure: RemoteFailure, ends: &mut Vec<ItemEnd>) {
-        let asked = self.asked.values_mut().flat_map(|asked| asked.works().iter_mut());
+        let asked = self.asked.values_mut().flat_map(Asked::works_mut);
         let copies = self.copies.iter_mut().map(|copying| &mut copying.work);
         let later = self.later.iter_mut().map(|(_, work)| work);
         for work in asked.chain(copies).chain(later).chain(&mut self.written.0) {
@@ -306,3 +346,6 @@ impl LocalSession {
 
 /// Values that are committed together, at most: the first of a long batch need not wait for the last.
 const COMMIT_ITEMS: usize = 64;
+
+/// Bytes of them, about: the server answers, and finds room for more, while the next are copied.
+const COMMIT_BYTES: usize = 4 << 20;

@@ -16,7 +16,7 @@ use kvcache_wire::extension::{
 };
 
 use super::mapping::PoolMapping;
-use super::session::LocalSession;
+use super::session::{LocalSession, TURN_BYTES};
 use super::socket::LocalSocket;
 use crate::tcp::{Batch, InBuffer, Outgoing, Stream};
 
@@ -120,6 +120,27 @@ impl Pair {
         session.receive(stream, buffer, outgoing, usize::MAX, ends).map_err(|fault| fault.text).unwrap();
     }
 
+    /// Takes what was written, and has no room for more; how many values.
+    fn commit(&mut self) -> usize {
+        let mut count = 0;
+        for (head, body) in self.requests() {
+            match head.op {
+                FrameOp::Commit => {
+                    let statuses = vec![Status::OK; Keys::<CommitItem>::decode(&body, 100).unwrap().len()];
+                    count += statuses.len();
+                    self.answer(head, |out| Statuses::encode(out, &statuses));
+                }
+                FrameOp::Reserve => {
+                    let rooms = Numbers::decode(&body, 100).unwrap().iter();
+                    let rooms: Vec<_> = rooms.map(|_| LeasedRoom::refused(Status::OUT_OF_MEMORY)).collect();
+                    self.answer(head, |out| LeasedRooms::encode(out, &rooms));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        count
+    }
+
     fn copy_all(&mut self) {
         while self.session.is_copying() {
             self.session.copy(&mut self.outgoing, &mut self.ends);
@@ -152,14 +173,15 @@ fn rooms(lease: u64, count: u64) -> Vec<LeasedRoom> {
 #[test]
 fn a_value_that_was_written_is_committed_although_what_is_copied_beside_it_is_forgotten() {
     let mut pair = Pair::new();
-    let (mut first, mut second) = (values(1), values(17));
+    let others = TURN_BYTES / VALUE_BYTES;
+    let (mut first, mut second) = (values(1), values(others as u8 + 1));
     pair.begin(1, RequestOp::Put, &mut first);
     pair.begin(2, RequestOp::Put, &mut second[1..]);
     let asked = pair.requests();
     pair.answer(asked[0].0, |out| LeasedRooms::encode(out, &rooms(1, 1)));
     // More than a turn copies: the first is written then, and some of the others are not.
     let one = |lease| LeasedRoom { offset_bytes: 0, ..rooms(lease, 1)[0] };
-    let same_place: Vec<LeasedRoom> = (2..18).map(one).collect();
+    let same_place: Vec<LeasedRoom> = (2..2 + others as u64).map(one).collect();
     pair.answer(asked[1].0, |out| LeasedRooms::encode(out, &same_place));
     pair.session.copy(&mut pair.outgoing, &mut pair.ends);
     assert!(pair.session.is_copying());
@@ -172,7 +194,6 @@ fn a_value_that_was_written_is_committed_although_what_is_copied_beside_it_is_fo
     let statuses = vec![Status::OK; items.len()];
     pair.answer(*commit, |out| Statuses::encode(out, &statuses));
     assert_eq!(pair.results(), [ItemResult::Done]);
-    assert_eq!((pair.session.owes(), pair.session.load()), (false, 0));
 }
 
 #[test]
@@ -191,8 +212,7 @@ fn what_is_forgotten_is_given_back_and_not_asked_for_again() {
     assert_eq!(sent.iter().map(|(head, _)| head.op).collect::<Vec<_>>(), [FrameOp::Release]);
     assert_eq!(Numbers::decode(&sent[0].1, 10).unwrap().iter().collect::<Vec<_>>(), [2]);
     pair.copy_all();
-    let commit = pair.requests()[0].0;
-    pair.answer(commit, |out| Statuses::encode(out, &[Status::OK]));
+    assert_eq!(pair.commit(), 1);
     assert_eq!((pair.ops(), pair.results()), (vec![], vec![ItemResult::Done]));
     assert_eq!((pair.session.has_room(), pair.session.load()), (true, 0));
 }
@@ -213,9 +233,7 @@ fn what_the_server_takes_later_is_asked_for_later() {
                     answer.resize(count, LeasedRoom::refused(Status::RETRY));
                     pair.answer(asked, |out| LeasedRooms::encode(out, &answer));
                     pair.copy_all();
-                    let commit = pair.requests()[0].0;
-                    assert_eq!(commit.op, FrameOp::Commit);
-                    pair.answer(commit, |out| Statuses::encode(out, &[Status::OK]));
+                    assert_eq!(pair.commit(), 1);
                 }
                 _ => {
                     let stored = vec![9; VALUE_BYTES];
@@ -256,4 +274,54 @@ fn a_place_outside_of_the_pool_ends_the_connection() {
         assert!(fault.text.contains("outside of the server's pool"), "{}", fault.text);
         assert_eq!(ends.len(), 1);
     }
+}
+
+#[test]
+fn room_for_the_next_values_comes_with_the_commit() {
+    let mut pair = Pair::new();
+    let mut memory = values(2);
+    pair.begin(1, RequestOp::Put, &mut memory);
+    let reserve = pair.requests()[0].0;
+    pair.answer(reserve, |out| LeasedRooms::encode(out, &rooms(1, 2)));
+    pair.copy_all();
+    let sent = pair.requests();
+    assert_eq!(sent.iter().map(|(head, _)| head.op).collect::<Vec<_>>(), [FrameOp::Commit, FrameOp::Reserve]);
+    assert_eq!(Numbers::decode(&sent[1].1, 10).unwrap().iter().collect::<Vec<_>>(), [VALUE_BYTES as u64; 2]);
+    pair.answer(sent[0].0, |out| Statuses::encode(out, &[Status::OK; 2]));
+    // The server has one piece only.
+    pair.answer(sent[1].0, |out| {
+        LeasedRooms::encode(out, &[rooms(3, 1)[0], LeasedRoom::refused(Status::OUT_OF_MEMORY)]);
+    });
+    assert!(pair.session.holds_spare() && !pair.session.owes());
+    // A put of one value is copied without a word, and committed; that of another length asks.
+    let mut next = [vec![7; VALUE_BYTES], vec![8; 100]];
+    pair.begin(2, RequestOp::Put, &mut next);
+    let asked = pair.requests();
+    assert_eq!(Numbers::decode(&asked[0].1, 10).unwrap().iter().collect::<Vec<_>>(), [100]);
+    pair.copy_all();
+    let (commit, body) = pair.requests().swap_remove(0);
+    let items: Keys<'_, CommitItem> = Keys::decode(&body, 100).unwrap();
+    assert_eq!(items.items().next().unwrap().0.lease, 3);
+    let mut stored = vec![0; VALUE_BYTES];
+    pair.pool.read_exact_at(&mut stored, 3 * VALUE_BYTES as u64).unwrap();
+    assert!(stored == next[0]);
+    pair.answer(commit, |out| Statuses::encode(out, &[Status::OK]));
+    assert_eq!(pair.results(), [ItemResult::Done; 3]);
+}
+
+#[test]
+fn room_for_nobody_is_given_back() {
+    let mut pair = Pair::new();
+    let mut memory = values(1);
+    pair.begin(1, RequestOp::Put, &mut memory);
+    let reserve = pair.requests()[0].0;
+    pair.answer(reserve, |out| LeasedRooms::encode(out, &rooms(1, 1)));
+    pair.copy_all();
+    let sent = pair.requests();
+    pair.answer(sent[1].0, |out| LeasedRooms::encode(out, &rooms(9, 1)));
+    assert!(pair.session.holds_spare());
+    pair.session.rest(&mut pair.outgoing);
+    assert!(!pair.session.holds_spare());
+    let given = pair.requests();
+    assert_eq!(Numbers::decode(&given[0].1, 10).unwrap().iter().collect::<Vec<_>>(), [9]);
 }

@@ -28,6 +28,9 @@ const TURN_BYTES: usize = 1 << 20;
 /// A batch is begun when no more than this waits for the socket: later, its checksums would be made too early.
 const BACKLOG_BYTES: usize = 64 << 10;
 
+/// Room in a server's pool is kept for values to come for so long.
+const SPARE_TIME: Duration = Duration::from_millis(100);
+
 /// What connections to one server have in common.
 pub(super) struct Greeting {
     pub(super) token: Vec<u8>,
@@ -218,8 +221,9 @@ impl Connection {
             self.flush()?;
         }
         let (copied, copies_more) = self.copy(ends);
-        // What follows from answers and copies need not wait for another turn.
-        if copied + read > 0 && self.writable && self.is_local() {
+        // What follows from the last copy need not wait for another turn; what follows from others leaves with what
+        // the next turn has to say.
+        if copied + read > 0 && !copies_more && self.writable && self.is_local() {
             self.write()?;
         }
         self.answered |= was_open && read > 0;
@@ -397,6 +401,24 @@ impl Connection {
             return Ok(());
         }
         Err(Fault::new(reason, format!("nothing came for {} ms", limit.as_millis())))
+    }
+
+    /// Whether it holds room for nobody in a server's pool.
+    pub(super) fn holds_spare(&self) -> bool {
+        matches!(&self.state, State::Local(session) if session.holds_spare())
+    }
+
+    /// Gives that back if nothing has moved for a while; whether it did.
+    pub(super) fn rest(&mut self, now: Duration) -> bool {
+        match &mut self.state {
+            State::Local(session)
+                if session.holds_spare() && now.saturating_sub(self.heard) >= SPARE_TIME =>
+            {
+                session.rest(&mut self.outgoing);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether something is due from the server.

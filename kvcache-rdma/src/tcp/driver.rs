@@ -15,6 +15,7 @@ use super::placement::SnapshotPlacement;
 use super::rdma_lanes::RdmaLanes;
 use super::server::{CONNECTIONS_MAX, News, Server};
 use super::shared::{Command, RingStats, Shared};
+use super::spin::Spin;
 use super::work::Batch;
 use crate::members::{Members, ServerAddress};
 use crate::rdma::{LaneSettings, set_up};
@@ -27,6 +28,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How soon a change of members is noticed when nothing else happens.
 const MEMBERS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long ends may wait for each other while the thread is busy.
+const DELIVERY_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Bytes of values that nobody waits for, read at a time.
 const SINK_BYTES: usize = 64 << 10;
@@ -55,6 +59,7 @@ pub(super) struct Driver {
     /// Connections that have more to do.
     again: Vec<Token>,
     sink: Vec<u8>,
+    spin: Spin,
     next_check: Duration,
     /// Taken from the inbox and not looked at.
     commands: std::vec::IntoIter<Command>,
@@ -73,6 +78,7 @@ impl Driver {
             member_changes: 0,
             again: Vec::new(),
             sink: vec![0; SINK_BYTES],
+            spin: Spin::default(),
             next_check: Duration::ZERO,
             commands: Vec::new().into_iter(),
         }
@@ -82,6 +88,7 @@ impl Driver {
     pub(super) fn run(&mut self) {
         let mut events = Events::with_capacity(256);
         let (mut ends, mut answers) = (Vec::new(), Vec::new());
+        let mut next_delivery = Duration::ZERO;
         loop {
             let now = self.shared.now();
             self.look_at_members(now);
@@ -98,9 +105,13 @@ impl Driver {
             self.act(now);
             self.check(now);
             self.act(now);
-            self.client.take_ends(&mut ends);
-            self.client.take_answers(&mut answers);
-            self.shared.deliver(&mut ends, &mut answers);
+            // To wake whoever waits costs about as much as to copy 64 KiB: while more is at hand, now and then is enough.
+            if self.again.is_empty() || now >= next_delivery {
+                next_delivery = now + DELIVERY_INTERVAL;
+                self.client.take_ends(&mut ends);
+                self.client.take_answers(&mut answers);
+                self.shared.deliver(&mut ends, &mut answers);
+            }
             if stats_wanted {
                 self.shared.deliver_stats(self.stats());
             }
@@ -132,6 +143,14 @@ impl Driver {
         }
         if !self.shared.fall_asleep() {
             timeout = Duration::ZERO;
+        }
+        let (poll, spin) = (&mut self.poll, &mut self.spin);
+        if !timeout.is_zero()
+            && self.servers.values().any(Server::answers_soon)
+            && spin.until(|| poll.poll(events, Some(Duration::ZERO)).is_err() || !events.is_empty())
+        {
+            self.shared.awake();
+            return;
         }
         // What can go wrong is a signal, after which the loop goes round.
         let _ = self.poll.poll(events, Some(timeout));

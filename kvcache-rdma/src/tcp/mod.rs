@@ -23,6 +23,7 @@ mod rdma_lane;
 mod rdma_lanes;
 mod server;
 mod shared;
+mod spin;
 mod stock;
 mod stream;
 mod thread;

@@ -344,6 +344,9 @@ impl Server {
         now: Duration,
         news: &mut News,
     ) {
+        if self.local.connection.as_mut().is_some_and(|connection| connection.rest(now)) {
+            news.again.push(token(self.id, LOCAL_PLACE));
+        }
         for place in (0..=self.bulk.places.len()).chain([LOCAL_PLACE]) {
             let connection = self.connection_at(place).and_then(|connection| connection.as_ref());
             if let Some(Err(fault)) =
@@ -391,10 +394,15 @@ impl Server {
         in_use
     }
 
+    /// Whether a server of this host is about to answer: within microseconds, if it is awake.
+    pub(super) fn answers_soon(&self) -> bool {
+        self.local.is_open() && self.local.connection.as_ref().is_some_and(Connection::owes)
+    }
+
     /// When to look again although nothing happens.
     pub(super) fn is_waiting(&self) -> bool {
         let busy = |lane: &Lane| !lane.queue.is_empty() || lane.places.iter().flatten().any(Connection::owes);
-        let local = self.local.connection.as_ref().is_some_and(Connection::owes);
+        let local = self.local.connection.as_ref().is_some_and(|it| it.owes() || it.holds_spare());
         let rdma = self.rdma.as_ref().is_some_and(RdmaLanes::is_waiting);
         busy(&self.small) || busy(&self.bulk) || local || rdma || !self.local.queue.is_empty()
     }
