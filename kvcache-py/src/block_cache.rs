@@ -36,7 +36,8 @@ static FROM_BUFFER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
 impl BlockCache {
     #[new]
     #[pyo3(signature = (block_bytes, capacity_bytes, *, eviction="default", namespace=None, remote=None, slab_path=None,
-                        copy_threads=None, hash=None, ingestion="all", token_file=None, tls_ca=None, tls_name=None))]
+                        copy_threads=None, hash=None, ingestion="all", token_file=None, tls_ca=None, tls_name=None,
+                        shared_memory=true))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
@@ -52,6 +53,7 @@ impl BlockCache {
         token_file: Option<PathBuf>,
         tls_ca: Option<PathBuf>,
         tls_name: Option<String>,
+        shared_memory: bool,
     ) -> PyResult<Self> {
         let block_bytes =
             count_in_memory(block_bytes, "block_bytes", "give the bytes of one block, for all layers")?;
@@ -83,7 +85,8 @@ impl BlockCache {
                          out",
                     ));
                 }
-                let ring = py.detach(|| ring_config(&url, token_file, tls_ca, tls_name))?;
+                let mut ring = py.detach(|| ring_config(&url, token_file, tls_ca, tls_name))?;
+                ring.shared_memory = shared_memory;
                 let config = L2Config { ingestion, ..L2Config::new(Namespace::of_text(namespace)) };
                 Some((ring, config))
             }

@@ -31,8 +31,8 @@ pub(crate) struct Remote {
 #[pymethods]
 impl Remote {
     #[new]
-    #[pyo3(signature = (*, url, ingestion="all", replicas=1, token_file=None, tls_ca=None, tls_name=None, timeout_s=2.0, fetch_wait_s=2.0,
-                        presence_wait_s=0.05, in_flight=32))]
+    #[pyo3(signature = (*, url, ingestion="all", replicas=1, token_file=None, tls_ca=None, tls_name=None, shared_memory=true, timeout_s=2.0,
+                        fetch_wait_s=2.0, presence_wait_s=0.05, in_flight=32))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         url: &str,
@@ -41,6 +41,7 @@ impl Remote {
         token_file: Option<PathBuf>,
         tls_ca: Option<PathBuf>,
         tls_name: Option<String>,
+        shared_memory: bool,
         timeout_s: f64,
         fetch_wait_s: f64,
         presence_wait_s: f64,
@@ -49,6 +50,7 @@ impl Remote {
         let ingestion = ingestion_of(ingestion)?;
         let mut ring = ring_config(url, token_file, tls_ca, tls_name)?;
         ring.client = RingClientConfig { replicas, ..ring.client };
+        ring.shared_memory = shared_memory;
         let tier = RemoteTierConfig {
             ingestion,
             presence_wait: wait("presence_wait_s", presence_wait_s)?,

@@ -65,6 +65,7 @@ class BlockCache:
         token_file: str | PathLike[str] | None = None,
         tls_ca: str | PathLike[str] | None = None,
         tls_name: str | None = None,
+        shared_memory: bool = True,
     ) -> Self:
         """Opens a cache. Takes milliseconds: memory is taken in the background, and used as it arrives.
 
@@ -93,6 +94,7 @@ class BlockCache:
             token_file: A file with the token that the servers ask for.
             tls_ca: With ``tls://``: a PEM file with the certificates that sign the servers'.
             tls_name: With ``tls://``: the name in the servers' certificates, where it is not their host.
+            shared_memory: Whether the memory of servers on this host is used directly; False: TCP as for all others.
 
         Raises:
             TypeError: A size is not a whole number.
@@ -242,6 +244,7 @@ class Remote:
         token_file: str | PathLike[str] | None = None,
         tls_ca: str | PathLike[str] | None = None,
         tls_name: str | None = None,
+        shared_memory: bool = True,
         timeout_s: float = 2.0,
         fetch_wait_s: float = 2.0,
         presence_wait_s: float = 0.05,
@@ -256,6 +259,7 @@ class Remote:
             token_file: A file with the servers' token.
             tls_ca: A file with the certificates (PEM) that sign the servers'.
             tls_name: The name in those certificates, where it is not the host of the servers' addresses.
+            shared_memory: Whether the memory of servers on this host is used directly.
             timeout_s: The longest one operation may take.
             fetch_wait_s: The longest a request waits for blocks on their way.
             presence_wait_s: The longest a request waits to hear what is there.

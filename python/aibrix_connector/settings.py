@@ -226,6 +226,12 @@ class Settings:
         "a host name",
         "The name in the certificates of L2's servers, where it is not the host of their addresses.",
     )
+    remote_shared_memory: bool = _setting(
+        True,
+        _flag,
+        "true or false",
+        "Use the memory of a server on this host directly, where both run as one user: faster than TCP.",
+    )
     remote_timeout_ms: float = _setting(
         2000.0,
         _number(1, 60_000),
@@ -279,6 +285,7 @@ class Settings:
             "token_file": self.remote_token_file,
             "tls_ca": self.remote_tls_ca,
             "tls_name": self.remote_tls_name,
+            "shared_memory": self.remote_shared_memory,
             "timeout_s": self.remote_timeout_ms / 1000,
             "fetch_wait_s": self.remote_wait_ms / 1000,
             "presence_wait_s": self.remote_presence_wait_ms / 1000,

@@ -118,6 +118,24 @@ def test_deleting_reaches_the_servers(servers: Servers) -> None:
         assert (first.match(keys), second.match(keys)) == (5, 5)
 
 
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_memory_of_a_server_on_this_host_is_shared_unless_it_is_switched_off(
+    servers: Servers, shared_memory: bool
+) -> None:
+    remote = servers.start(1)
+    server = servers.running[0]
+    with cache(remote, shared_memory=shared_memory) as opened:
+        # The first values go over TCP in any case: it leads to the Unix socket.
+        keys = opened.hash_tokens(np.arange(16 * 200, dtype=np.int32))
+        for start in range(len(keys)):
+            opened.put(keys[start : start + 1], blocks_of(keys[start : start + 1]))
+            assert opened.flush()
+        metrics = server.metrics()
+        shared = metrics["kvcache_server_shared_written_bytes_total"]
+        assert (shared > 0) == shared_memory
+        assert shared + metrics["kvcache_server_received_bytes_total"] == len(keys) * BLOCK_BYTES
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

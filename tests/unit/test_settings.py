@@ -72,6 +72,7 @@ CASES: dict[str, tuple[Any, list[tuple[Any, Any]], list[tuple[Any, str]]]] = {
     "remote_token_file": (None, [("/etc/token", "/etc/token"), ("", None)], []),
     "remote_tls_ca": (None, [("/etc/ca.pem", "/etc/ca.pem"), ("", None)], []),
     "remote_tls_name": (None, [("cache", "cache"), ("", None)], []),
+    "remote_shared_memory": (True, [("off", False), (0, False)], [("sometimes", "true or false")]),
     "remote_timeout_ms": (
         2000.0,
         [(1, 1.0)],
