@@ -1,7 +1,7 @@
 //! Accepts connections, not too many, and ends them when the server stops.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,47 @@ use tokio_rustls::TlsAcceptor;
 use crate::metrics::Fault;
 use crate::session::{self, Shared, Stopping, stopped};
 
-/// Accepts until the server stops; returns when every connection has ended.
+/// Where connections come from.
+pub(crate) trait Listener: Send {
+    type Stream: Send;
+
+    /// Waits for the next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = (TcpStream, SocketAddr);
+
+    async fn next(&self) -> io::Result<Self::Stream> {
+        self.accept().await
+    }
+}
+
+/// Accepts clients over TCP until the server stops; returns when every connection has ended.
 pub(crate) async fn accept(
     shared: Arc<Shared>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     connections_max: usize,
-    mut stopping: Stopping,
+    stopping: Stopping,
 ) {
+    let (of, until) = (Arc::clone(&shared), stopping.clone());
+    let serve = |(stream, peer): (TcpStream, SocketAddr)| {
+        Some(connection(Arc::clone(&of), stream, peer.ip(), tls.clone(), until.clone()))
+    };
+    accept_from(listener, &shared, connections_max, stopping, serve).await;
+}
+
+/// Accepts until the server stops; returns when every connection has ended. `serve` says what to do with one that is let in.
+pub(crate) async fn accept_from<L: Listener, F>(
+    listener: L,
+    shared: &Shared,
+    connections_max: usize,
+    mut stopping: Stopping,
+    mut serve: impl FnMut(L::Stream) -> Option<F>,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut sessions = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -28,10 +61,10 @@ pub(crate) async fn accept(
             () = stopped(&mut stopping) => break,
             // Collects what has ended, so that the set holds live connections only.
             _ = sessions.join_next(), if !sessions.is_empty() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors, or the peer is gone already. Waiting lets other connections end.
                 log::warn!("cannot accept a connection: {error}");
@@ -43,8 +76,10 @@ pub(crate) async fn accept(
             shared.metrics.fault(Fault::ConnectionLimit);
             continue;
         }
-        shared.metrics.connections_total.add(1);
-        sessions.spawn(connection(Arc::clone(&shared), stream, peer.ip(), tls.clone(), stopping.clone()));
+        if let Some(session) = serve(stream) {
+            shared.metrics.connections_total.add(1);
+            sessions.spawn(session);
+        }
     }
     drop(listener);
     let grace = shared.timeouts.grace;

@@ -6,19 +6,17 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kvcache_wire::extension::local_socket_name;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
 
 use super::leases::LeaseLimits;
 use super::passing::PassingWriter;
 use super::peer_process::PeerReader;
 use super::{Leases, Local, Passing};
-use crate::connections::Open;
+use crate::connections::{Listener, Open, accept_from};
 use crate::metrics::Fault;
-use crate::session::{self, Shared, Stopping, stopped};
+use crate::session::{self, Shared, Stopping};
 
 /// A Unix socket that clients of this host find.
 #[derive(Debug)]
@@ -38,57 +36,41 @@ impl LocalListener {
     }
 }
 
+impl Listener for LocalListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.0.accept().await?.0)
+    }
+}
+
 /// Accepts until the server stops; returns when every connection has ended.
 pub(crate) async fn accept(
     shared: Arc<Shared>,
     listener: LocalListener,
     connections_max: usize,
-    mut stopping: Stopping,
+    stopping: Stopping,
 ) {
-    let mut sessions = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stopped(&mut stopping) => break,
-            _ = sessions.join_next(), if !sessions.is_empty() => continue,
-            accepted = listener.0.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                log::warn!("cannot accept a local connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        if sessions.len() >= connections_max {
-            shared.metrics.fault(Fault::ConnectionLimit);
-            continue;
-        }
+    let (of, until) = (Arc::clone(&shared), stopping.clone());
+    let serve = |stream| {
         if !is_admitted(&stream) {
-            shared.metrics.fault(Fault::Unauthorized);
-            continue;
+            of.metrics.fault(Fault::Unauthorized);
+            return None;
         }
-        shared.metrics.connections_total.add(1);
-        let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
-        sessions.spawn(async move {
-            let _open = Open::new(&shared);
-            let (reader, writer) = stream.into_split();
-            let passing = Passing::default();
-            let (reader, writer) = (PeerReader::new(reader), PassingWriter::new(writer, passing.clone()));
-            let leases = Leases::new(limits(&shared));
-            let local = Local { leases, passing };
-            let end = session::serve(&shared, stopping, reader, writer, HERE, Some(local)).await;
-            log::debug!("a local connection ends: {end:?}");
-        });
-    }
-    drop(listener);
-    let grace = shared.timeouts.grace;
-    let all = async { while sessions.join_next().await.is_some() {} };
-    if tokio::time::timeout(grace, all).await.is_err() {
-        log::warn!("{} local connections were still busy after {grace:?} and are cut off", sessions.len());
-        sessions.shutdown().await;
-    }
+        Some(connection(Arc::clone(&of), stream, until.clone()))
+    };
+    accept_from(listener, &shared, connections_max, stopping, serve).await;
+}
+
+async fn connection(shared: Arc<Shared>, stream: UnixStream, stopping: Stopping) {
+    let _open = Open::new(&shared);
+    let (reader, writer) = stream.into_split();
+    let passing = Passing::default();
+    let (reader, writer) = (PeerReader::new(reader), PassingWriter::new(writer, passing.clone()));
+    let leases = Leases::new(limits(&shared));
+    let local = Local { leases, passing };
+    let end = session::serve(&shared, stopping, reader, writer, HERE, Some(local)).await;
+    log::debug!("a local connection ends: {end:?}");
 }
 
 /// Whether the peer runs as our user or as root. Who else may use the server does so over TCP.
@@ -127,7 +109,6 @@ pub(crate) fn descriptors(shared: &Shared) -> io::Result<[OwnedFd; 2]> {
     Ok([readable.into(), writable])
 }
 
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Room that one connection may hold: a client copies a few values at a time, so more would be no faster.
 const ROOM_BYTES_MAX: u64 = 64 << 20;
 
