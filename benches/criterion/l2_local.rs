@@ -5,49 +5,35 @@
 //! large as the values and a memory file like the server's. No names, no answers, no checksums. What the client moves has its
 //! checksum made (put) and verified (get).
 
-use std::fmt::Display;
+mod ring_harness;
+
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
-use kvcache_core::BlockKey;
 use kvcache_core::copy_engine::checked_copy::CheckedCopy;
 use kvcache_core::copy_engine::stream_copy::{Variant, fence};
-use kvcache_core::remote::{
-    Presence, RemoteKey, RemoteOp, RemoteOutcome, RemoteSpace, RemoteStore, RemoteTransfer, value_checksum,
-};
-use kvcache_rdma::members::{Member, MemberList, Members, PlacementSource};
-use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
-use kvcache_server::{Server, ServerConfig};
+use kvcache_core::remote::{RemoteOp, value_checksum};
+use kvcache_rdma::ring::RingStore;
 
-const VALUES_BYTES: usize = 128 << 20;
+use ring_harness::{VALUES_BYTES, Values, begin, config, row, server, transfer};
+
 const VALUE_BYTES: usize = 2 << 20;
-const PAGE_BYTES: usize = 4096;
-const SPACE: RemoteSpace = RemoteSpace([7; 16]);
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() {
-    // `cargo test` runs benches as well: then it is enough that they build.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !begin() {
         return;
     }
-    println!("| what | median | quartiles | target | load |\n|---|---|---|---|---|");
-    let server = Server::start(ServerConfig {
-        capacity_bytes: 512 << 20,
-        threads: Some(2),
-        ..ServerConfig::default()
-    })
-    .expect("a server");
-    let store = RingStore::open(&config(&server)).expect("a client");
+    let server = server();
+    let store = RingStore::open(&config(&[&server])).expect("a client");
     throughput(&store);
-    latency(&store);
-    presence(&server);
+    ring_harness::latency(&store, 1000, "≤ 150", "≤ 120");
+    let stats = ring_harness::presence("presence of 32 keys", &config(&[&server]), 32, 2000, "≤ 60");
+    assert!(stats.connections.values().all(|(_, connection)| connection.shared_memory));
 }
 
 fn throughput(store: &RingStore) {
-    // Aligned as slots are.
-    let mut memory = vec![0x5a_u8; VALUES_BYTES + PAGE_BYTES];
-    let start = memory.as_ptr().align_offset(PAGE_BYTES);
-    let values = &mut memory[start..start + VALUES_BYTES];
+    let mut values = Values::new(VALUES_BYTES);
+    let values = values.bytes_mut();
     let mut pool = Pool::new();
     let mut columns: [Vec<f64>; 7] = Default::default();
     for round in 0..14 {
@@ -85,63 +71,6 @@ fn throughput(store: &RingStore) {
     ] {
         row(name, &mut columns[column], target);
     }
-}
-
-fn latency(store: &RingStore) {
-    let mut memory = vec![0x5a_u8; (1 << 20) + PAGE_BYTES];
-    let start = memory.as_ptr().align_offset(PAGE_BYTES);
-    let value = &mut memory[start..start + (1 << 20)];
-    let (mut put, mut get) = (Vec::new(), Vec::new());
-    for _ in 0..1000 {
-        put.push(transfer(store, RemoteOp::Put, 1 << 20, value).as_secs_f64() * 1e6);
-        get.push(transfer(store, RemoteOp::Get, 1 << 20, value).as_secs_f64() * 1e6);
-    }
-    row("put 1 MiB, µs", &mut put, "≤ 150");
-    row("get 1 MiB, µs", &mut get, "≤ 120");
-}
-
-fn presence(server: &Server) {
-    let mut presence = RingPresence::open(&config(server)).expect("a client");
-    presence.set_spaces(&[SPACE]);
-    let keys: Vec<BlockKey> = (0..32).map(key).collect();
-    let (mut times, mut answers) = (Vec::new(), Vec::new());
-    for question in 0..2000 {
-        let start = Instant::now();
-        presence.ask(question, &keys, PATIENCE);
-        while answers.is_empty() {
-            presence.wait(PATIENCE);
-            presence.poll(&mut answers);
-        }
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-        answers.clear();
-    }
-    assert!(presence.stats().connections.values().all(|(_, connection)| connection.shared_memory));
-    row("presence of 32 keys, µs", &mut times, "≤ 60");
-}
-
-/// Moves all of `values`, in pieces of `bytes`, and waits for it.
-fn transfer(store: &RingStore, op: RemoteOp, bytes: usize, values: &mut [u8]) -> Duration {
-    let batch: Vec<RemoteTransfer> = (0..)
-        .zip(values.chunks_exact_mut(bytes))
-        .map(|(ticket, value)| RemoteTransfer {
-            ticket,
-            op,
-            key: RemoteKey { space: SPACE, block: key(ticket) },
-            address: value.as_mut_ptr() as usize,
-            bytes,
-        })
-        .collect();
-    let start = Instant::now();
-    // SAFETY: `values` is borrowed exclusively until all have ended, below.
-    unsafe { store.submit(&batch, PATIENCE) };
-    let mut ends = Vec::new();
-    while ends.len() < batch.len() {
-        store.wait(PATIENCE);
-        store.poll(&mut ends);
-    }
-    let time = start.elapsed();
-    assert!(ends.iter().all(|end| end.outcome == RemoteOutcome::Done), "{:?}", store.stats());
-    time
 }
 
 type Copy = unsafe fn(*const u8, *mut u8, usize);
@@ -204,25 +133,4 @@ impl Pool {
         }
         start.elapsed()
     }
-}
-
-fn config(server: &Server) -> RingConfig {
-    let member = Member::at(server.address().to_string().parse().expect("an address"));
-    let list = MemberList::new(vec![member]).expect("members");
-    RingConfig::new(Members::fixed(list, PlacementSource::Computed).expect("members"))
-}
-
-fn key(number: u64) -> BlockKey {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
-    bytes[8..].copy_from_slice(&number.to_le_bytes());
-    BlockKey(bytes)
-}
-
-fn row(what: &str, samples: &mut [f64], target: impl Display) {
-    samples.sort_by(f64::total_cmp);
-    let at = |share: f64| samples[((samples.len() - 1) as f64 * share).round() as usize];
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("");
-    println!("| {what} | {:.3} | {:.3}-{:.3} | {target} | {load} |", at(0.5), at(0.25), at(0.75));
 }
