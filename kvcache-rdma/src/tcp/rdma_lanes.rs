@@ -99,7 +99,7 @@ impl RdmaLanes {
         Some(index)
     }
 
-    /// A lane was set up.
+    /// A lane was set up. One that was begun for an earlier member of the same name is not wanted any more.
     pub(super) fn opened(
         &mut self,
         index: usize,
@@ -107,18 +107,16 @@ impl RdmaLanes {
         registry: &Registry,
         now: Duration,
     ) -> Result<(), Fault> {
+        let Some(place @ Place::SettingUp) = self.places.get_mut(index) else { return Ok(()) };
         let tokens = [0, 1].map(|half| token(self.id, FIRST_PLACE + 2 * index + half));
-        let opened = RdmaLane::open(ready, registry, tokens, now);
-        let Some(place) = self.places.get_mut(index) else { return Ok(()) };
-        *place = Place::Free;
-        *place = Place::Open(Box::new(opened?));
+        *place = Place::Open(Box::new(RdmaLane::open(ready, registry, tokens, now)?));
         self.fault = None;
         Ok(())
     }
 
     /// None was: see [`failed`](Self::failed) for the rest.
     pub(super) fn not_opened(&mut self, index: usize) {
-        if let Some(place) = self.places.get_mut(index) {
+        if let Some(place @ Place::SettingUp) = self.places.get_mut(index) {
             *place = Place::Free;
         }
     }
@@ -222,3 +220,50 @@ impl RdmaLanes {
 
 /// Of the places that make a server's tokens, the first that is a lane's: each has two.
 pub(super) const FIRST_PLACE: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::rdma::{Device, RdmaPort};
+    use crate::verbs::{FakeNetwork, Port};
+    use crate::verbs_client::{Lane, VerbsClientConfig};
+
+    /// A member left while its lane was set up, came back, and has one: the late one must not take its place, with what
+    /// it carries.
+    #[test]
+    fn a_lane_that_comes_late_takes_no_place() {
+        let network = FakeNetwork::new();
+        let port = network.port();
+        let verbs = VerbsClientConfig::default();
+        let settings = LaneSettings {
+            device: Arc::new(Device::new(&RdmaPort::Opened(port.clone()))),
+            verbs: verbs.clone(),
+            connect_timeout: Duration::from_secs(1),
+            token: Vec::new(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ready = |port: &Port| {
+            let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            ReadyLane {
+                lane: Lane::new(port, &verbs).unwrap(),
+                control: mio::net::TcpStream::from_std(stream),
+            }
+        };
+        let poll = mio::Poll::new().unwrap();
+        let (now, registry) = (Duration::ZERO, poll.registry());
+        let mut lanes = RdmaLanes::new(ServerId(3), Arc::new(settings), 2);
+        assert_eq!(lanes.wanted_place(2, now), Some(0), "the first is begun without being asked for");
+        assert_eq!(lanes.wanted_place(2, now), None);
+        for _ in 0..2 {
+            lanes.opened(0, ready(&port), registry, now).unwrap();
+            assert_eq!((lanes.state().0, network.queue_pairs()), (1, 1));
+        }
+        lanes.not_opened(0);
+        assert_eq!((lanes.state().0, network.queue_pairs()), (1, 1), "a late fault takes none either");
+        lanes.opened(1, ready(&port), registry, now).unwrap();
+        assert_eq!(network.queue_pairs(), 1, "nobody wanted a second");
+    }
+}
