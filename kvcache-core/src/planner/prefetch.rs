@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::tier::{Asked, Question, RemoteState, Tier};
+use super::tier::{Asked, FAILED_IN_ROW_MAX, Question, RemoteState, Tier};
 use super::{Pending, Planner, note_removed};
 use crate::BlockKey;
 use crate::directory::{FillId, GroupPrefix, Residency, evictions_per_request_max, match_groups};
@@ -132,7 +132,9 @@ impl Planner {
                 residency[*from..*until].iter().filter(|of| **of != Residency::Ready).count()
             })
             .sum();
-        if self.cost.fetching_is_slower(wanted as u64 * slot_bytes, tokens) && !tier.may_try_again(now) {
+        let is_in_vain = tier.failed_in_row >= FAILED_IN_ROW_MAX
+            || self.cost.fetching_is_slower(wanted as u64 * slot_bytes, tokens);
+        if is_in_vain && !tier.may_try_again(now) {
             tier.counters.break_even += 1;
             return;
         }
@@ -204,13 +206,24 @@ impl Planner {
             tier.counters.fetched_blocks += 1;
         }
         directory.complete_fills(&bad, false);
+        let waiters = tier.waiters.get(&number);
+        let cancelled = waiters.is_some_and(|waiters| waiters.cancelled);
         if !bad.is_empty() {
             // Whoever passed over what was on its way may store it after all.
-            for id in tier.waiters.get(&number).iter().flat_map(|of| of.wanting.iter().chain(&of.passed)) {
+            for id in waiters.iter().flat_map(|of| of.wanting.iter().chain(&of.passed)) {
                 if let Some(request) = self.requests.get_mut(id) {
                     request.offloaded.fill(0);
+                    // Who came when it was being cancelled asks for it again.
+                    if cancelled && !request.begun {
+                        (request.remote, request.joined) = (RemoteState::Fresh, false);
+                    }
                 }
             }
+        }
+        if !good.is_empty() {
+            tier.failed_in_row = 0;
+        } else if !cancelled {
+            tier.failed_in_row = tier.failed_in_row.saturating_add(1);
         }
         tier.counters.failed_fetches += bad.len() as u64;
         tier.end_fetch(number, &pending.keys);
@@ -251,6 +264,7 @@ impl Planner {
                 waiters.passed.insert(id.to_owned());
             }
             if waiters.wanting.is_empty() {
+                waiters.cancelled = true;
                 self.plan.cancelled.push(JobId { epoch, number: *number });
                 tier.counters.cancelled_fetches += 1;
             }

@@ -80,6 +80,10 @@ pub(super) type Asked = Vec<(usize, usize)>;
 /// How often something is fetched although that is measured to be slower than computing.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// After so many fetch jobs in a row of which nothing came, L2 is left alone as one that is slow is: to ask for what cannot
+/// be had takes slots from L1.
+pub(super) const FAILED_IN_ROW_MAX: u32 = 16;
+
 /// Servers have at least so long to say what they have: demotions wait for it, and nobody in particular.
 const ANSWER_MIN: Duration = Duration::from_millis(20);
 
@@ -95,6 +99,8 @@ pub(super) struct Waiters {
     pub(super) wanting: BTreeSet<String>,
     /// They have begun without it.
     pub(super) passed: BTreeSet<String>,
+    /// Whether it was cancelled at a time when nobody wanted it.
+    pub(super) cancelled: bool,
 }
 
 pub(super) struct Tier {
@@ -114,6 +120,8 @@ pub(super) struct Tier {
     /// Slots ever sent for, and those of them that have come or failed. They come about in the order of the jobs.
     pub(super) sent_for: u64,
     pub(super) come: u64,
+    /// Fetch jobs in a row, but for those that nobody wanted, of which nothing came.
+    pub(super) failed_in_row: u32,
     /// How many had come when somebody last looked, and since when it is so many.
     progress: (u64, Duration),
     candidates: VecDeque<BlockKey>,
@@ -139,6 +147,7 @@ impl Tier {
             fetching: HashMap::new(),
             sent_for: 0,
             come: 0,
+            failed_in_row: 0,
             progress: (0, Duration::ZERO),
             candidates: VecDeque::new(),
             demoting: 0,

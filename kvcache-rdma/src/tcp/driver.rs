@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -368,7 +369,10 @@ fn begin_set_up(
 ) {
     let (sender, settings) = (Arc::clone(shared), Arc::clone(settings));
     let work = move || {
-        let ready = Box::new(set_up(&settings, address));
+        let ready = catch_unwind(AssertUnwindSafe(|| set_up(&settings, address)));
+        let ready =
+            ready.unwrap_or_else(|_| Err(Fault::new(FaultReason::Rdma, "an error of ours: see the log")));
+        let ready = Box::new(ready);
         sender.push(Command::LaneReady { server, place, ready });
     };
     let thread = std::thread::Builder::new().name("kvcache-lane".to_owned()).spawn(work);

@@ -1,6 +1,6 @@
 //! One queue pair to a server, and the values that travel over it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,9 @@ pub(super) struct RdmaLane {
     heard: Duration,
     /// Whether anything ever has.
     was_heard: bool,
-    /// Since when something is in use that nobody waits for.
-    forgotten_since: Option<Duration>,
+    /// Tickets of what nobody waits for any more and is in use nevertheless, and since when there is any.
+    forgotten: HashSet<u64>,
+    forgotten_since: Duration,
     // Reused between calls.
     remote_ends: Vec<RemoteEnd>,
 }
@@ -59,7 +60,8 @@ impl RdmaLane {
             next_ticket: 0,
             heard: now,
             was_heard: false,
-            forgotten_since: None,
+            forgotten: HashSet::new(),
+            forgotten_since: now,
             remote_ends: Vec::new(),
         })
     }
@@ -187,6 +189,7 @@ impl RdmaLane {
     fn poll(&mut self, ends: &mut Vec<ItemEnd>) -> Result<bool, Fault> {
         let polled = self.ready.lane.poll(&mut self.remote_ends);
         for RemoteEnd { ticket, outcome } in self.remote_ends.drain(..) {
+            self.forgotten.remove(&ticket);
             if let Some(mut work) = self.works.remove(&ticket) {
                 ends.extend(work.end(result_of(outcome)));
             }
@@ -198,9 +201,6 @@ impl RdmaLane {
         if heard {
             self.heard = now;
             self.was_heard = true;
-        }
-        if self.works.is_empty() {
-            self.forgotten_since = None;
         }
     }
 
@@ -215,13 +215,15 @@ impl RdmaLane {
 
     /// Nobody waits for these any more; those whose memory is in use, by position.
     pub(super) fn forget(&mut self, request: RequestId, item: Option<u32>, now: Duration) -> Vec<u32> {
-        let owners = self.works.values().filter_map(|work| work.owner);
-        let in_use: Vec<u32> = owners
-            .filter(|owner| matches_owner(Some(*owner), request, item))
-            .map(|(_, position)| position)
-            .collect();
-        if !in_use.is_empty() {
-            self.forgotten_since.get_or_insert(now);
+        if self.forgotten.is_empty() {
+            self.forgotten_since = now;
+        }
+        let owned = self.works.iter().filter_map(|(ticket, work)| Some((ticket, work.owner?)));
+        let given_up = owned.filter(|(_, owner)| matches_owner(Some(*owner), request, item));
+        let mut in_use = Vec::new();
+        for (ticket, (_, position)) in given_up {
+            self.forgotten.insert(*ticket);
+            in_use.push(position);
         }
         in_use
     }
@@ -231,7 +233,8 @@ impl RdmaLane {
         if !self.owes() {
             return Ok(());
         }
-        let forgotten = self.forgotten_since.map(|since| now.saturating_sub(since.max(self.heard)));
+        let forgotten =
+            (!self.forgotten.is_empty()).then(|| now.saturating_sub(self.forgotten_since.max(self.heard)));
         let silent = now.saturating_sub(self.heard);
         let limit = match forgotten {
             Some(time) if time >= FORGOTTEN_MAX => FORGOTTEN_MAX,

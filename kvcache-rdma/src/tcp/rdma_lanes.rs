@@ -21,6 +21,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// The same where there is no RDMA at all: somebody must do something first.
 const RETRY_WITHOUT_RDMA: Duration = Duration::from_secs(10);
 
+/// So many lanes in a row over which nothing has come say that nothing will: the network has no way for RDMA.
+const UNHEARD_MAX: u32 = 2;
+
 /// Lanes to one server, at most. A stock server pins 512 MiB for each.
 pub(super) const LANES_MAX: usize = 8;
 
@@ -34,8 +37,11 @@ pub(super) struct RdmaLanes {
     backoff: Duration,
     /// Whether one was: the first is set up without being asked for, since that takes its time.
     tried: bool,
-    /// Why there is none.
+    /// Why there is none, until something has come over one: that a queue pair is connected does not say that its packets
+    /// arrive.
     fault: Option<Fault>,
+    /// Lanes in a row that were connected and over which nothing has come.
+    unheard: u32,
 }
 
 enum Place {
@@ -56,6 +62,7 @@ impl RdmaLanes {
             backoff: Duration::ZERO,
             tried: false,
             fault: None,
+            unheard: 0,
         }
     }
 
@@ -110,7 +117,6 @@ impl RdmaLanes {
         let Some(place @ Place::SettingUp) = self.places.get_mut(index) else { return Ok(()) };
         let tokens = [0, 1].map(|half| token(self.id, FIRST_PLACE + 2 * index + half));
         *place = Place::Open(Box::new(RdmaLane::open(ready, registry, tokens, now)?));
-        self.fault = None;
         Ok(())
     }
 
@@ -124,7 +130,7 @@ impl RdmaLanes {
     /// There is something wrong with the server, or with RDMA here: the next lane waits.
     pub(super) fn failed(&mut self, fault: &Fault, now: Duration) {
         self.wait_longer(now);
-        if fault.reason == FaultReason::Rdma {
+        if fault.reason == FaultReason::Rdma || self.unheard >= UNHEARD_MAX {
             self.open_after = now + RETRY_WITHOUT_RDMA;
         }
         self.fault = Some(fault.clone());
@@ -171,7 +177,7 @@ impl RdmaLanes {
         };
         let turn = lane.turn(now, ends)?;
         if turn.heard {
-            self.backoff = Duration::ZERO;
+            (self.backoff, self.unheard, self.fault) = (Duration::ZERO, 0, None);
         }
         if half == 1 && lane.is_ended_by_peer() {
             return Err(Fault::new(FaultReason::Lost, "the server has closed the connection"));
@@ -194,6 +200,7 @@ impl RdmaLanes {
         match std::mem::replace(place, Place::Free) {
             Place::Open(lane) => {
                 if !lane.was_heard() {
+                    self.unheard += 1;
                     // Whoever takes connections and drops them is not called without a pause.
                     self.wait_longer(now);
                 }
@@ -230,40 +237,81 @@ mod tests {
     use crate::verbs::{FakeNetwork, Port};
     use crate::verbs_client::{Lane, VerbsClientConfig};
 
+    struct Rig {
+        network: FakeNetwork,
+        port: Port,
+        listener: TcpListener,
+        lanes: RdmaLanes,
+        poll: mio::Poll,
+    }
+
+    fn rig() -> Rig {
+        let network = FakeNetwork::new();
+        let port = network.port();
+        let settings = LaneSettings {
+            device: Arc::new(Device::new(&RdmaPort::Opened(port.clone()))),
+            verbs: VerbsClientConfig::default(),
+            connect_timeout: Duration::from_secs(1),
+            token: Vec::new(),
+        };
+        let lanes = RdmaLanes::new(ServerId(3), Arc::new(settings), 2);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Rig { network, port, listener, lanes, poll: mio::Poll::new().unwrap() }
+    }
+
+    impl Rig {
+        /// A lane was set up for this place.
+        fn opened(&mut self, index: usize, now: Duration) {
+            let stream = std::net::TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let ready = ReadyLane {
+                lane: Lane::new(&self.port, &VerbsClientConfig::default()).unwrap(),
+                control: mio::net::TcpStream::from_std(stream),
+            };
+            self.lanes.opened(index, ready, self.poll.registry(), now).unwrap();
+        }
+    }
+
+    /// Connected, and then nothing comes, again and again: TCP has a way there, RDMA has none.
+    #[test]
+    fn lanes_over_which_nothing_comes_are_not_set_up_again_and_again() {
+        let mut rig = rig();
+        let mut now = Duration::ZERO;
+        let silent = Fault::new(FaultReason::Stalled, "nothing came");
+        for _ in 0..2 {
+            // As if something waited for it.
+            rig.lanes.tried = false;
+            assert_eq!(rig.lanes.wanted_place(1, now), Some(0));
+            rig.opened(0, now);
+            drop(rig.lanes.take(0, now).unwrap());
+            rig.lanes.failed(&silent, now);
+            assert!(rig.lanes.is_unusable(now), "whatever it says over TCP");
+            now += Duration::from_secs(1);
+        }
+        rig.lanes.tried = false;
+        assert_eq!(rig.lanes.wanted_place(1, now), None);
+        assert!(rig.lanes.is_unusable(now + Duration::from_secs(8)));
+        assert_eq!(rig.lanes.wanted_place(1, now + Duration::from_secs(10)), Some(0));
+    }
+
     /// A member left while its lane was set up, came back, and has one: the late one must not take its place, with what
     /// it carries.
     #[test]
     fn a_lane_that_comes_late_takes_no_place() {
-        let network = FakeNetwork::new();
-        let port = network.port();
-        let verbs = VerbsClientConfig::default();
-        let settings = LaneSettings {
-            device: Arc::new(Device::new(&RdmaPort::Opened(port.clone()))),
-            verbs: verbs.clone(),
-            connect_timeout: Duration::from_secs(1),
-            token: Vec::new(),
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ready = |port: &Port| {
-            let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            stream.set_nonblocking(true).unwrap();
-            ReadyLane {
-                lane: Lane::new(port, &verbs).unwrap(),
-                control: mio::net::TcpStream::from_std(stream),
-            }
-        };
-        let poll = mio::Poll::new().unwrap();
-        let (now, registry) = (Duration::ZERO, poll.registry());
-        let mut lanes = RdmaLanes::new(ServerId(3), Arc::new(settings), 2);
-        assert_eq!(lanes.wanted_place(2, now), Some(0), "the first is begun without being asked for");
-        assert_eq!(lanes.wanted_place(2, now), None);
+        let (mut rig, now) = (rig(), Duration::ZERO);
+        assert_eq!(rig.lanes.wanted_place(2, now), Some(0), "the first is begun without being asked for");
+        assert_eq!(rig.lanes.wanted_place(2, now), None);
         for _ in 0..2 {
-            lanes.opened(0, ready(&port), registry, now).unwrap();
-            assert_eq!((lanes.state().0, network.queue_pairs()), (1, 1));
+            rig.opened(0, now);
+            assert_eq!((rig.lanes.state().0, rig.network.queue_pairs()), (1, 1));
         }
-        lanes.not_opened(0);
-        assert_eq!((lanes.state().0, network.queue_pairs()), (1, 1), "a late fault takes none either");
-        lanes.opened(1, ready(&port), registry, now).unwrap();
-        assert_eq!(network.queue_pairs(), 1, "nobody wanted a second");
+        rig.lanes.not_opened(0);
+        assert_eq!(
+            (rig.lanes.state().0, rig.network.queue_pairs()),
+            (1, 1),
+            "a late fault takes none either"
+        );
+        rig.opened(1, now);
+        assert_eq!(rig.network.queue_pairs(), 1, "nobody wanted a second");
     }
 }

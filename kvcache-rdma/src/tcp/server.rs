@@ -236,10 +236,11 @@ impl Server {
     fn rdma_fault(&mut self, fault: Fault, now: Duration, news: &mut News) {
         self.count(&fault);
         self.try_another_address();
-        news.faults.push(connection_fault(fault.reason));
         let Some(rdma) = &mut self.rdma else { return };
         rdma.failed(&fault, now);
+        // A lane less is no fault of a server that has others.
         if rdma.is_empty() {
+            news.faults.push(connection_fault(fault.reason));
             for batch in rdma.queue.drain(..) {
                 batch.fail(failure_of(fault.reason), &mut news.ends);
             }

@@ -156,7 +156,14 @@ impl Shared {
     }
 
     pub(super) fn push(&self, command: Command) {
-        self.inbox.lock().commands.push(command);
+        {
+            let mut inbox = self.inbox.lock();
+            if inbox.closing {
+                // Nobody will look.
+                return;
+            }
+            inbox.commands.push(command);
+        }
         self.wake();
     }
 

@@ -45,6 +45,8 @@ impl Store {
             return Some(reservation);
         };
         *value.checksum.lock() = Some(u64::from_le_bytes(bytes));
+        // One that came before its value would be found first.
+        self.forget_beside(&reservation.key);
         None
     }
 
@@ -66,6 +68,17 @@ impl Store {
     pub(super) fn delete_beside(&self, name: &[u8]) -> bool {
         let value = value_of(name).and_then(|name| self.shards.get(name));
         value.is_some_and(|value| value.checksum.lock().take().is_some())
+    }
+
+    /// Forgets a checksum that lies apart from its value, which has one now.
+    pub(super) fn forget_beside(&self, name: &[u8]) {
+        if !self.shards.contains(name) {
+            return;
+        }
+        let mut residents = self.residents.lock();
+        if let Some(apart) = self.shards.remove(name) {
+            residents.remove(&apart);
+        }
     }
 
     fn beside(&self, name: &[u8]) -> Option<u64> {
@@ -130,6 +143,23 @@ mod tests {
             assert!(store.delete(b"k"));
             assert!(!store.contains(b"k#xxh3"), "it goes with its value");
             assert_eq!(store.stats().used_bytes, 0);
+        }
+    }
+
+    /// A checksum whose value was refused lies alone, until there is a value that brings one.
+    #[test]
+    fn a_checksum_from_before_its_value_does_not_outlive_the_next() {
+        let other = 77_u64.to_le_bytes();
+        for over_tcp in [true, false] {
+            let store = store();
+            put(&store, b"k#xxh3", &SUM_BYTES, None);
+            put(&store, b"k", b"value", over_tcp.then_some(77));
+            if !over_tcp {
+                put(&store, b"k#xxh3", &other, None);
+            }
+            assert_eq!(found(&store, b"k#xxh3"), Some(other.to_vec()));
+            assert_eq!(store.checksum_of(&store.get(b"k").unwrap()), Some(77));
+            assert_eq!(store.stats().values, 1);
         }
     }
 

@@ -170,8 +170,12 @@ impl Store {
                 value.checksum.lock().get_or_insert(known);
             }
         }
+        let name = checksum.is_some().then(|| value.key.clone());
         residents.insert(value);
         drop(residents);
+        if let Some(name) = name {
+            self.forget_beside(&[&name, CHECKSUM_SUFFIX].concat());
+        }
         // The memory of what went goes back without any lock held.
         drop((victim, replaced, share));
     }

@@ -225,7 +225,11 @@ impl L2 {
             clear_l1();
             *current = space;
         }
-        self.presence.lock().presence.set_spaces(&[space]);
+        // Of several that clear at a time, the one who comes last here says what is so.
+        let mut asking = self.presence.lock();
+        let current = *self.space.read();
+        asking.presence.set_spaces(&[current]);
+        drop(asking);
         self.hot.lock().clear();
     }
 

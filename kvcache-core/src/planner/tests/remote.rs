@@ -523,3 +523,45 @@ fn a_request_that_begins_without_its_blocks_cancels_them() {
     rig.end(&jobs[0], &[]);
     assert_eq!(rig.planner.lookup("b", 0, 20, ms(1002)), hit(16));
 }
+
+/// Who comes while a fetch is being cancelled, since nobody wanted it any more, asks for its blocks again.
+#[test]
+fn what_was_cancelled_for_others_is_fetched_again() {
+    let mut rig = informed(256, 1);
+    let jobs = together(&mut rig, 1, 1000);
+    rig.planner.finish("0");
+    assert_eq!(rig.planner.take_plan(0, ms(1000)).unwrap().cancelled, [jobs[0].id]);
+    add(&mut rig.planner, "b", 0, 5);
+    assert_eq!(rig.planner.lookup("b", 0, 20, ms(1001)), Lookup::Wait);
+    while rig.asked() > 0 {
+        rig.answer(|_| true);
+    }
+    rig.end(&jobs[0], &[0, 1, 2, 3]);
+    assert_eq!(rig.planner.lookup("b", 0, 20, ms(1002)), Lookup::Wait, "asked again");
+    rig.answer(|_| true);
+    assert_eq!(kinds(&rig.jobs(1003)), [(JobKind::Fetch, 4)]);
+}
+
+/// Servers that say what they have and never bring it do not cost L1's slots for ever.
+#[test]
+fn an_l2_that_brings_nothing_is_left_alone() {
+    let mut rig = informed(256, 1);
+    for round in 0..8 {
+        let jobs: Vec<Job> = together(&mut rig, 2, 1000 + round);
+        for (request, job) in jobs.iter().enumerate() {
+            rig.end(job, &[0, 1, 2, 3]);
+            rig.planner.finish(&request.to_string());
+        }
+        rig.jobs(1000 + round);
+    }
+    let asks = |rig: &mut Rig, id: &str, now: u64| {
+        add(&mut rig.planner, id, 50, 5);
+        rig.planner.lookup(id, 0, 20, ms(now));
+        rig.answer(|_| true);
+        kinds(&rig.jobs(now))
+    };
+    assert_eq!(asks(&mut rig, "a", 1100), []);
+    assert_eq!(rig.planner.stats().remote.unwrap().break_even, 1);
+    // It is tried again after a while, and what it brings ends that.
+    assert_eq!(asks(&mut rig, "b", 7000), [(JobKind::Fetch, 4)]);
+}
