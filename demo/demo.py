@@ -49,7 +49,7 @@ def main() -> int:
     logs = Path(tempfile.mkdtemp(prefix="kvcache-demo-logs-"))
     options = engine_options(arguments, slab_folder, slab_bytes)
     prompts = [prompt(seed, arguments.tokens, DEMO.config["vocab_size"]) for seed in range(arguments.prompts)]
-    print(f"Model    {DEMO.about}")
+    print(f"Model    {DEMO.about}, in {DEMO.folder()}")
     print(f"Prompts  {len(prompts)} of {arguments.tokens} tokens, {OUTPUT_TOKENS} tokens are generated for each")
     print(f"Slab     {slab_folder}, up to {slab_bytes / (1 << 30):.1f} GiB")
     print(f"Logs     {logs}\n", flush=True)

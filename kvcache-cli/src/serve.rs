@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE")]
     max_value: Option<ByteSize>,
     /// Values at most, however small [default: one for every 16 KiB of capacity].
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_values: Option<u32>,
     /// File with a token that clients must know. InfiniStore's clients have none: they are refused, see --allow-stock.
     #[arg(long, value_name = "FILE")]
@@ -118,6 +118,8 @@ pub(crate) enum ServeError {
     Server(#[from] kvcache_server::Error),
     #[error("--capacity {asked} is less than {CAPACITY_MIN}: there would be room for next to nothing")]
     CapacityTooSmall { asked: ByteSize },
+    #[error("--max-value {asked} is not between 1 and --capacity {capacity}: a longer value never fits")]
+    MaxValue { asked: ByteSize, capacity: ByteSize },
     #[error("--capacity {asked} is more than the memory of this machine, {memory}: give less")]
     CapacityTooLarge { asked: ByteSize, memory: ByteSize },
 }
@@ -131,6 +133,9 @@ fn config(args: &Args) -> Result<ServerConfig, ServeError> {
     }
     if let Some(memory) = machine_memory_bytes().map(ByteSize).filter(|memory| asked > *memory) {
         return Err(ServeError::CapacityTooLarge { asked, memory });
+    }
+    if let Some(longest) = args.max_value.filter(|longest| longest.0 == 0 || *longest > asked) {
+        return Err(ServeError::MaxValue { asked: longest, capacity: asked });
     }
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(certificate), Some(key)) => {

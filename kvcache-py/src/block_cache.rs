@@ -1,14 +1,15 @@
 //! `BlockCache`: the engine-agnostic cache.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use kvcache_core::BlockKey;
 use kvcache_core::block_cache::{BlockCache as Core, BlockCacheConfig, L2Config};
 use kvcache_core::block_key::{HashAlgorithm, TokenHasher};
 use kvcache_core::fingerprint::Namespace;
-use kvcache_rdma::ring::{RingConfig, RingPresence};
+use kvcache_rdma::members::Members;
+use kvcache_rdma::ring::{RingConfig, RingPresence, RingStore};
 use parking_lot::RwLock;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
@@ -18,7 +19,7 @@ use pyo3::types::{PyAny, PyBytes, PyDict};
 
 use crate::buffer::{Bytes, Keys, is_native_order, numbers};
 use crate::planner::value_error;
-use crate::remote::{ingestion_of, open_store, ring_config};
+use crate::remote::{ingestion_of, open_store, problems_of, ring_config};
 
 /// A cache of fixed-size blocks, keyed by the tokens before them.
 #[pyclass(frozen, module = "aibrix_connector._native")]
@@ -27,8 +28,12 @@ pub(crate) struct BlockCache {
     namespace: Namespace,
     hash: HashAlgorithm,
     block_bytes: usize,
-    has_l2: bool,
+    /// Of L2: the members, and the client behind the cache.
+    remote: RemoteParts,
 }
+
+/// Small blocks on their way to L2 may be this many bytes in all; of large ones it is a number of blocks.
+const DEMOTING_BYTES: usize = 64 << 20;
 
 static FROM_BUFFER: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
 
@@ -87,7 +92,11 @@ impl BlockCache {
                 }
                 let mut ring = py.detach(|| ring_config(&url, token_file, tls_ca, tls_name))?;
                 ring.shared_memory = shared_memory;
-                let config = L2Config { ingestion, ..L2Config::new(Namespace::of_text(namespace)) };
+                let config = L2Config::new(Namespace::of_text(namespace));
+                let demotions_max = config
+                    .demotions_max
+                    .max(DEMOTING_BYTES / usize::try_from(block_bytes).unwrap_or(1).max(1));
+                let config = L2Config { ingestion, demotions_max, ..config };
                 Some((ring, config))
             }
         };
@@ -98,15 +107,14 @@ impl BlockCache {
             copy_threads,
             ..BlockCacheConfig::new(block_bytes, capacity_bytes)
         };
-        let has_l2 = l2.is_some();
-        let core = py.detach(|| open_core(&config, l2))?;
+        let (core, remote) = py.detach(|| open_core(&config, l2))?;
         for warning in core.warnings() {
             let category = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
             let text = std::ffi::CString::new(warning.as_str()).unwrap_or_default();
             PyErr::warn(py, &category, &text, 1)?;
         }
         let namespace = Namespace::of_text(namespace.as_deref().unwrap_or(""));
-        Ok(Self { core: RwLock::new(Some(Arc::new(core))), namespace, hash, block_bytes, has_l2 })
+        Ok(Self { core: RwLock::new(Some(Arc::new(core))), namespace, hash, block_bytes, remote })
     }
 
     /// Keys of the whole blocks of `tokens`.
@@ -162,7 +170,11 @@ impl BlockCache {
         // SAFETY: the caller's array is not changed during the call, as the documentation asks.
         let keys = unsafe { keys.as_slice() };
         // Without L2 it takes less time than to give the GIL away.
-        Ok(if self.has_l2 { py.detach(|| core.match_prefix(keys)) } else { core.match_prefix(keys) })
+        Ok(if self.remote.is_some() {
+            py.detach(|| core.match_prefix(keys))
+        } else {
+            core.match_prefix(keys)
+        })
     }
 
     /// Stores blocks; returns how many leading ones the cache holds then.
@@ -206,6 +218,14 @@ impl BlockCache {
     fn clear(&self) -> PyResult<()> {
         self.open()?.clear();
         Ok(())
+    }
+
+    /// What is wrong now with L2, one line each. May take a millisecond.
+    fn problems(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let _core = self.open()?;
+        let Some((members, store)) = &self.remote else { return Ok(Vec::new()) };
+        let opened: Vec<_> = store.upgrade().into_iter().collect();
+        Ok(py.detach(|| problems_of(members, &opened)))
     }
 
     /// Every count, by name.
@@ -266,14 +286,18 @@ impl BlockCache {
     }
 }
 
-fn open_core(config: &BlockCacheConfig, l2: Option<(RingConfig, L2Config)>) -> PyResult<Core> {
+type RemoteParts = Option<(Members, Weak<RingStore>)>;
+
+fn open_core(config: &BlockCacheConfig, l2: Option<(RingConfig, L2Config)>) -> PyResult<(Core, RemoteParts)> {
     let core = Core::open(config).map_err(value_error)?;
-    let Some((ring, config)) = l2 else { return Ok(core) };
+    let Some((ring, config)) = l2 else { return Ok((core, None)) };
     let store = open_store(&ring, Arc::clone(core.memory()))?;
     let presence = Box::new(RingPresence::open(&ring).map_err(value_error)?);
-    core.with_l2(config, store, presence).map_err(|error| {
+    let parts = (ring.members, Arc::downgrade(&store));
+    let core = core.with_l2(config, store, presence).map_err(|error| {
         PyValueError::new_err(format!("cannot start the thread of L2: {error}; raise the limit of threads"))
-    })
+    })?;
+    Ok((core, Some(parts)))
 }
 
 /// A number from 0 up. Python's own errors for other values name neither the argument nor what to do.

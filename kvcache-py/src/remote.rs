@@ -72,29 +72,8 @@ impl Remote {
     /// millisecond: not for the engine's thread.
     fn problems(&self, py: Python<'_>) -> Vec<String> {
         py.detach(|| {
-            let refused = self.ring.members.status().last_error;
-            let mut problems: Vec<String> = refused
-                .map(|error| format!("the list of servers cannot be read: {error}"))
-                .into_iter()
-                .collect();
             let opened: Vec<_> = self.opened.lock().iter().filter_map(Weak::upgrade).collect();
-            let stats: Vec<_> = opened.iter().map(|store| store.stats()).collect();
-            if stats.iter().any(|stats| stats.died) {
-                problems.push(
-                    "the client's thread has ended by an error of its own: L2 is not used until a restart"
-                        .to_owned(),
-                );
-            }
-            for stats in stats {
-                problems
-                    .extend(stats.rdma_problem.map(|why| format!("L1 cannot be registered for RDMA: {why}")));
-                for (address, connection) in stats.connections.into_values() {
-                    problems.extend(connection.problem().map(|fault| format!("server {address}: {fault}")));
-                }
-            }
-            problems.sort_unstable();
-            problems.dedup();
-            problems
+            problems_of(&self.ring.members, &opened)
         })
     }
 }
@@ -143,6 +122,28 @@ pub(crate) fn open_store(ring: &RingConfig, slots: Arc<dyn SlotMemory>) -> PyRes
     Ok(Arc::new(store))
 }
 
+/// What is wrong now with a list of members, and with the connections of these clients to them.
+pub(crate) fn problems_of(members: &Members, opened: &[Arc<RingStore>]) -> Vec<String> {
+    let refused = members.status().last_error;
+    let mut problems: Vec<String> =
+        refused.map(|error| format!("the list of servers cannot be read: {error}")).into_iter().collect();
+    let stats: Vec<_> = opened.iter().map(|store| store.stats()).collect();
+    if stats.iter().any(|stats| stats.died) {
+        problems.push(
+            "the client's thread has ended by an error of its own: L2 is not used until a restart".to_owned(),
+        );
+    }
+    for stats in stats {
+        problems.extend(stats.rdma_problem.map(|why| format!("L1 cannot be registered for RDMA: {why}")));
+        for (address, connection) in stats.connections.into_values() {
+            problems.extend(connection.problem().map(|fault| format!("server {address}: {fault}")));
+        }
+    }
+    problems.sort_unstable();
+    problems.dedup();
+    problems
+}
+
 /// Which blocks go to L2, by name.
 pub(crate) fn ingestion_of(name: &str) -> PyResult<Ingestion> {
     match name {
@@ -182,7 +183,11 @@ pub(crate) fn ring_config(
     }
     if let Some(path) = token_file {
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            PyValueError::new_err(format!("cannot read the token file {}: {error}", path.display()))
+            PyValueError::new_err(format!(
+                "cannot read the token file {}: {error}; give a file with the servers' token, or leave it out for servers that \
+                 have none",
+                path.display()
+            ))
         })?;
         ring.token = text.trim_matches(|character: char| character.is_ascii_whitespace()).to_owned();
         if ring.token.is_empty() {

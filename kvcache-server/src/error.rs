@@ -17,7 +17,9 @@ pub enum Error {
     #[error(transparent)]
     Rdma(#[from] kvcache_rdma::verbs::Error),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose another port, or 0 for any free one")]
+    #[error(
+        "cannot listen on {address}: {source}; give an address of this machine, and a port that is free, or 0 for any"
+    )]
     Listen {
         /// The address asked for.
         address: SocketAddr,
@@ -26,7 +28,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of the configuration cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; give a file that the server's user can read", path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -55,7 +55,7 @@ pub(crate) fn start(
         }
         Err(error) if must => Err(error),
         Err(verbs::Error::Unavailable(unavailable)) => {
-            log::debug!("TCP only: {unavailable}");
+            log::info!("TCP only: {unavailable}");
             Ok(None)
         }
         Err(error) => {

@@ -17,7 +17,7 @@ fn an_address_in_use_is_named() {
     let config = ServerConfig { listen: first.address(), capacity_bytes: 1 << 20, ..ServerConfig::default() };
     let error = Server::start(config).expect_err("taken").to_string();
     assert!(error.starts_with(&format!("cannot listen on {}: ", first.address())), "{error}");
-    assert!(error.ends_with("choose another port, or 0 for any free one"), "{error}");
+    assert!(error.ends_with("a port that is free, or 0 for any"), "{error}");
 }
 
 #[test]

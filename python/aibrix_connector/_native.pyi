@@ -81,7 +81,7 @@ class BlockCache:
                 ``tcp://host:port,host:port``, ``infinistore+tcp://...``, ``tls://...``, ``rdma://...``,
                 ``infinistore+rdma://...``, ``redis://host/key`` or ``file:///members.json``. A block that is not here
                 is asked for there, a block stored here is stored there in the background. Servers that fail or do not
-                answer are misses: nothing raises.
+                answer are misses: nothing raises, see :meth:`problems`.
             slab_path: A directory in shared memory such as ``/dev/shm``. Blocks are kept in a file there, and a later
                 process with the same namespace and sizes finds them, also after SIGKILL. None keeps them in private
                 memory that is gone with the process.
@@ -187,8 +187,18 @@ class BlockCache:
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Waits until no block is on its way to ``remote``, for ``timeout_s`` at most; returns whether none is.
 
+        What did not get there is in :meth:`stats`: ``demote_dropped`` (more than 64 MiB, or 64 blocks, on their way at a
+        time) and ``demote_failed``.
+
         Raises:
             ValueError: ``timeout_s`` is negative or no number, or the cache is closed.
+        """
+
+    def problems(self) -> list[str]:
+        """What is wrong now with ``remote``, one line each: servers that cannot be reached or refuse the token, say.
+
+        Raises:
+            ValueError: The cache is closed.
         """
 
     def clear(self) -> None:

@@ -1,5 +1,6 @@
 """`BlockCache` with a ring of real cache servers behind it."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def test_dead_servers_are_misses(servers: Servers) -> None:
         assert opened.stats()["l2"]["demote_failed"] == 20
         out: Any = np.zeros_like(data)
         assert opened.get(keys, out) == 20
+
+
+def test_what_is_wrong_with_servers_is_said() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with cache(f"tcp://{address}") as alone:
+            assert alone.problems() == []
+            keys = alone.hash_tokens(TOKENS)
+            alone.put(keys, blocks_of(keys))
+            assert alone.flush()
+            (problem,) = alone.problems()
+            assert problem.startswith(f"server {address}: unreachable: ")
+        with pytest.raises(ValueError, match="closed"):
+            alone.problems()
+    with BlockCache(BLOCK_BYTES, 1 << 20) as without:
+        assert without.problems() == []
 
 
 def test_deleting_reaches_the_servers(servers: Servers) -> None:
