@@ -93,9 +93,7 @@ impl BlockCache {
                 let mut ring = py.detach(|| ring_config(&url, token_file, tls_ca, tls_name))?;
                 ring.shared_memory = shared_memory;
                 let config = L2Config::new(Namespace::of_text(namespace));
-                let demotions_max = config
-                    .demotions_max
-                    .max(DEMOTING_BYTES / usize::try_from(block_bytes).unwrap_or(1).max(1));
+                let demotions_max = config.demotions_max.max(DEMOTING_BYTES / block_bytes.max(1));
                 let config = L2Config { ingestion, demotions_max, ..config };
                 Some((ring, config))
             }
