@@ -26,6 +26,7 @@ fn main() {
     let server = server();
     let store = RingStore::open(&config(&[&server])).expect("a client");
     throughput(&store);
+    ring_harness::plain_round_trip(2000);
     ring_harness::latency(&store, 1000, "≤ 150", "≤ 120");
     let stats = ring_harness::presence("presence of 32 keys", &config(&[&server]), 32, 2000, "≤ 60");
     assert!(stats.connections.values().all(|(_, connection)| connection.shared_memory));

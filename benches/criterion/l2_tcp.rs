@@ -29,6 +29,7 @@ fn main() {
     }
     let servers = [server(), server(), server()];
     let store = RingStore::open(&config(&[&servers[0]])).expect("a client");
+    ring_harness::plain_round_trip(2000);
     ring_harness::latency(&store, 300, "≤ 500", "≤ 500");
     ring_harness::presence("presence of 32 keys", &config(&[&servers[0]]), 32, 2000, "≤ 60");
     let ring = config(&servers.iter().collect::<Vec<_>>());

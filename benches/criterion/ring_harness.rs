@@ -1,6 +1,8 @@
 //! What the benches of the ring's client have in common: servers, transfers, and rows of a table.
 
 use std::fmt::Display;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use kvcache_core::BlockKey;
@@ -92,6 +94,28 @@ pub(crate) fn latency(store: &RingStore, rounds: u64, put_target: &str, get_targ
     }
     row("put 1 MiB, µs", &mut put, put_target);
     row("get 1 MiB, µs", &mut get, get_target);
+}
+
+/// What a message there and back takes between two threads with blocking sockets: no answer can come sooner. On a machine
+/// whose processors fall asleep in between it is mostly their waking.
+pub(crate) fn plain_round_trip(rounds: usize) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+    let (mut far, _) = listener.accept().expect("a connection");
+    near.set_nodelay(true).and_then(|()| far.set_nodelay(true)).expect("an option");
+    let echo = std::thread::spawn(move || {
+        let mut message = [0; 64];
+        while far.read_exact(&mut message).is_ok() && far.write_all(&message).is_ok() {}
+    });
+    let (mut message, mut times) = ([0; 64], Vec::new());
+    for _ in 0..rounds {
+        let start = Instant::now();
+        near.write_all(&message).and_then(|()| near.read_exact(&mut message)).expect("an echo");
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    drop(near);
+    echo.join().expect("the echo ends");
+    row("a plain message there and back, µs", &mut times, "");
 }
 
 /// One question about `keys` names at a time; the client's counters in the end.
