@@ -187,8 +187,8 @@ class BlockCache:
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Waits until no block is on its way to ``remote``, for ``timeout_s`` at most; returns whether none is.
 
-        What did not get there is in :meth:`stats`: ``demote_dropped`` (more than 64 MiB, or 64 blocks, on their way at a
-        time) and ``demote_failed``.
+        What did not get there is in :meth:`stats`: ``demote_dropped`` (more than 64 MiB, or 64 blocks, on their way at
+        a time) and ``demote_failed``.
 
         Raises:
             ValueError: ``timeout_s`` is negative or no number, or the cache is closed.
