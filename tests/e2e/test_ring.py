@@ -114,7 +114,7 @@ def test_damaged_values_shorten_a_match_and_are_counted(
     scenarios.run(_answer, options, PROMPTS)
     with Proxy(("127.0.0.1", servers[0].port)) as proxy:
         proxy.corrupt_every = 4096
-        damaged = scenarios.run(_answer, _options(f"tcp://{proxy.address}"), PROMPTS)
+        damaged = scenarios.run(_answer, _options(f"tcp://{proxy.address}", remote_presence_wait_ms=5000), PROMPTS)
         assert proxy.corrupted > 0
     assert damaged["tokens"] == expected
     assert damaged["hits"] < 4 * 256
