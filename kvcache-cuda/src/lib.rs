@@ -1,6 +1,7 @@
 //! The CUDA side of the cache.
 //!
-//! [`kernels`] holds the compiled copy kernels and the arguments that they take. It calls no CUDA: it builds and is
-//! tested where there is neither a driver nor a toolkit.
+//! [`kernels`] holds the compiled copy kernels and the arguments that they take; [`driver`] says what is needed of CUDA. It
+//! builds and is tested where there is neither a driver nor a toolkit.
 
+pub mod driver;
 pub mod kernels;

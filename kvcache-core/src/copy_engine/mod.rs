@@ -98,12 +98,14 @@ pub enum CopyFailure {
     #[error("copy engine is shutting down")]
     ShutDown,
     /// A driver call returned a status that is not success.
-    #[error("{operation} failed with driver status {code}")]
+    #[error("{operation} failed: {name} ({code})")]
     Driver {
         /// The call that failed.
         operation: &'static str,
         /// What it returned.
         code: i64,
+        /// What the driver calls that.
+        name: String,
     },
     /// The copy can no longer complete, for a reason that has no number.
     #[error("copy failed: {0}")]
