@@ -158,9 +158,9 @@ impl Engine {
             self.planner.finish(&id);
         }
         if let Some(plan) = self.planner.take_plan(1, self.now) {
-            self.store.begin_step(plan);
+            self.store.begin_step(plan, None);
         }
-        self.store.start_loads(None);
+        self.store.start_loads();
         self.store.end_step(None);
         if let Some(report) = self.store.take_report() {
             self.planner.absorb(&report);

@@ -107,7 +107,7 @@ fn engine_rate(threads: usize, pieces: &[Piece]) -> f64 {
         HostCopyEngine::new(HostCopyConfig { threads, ..HostCopyConfig::default() }).expect("threads");
     std::thread::sleep(Duration::from_millis(2));
     let (pieces, direction) = (pieces.to_vec(), Direction::Offload);
-    let batch = CopyBatch { pieces, direction, fence: None, streaming: true };
+    let batch = CopyBatch { pieces, direction, fence: None, streaming: true, urgent: false };
     gigabytes_per_second(|| {
         // SAFETY: as for the pieces of `single_thread`; the wait sees the end.
         let ticket = unsafe { engine.submit(batch) }.expect("an empty engine has room");
@@ -125,8 +125,13 @@ fn submit_cost() {
         let (mut submits, mut polls) = (Vec::new(), Vec::new());
         for _ in 0..2000 {
             std::thread::sleep(Duration::from_micros(100));
-            let batch =
-                CopyBatch { pieces: vec![piece], direction: Direction::Load, fence: None, streaming: false };
+            let batch = CopyBatch {
+                pieces: vec![piece],
+                direction: Direction::Load,
+                fence: None,
+                streaming: false,
+                urgent: false,
+            };
             let started = Instant::now();
             // SAFETY: one batch at a time, over buffers that outlive the engine.
             let ticket = unsafe { engine.submit(batch) }.expect("an empty engine has room");

@@ -157,42 +157,47 @@ impl Store {
         self.slots.warnings().iter().map(our_words).collect()
     }
 
-    /// A step begins. Whether it loads layer by layer, and whether it offloads.
-    fn begin_step(&self, plan: &[u8]) -> PyResult<(bool, bool)> {
+    /// A step begins. Whether it loads layer by layer, and whether it offloads. `stream` is the raw handle of the engine's
+    /// stream, here and below, where it computes on a device.
+    #[pyo3(signature = (plan, stream=None))]
+    fn begin_step(&self, plan: &[u8], stream: Option<u64>) -> PyResult<(bool, bool)> {
         let plan = StepPlan::decode(plan).map_err(value_error)?;
         if let Some(drilled) = &self.drilled {
             drilled.arm();
         }
         self.with(|store| {
-            store.begin_step(plan);
+            store.begin_step(plan, stream);
             (store.has_layerwise_loads(), store.has_fresh_offloads())
         })
     }
 
     /// Starts this step's loads.
     fn start_loads(&self) -> PyResult<()> {
-        self.with(|store| store.start_loads(None))
+        self.with(|store| store.start_loads())
     }
 
-    /// Returns when a layer's blocks are loaded; copies with the pool meanwhile.
-    fn wait_layer(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
-        py.detach(|| self.with(|store| store.wait_layer(layer)))
+    /// Returns when a layer's blocks are loaded; copies with the pool meanwhile. With a stream, it waits in place of the caller.
+    #[pyo3(signature = (layer, stream=None))]
+    fn wait_layer(&self, py: Python<'_>, layer: usize, stream: Option<u64>) -> PyResult<()> {
+        py.detach(|| self.with(|store| store.wait_layer(layer, stream)))
     }
 
     /// A layer has been computed.
-    fn store_layer(&self, layer: usize) -> PyResult<()> {
-        self.with(|store| store.store_layer(layer, None))
+    #[pyo3(signature = (layer, stream=None))]
+    fn store_layer(&self, layer: usize, stream: Option<u64>) -> PyResult<()> {
+        self.with(|store| store.store_layer(layer, stream))
     }
 
     /// The forward pass is over; with `finish`, waits for every copy, and with `last`, ends everything between L1 and L2 as
     /// well. Whether anything is left in flight.
-    fn end_step(&self, py: Python<'_>, finish: bool, last: bool) -> PyResult<bool> {
+    #[pyo3(signature = (finish, last, stream=None))]
+    fn end_step(&self, py: Python<'_>, finish: bool, last: bool, stream: Option<u64>) -> PyResult<bool> {
         py.detach(|| {
             self.with(|store| {
                 match (finish, last) {
-                    (_, true) => store.drain(),
-                    (true, false) => store.finish_copies(),
-                    (false, false) => store.end_step(None),
+                    (_, true) => store.drain(stream),
+                    (true, false) => store.finish_copies(stream),
+                    (false, false) => store.end_step(stream),
                 }
                 store.is_busy()
             })

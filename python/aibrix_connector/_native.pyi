@@ -482,8 +482,11 @@ class Store:
     def warnings(self) -> list[str]:
         """Returns what the user should know, one line each."""
 
-    def begin_step(self, plan: bytes) -> tuple[bool, bool]:
+    def begin_step(self, plan: bytes, stream: int | None = None) -> tuple[bool, bool]:
         """Takes a step's work; returns whether it loads layer by layer, and whether it offloads.
+
+        ``stream``, here and below, is the raw handle of the engine's stream, if the engine computes on a device: copies
+        wait for what it holds at the call. This call comes before the stream gets the step's work.
 
         Raises:
             ValueError: ``plan`` is damaged, or the store is closed. The latter holds for all methods.
@@ -492,13 +495,16 @@ class Store:
     def start_loads(self) -> None:
         """Starts this step's loads."""
 
-    def wait_layer(self, layer: int) -> None:
-        """Returns when the layer's blocks are loaded; copies itself meanwhile, without the GIL."""
+    def wait_layer(self, layer: int, stream: int | None = None) -> None:
+        """Returns when the layer's blocks are loaded; copies itself meanwhile, without the GIL.
 
-    def store_layer(self, layer: int) -> None:
+        With a stream it returns at once: what the stream gets from now on waits.
+        """
+
+    def store_layer(self, layer: int, stream: int | None = None) -> None:
         """The layer has been computed: its part of this step's offloads can be copied."""
 
-    def end_step(self, finish: bool, last: bool) -> bool:
+    def end_step(self, finish: bool, last: bool, stream: int | None = None) -> bool:
         """The forward pass is over.
 
         ``finish`` waits for all copies, ``last`` ends everything between L1 and L2 as well.

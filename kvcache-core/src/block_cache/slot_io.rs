@@ -64,7 +64,7 @@ unsafe fn copy(copies: Option<&HostCopyEngine>, pieces: Vec<Piece>, direction: D
     if let Some(copies) = copies
         && bytes >= SHARE_FROM_BYTES
     {
-        let batch = CopyBatch { pieces, direction, fence: None, streaming: true };
+        let batch = CopyBatch { pieces, direction, fence: None, streaming: true, urgent: false };
         // SAFETY: the caller's duties hold until this function returns, and it returns after the batch has ended.
         match unsafe { copies.submit(batch) } {
             Ok(ticket) => loop {

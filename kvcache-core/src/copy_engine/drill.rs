@@ -275,8 +275,13 @@ mod tests {
         for target in &mut targets {
             let piece =
                 Piece { src: source.as_ptr() as usize, dst: target.as_mut_ptr() as usize, bytes: 1000 };
-            let batch =
-                CopyBatch { pieces: vec![piece], direction: Direction::Load, fence: None, streaming: false };
+            let batch = CopyBatch {
+                pieces: vec![piece],
+                direction: Direction::Load,
+                fence: None,
+                streaming: false,
+                urgent: false,
+            };
             // SAFETY: the vectors live and are left alone until both ends were seen below.
             tickets.push(unsafe { engine.submit(batch) }.unwrap());
         }

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicUsize;
 use proptest::prelude::*;
 
 use super::*;
-use crate::copy_engine::{Direction, Piece};
+use crate::copy_engine::{Direction, Fence, Piece};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -31,7 +31,7 @@ impl Buffers {
             .step_by(piece_bytes)
             .map(|at| Piece { src: src + at, dst: dst + at, bytes: piece_bytes.min(self.src.len() - at) })
             .collect();
-        CopyBatch { pieces, direction: Direction::Offload, fence: None, streaming }
+        CopyBatch { pieces, direction: Direction::Offload, fence: None, streaming, urgent: false }
     }
 }
 
@@ -110,8 +110,13 @@ impl CopyBatch {
 #[test]
 fn a_fence_is_refused() {
     let engine = engine(0, 64);
-    let batch =
-        CopyBatch { pieces: Vec::new(), direction: Direction::Load, fence: Some(7), streaming: false };
+    let batch = CopyBatch {
+        pieces: Vec::new(),
+        direction: Direction::Load,
+        fence: Some(Fence::new(7)),
+        streaming: false,
+        urgent: false,
+    };
     // SAFETY: nothing to copy.
     let refused = unsafe { engine.submit(batch.clone()) };
     assert!(matches!(refused, Err(Rejected::Unsupported(returned, _)) if returned == batch));
@@ -120,7 +125,13 @@ fn a_fence_is_refused() {
 #[test]
 fn empty_batches_and_empty_pieces_end_at_once() {
     let engine = engine(0, 64);
-    let empty = CopyBatch { pieces: Vec::new(), direction: Direction::Load, fence: None, streaming: true };
+    let empty = CopyBatch {
+        pieces: Vec::new(),
+        direction: Direction::Load,
+        fence: None,
+        streaming: true,
+        urgent: false,
+    };
     let ticket = submit(&engine, empty);
     assert_eq!(engine.in_flight(), InFlight::default());
     assert_eq!(engine.poll(ticket), CopyState::Done);

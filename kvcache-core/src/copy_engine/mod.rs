@@ -17,6 +17,8 @@ pub mod drill;
 mod host;
 pub mod stream_copy;
 
+use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use host::{HostCopyConfig, HostCopyEngine};
@@ -44,6 +46,38 @@ pub enum Direction {
     Offload,
 }
 
+/// A point in the work of one of the engine's streams: all that the stream held when it was [made](CopyEngine::fence).
+///
+/// Cheap to clone; what it stands for is given back with the last clone.
+#[derive(Clone)]
+pub struct Fence(Arc<dyn Any + Send + Sync>);
+
+impl Fence {
+    /// A fence that is `inner` to the copy engine that makes it.
+    pub fn new(inner: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    /// What the copy engine has put in, if it is of that type.
+    pub fn inner<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+impl PartialEq for Fence {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Fence {}
+
+impl std::fmt::Debug for Fence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fence")
+    }
+}
+
 /// Copies that complete together, in no particular order among themselves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CopyBatch {
@@ -51,11 +85,13 @@ pub struct CopyBatch {
     pub pieces: Vec<Piece>,
     /// Which way the bytes go.
     pub direction: Direction,
-    /// The engine's stream (device engines only): the copy starts after the work that the stream holds at submit.
-    /// The host engine refuses a batch with a fence, since copying without waiting would read unfinished bytes.
-    pub fence: Option<u64>,
+    /// Work of the engine that comes first (device engines only). The host engine refuses a batch with a fence, since
+    /// copying without waiting would read unfinished bytes.
+    pub fence: Option<Fence>,
     /// Whether the destination will not be read soon by a CPU: such copies go past the caches.
     pub streaming: bool,
+    /// Whether a forward pass waits for it: goes before batches for which nobody waits, where the engine has queues for both.
+    pub urgent: bool,
 }
 
 impl CopyBatch {
@@ -189,6 +225,37 @@ pub trait CopyEngine: Send + Sync {
 
     /// What is accepted and not ended.
     fn in_flight(&self) -> InFlight;
+
+    /// Whether the engine's memory is written and read by streams of a device, so that copies need [fences](Self::fence).
+    fn has_streams(&self) -> bool {
+        false
+    }
+
+    /// Marks what `stream` (a raw handle of the engine's) holds now, for batches that have to come after it. Costs
+    /// microseconds, so that one fence should serve all batches of a moment.
+    ///
+    /// # Errors
+    /// Fails where there are no streams, or this is none that the copy engine can use.
+    fn fence(&self, stream: u64) -> Result<Fence, CopyFailure> {
+        Err(CopyFailure::Other(format!(
+            "the {} copy engine has no streams, {stream:#x} was given",
+            self.name()
+        )))
+    }
+
+    /// What `stream` gets from now on waits for the batch; the calling thread does not. The batch still has to be polled.
+    ///
+    /// # Errors
+    /// As [`fence`](Self::fence); then nothing waits.
+    fn order_after(&self, ticket: Ticket, stream: u64) -> Result<(), CopyFailure> {
+        let _ = ticket;
+        self.fence(stream).map(drop)
+    }
+
+    /// Bytes from which on a batch is large enough: smaller ones cost more in calls than in bytes. Zero where calls are free.
+    fn batch_bytes(&self) -> usize {
+        0
+    }
 
     /// Prepares memory for fast copies (device engines pin it). May take long: call it off the engine's path.
     ///

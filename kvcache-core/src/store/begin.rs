@@ -1,7 +1,9 @@
 //! A step begins: its jobs are taken over, and what they will overwrite is labelled.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::fences::StreamFence;
 use super::running::Running;
 use super::{SlotLabel, Store};
 use crate::plan::{Job, JobKind, StepPlan};
@@ -9,7 +11,10 @@ use crate::report::JobEnd;
 
 impl Store {
     /// A step begins with `plan`. Labels what will be overwritten, starts nothing that must come before the forward.
-    pub fn begin_step(&mut self, plan: StepPlan) {
+    ///
+    /// On a device this step's loads come after what `stream` holds now: earlier steps may still read the blocks that they
+    /// overwrite. So it is called before the stream gets this step's work.
+    pub fn begin_step(&mut self, plan: StepPlan, stream: Option<u64>) {
         self.step_began = Instant::now();
         self.layers_waited = 0;
         self.poisoned_by = self.poisoned_by.filter(|number| *number >= plan.settled);
@@ -19,6 +24,8 @@ impl Store {
         for slot in &plan.forgotten {
             self.memory.forget(*slot);
         }
+        let copies = Arc::clone(&self.copies);
+        let mut fence = StreamFence::new(&*copies, stream);
         for job in plan.jobs {
             let epoch = plan.epoch;
             if job.kind.is_remote() {
@@ -37,7 +44,7 @@ impl Store {
                     Running::without_copies(job)
                 }
                 JobKind::Offload => self.prepare_offload(job, epoch),
-                _ => self.prepare_load(job),
+                _ => self.prepare_load(job, &mut fence),
             };
             running.traced = self.timeline.is_some();
             match running.job.kind {
@@ -108,7 +115,7 @@ impl Store {
         }
     }
 
-    fn prepare_load(&self, job: Job) -> Running {
+    fn prepare_load(&self, job: Job, fence: &mut StreamFence<'_>) -> Running {
         // A slot that does not hold what the Directory believes is never copied: better a miss than other bytes.
         let addresses: Option<Vec<usize>> = job
             .transfers
@@ -119,7 +126,11 @@ impl Store {
             })
             .collect();
         match addresses {
-            Some(addresses) if job.lost_blocks.is_empty() => Running::new(job, addresses),
+            Some(addresses) if job.lost_blocks.is_empty() => {
+                let mut load = Running::new(job, addresses);
+                load.fence_with(fence);
+                load
+            }
             _ => Running::dead(job),
         }
     }

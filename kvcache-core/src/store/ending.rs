@@ -1,7 +1,9 @@
 //! A step ends: jobs end, and the scheduler side hears of it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::fences::StreamFence;
 use super::remote_jobs::RemoteJobs;
 use super::running::Running;
 use super::{EngineLayout, Moment, ROOM_BYTES, Store};
@@ -16,24 +18,30 @@ impl Store {
         let last = self.layout.last_layer();
         let unhooked = self.layers_waited <= last;
         if !self.loads.is_empty() {
-            self.wait_layer(last);
+            self.wait_layer(last, stream);
         }
         for mut load in std::mem::take(&mut self.loads) {
             // Attention has run on layers that nobody knows to have been there.
             load.failed |= unhooked;
             if load.failed {
-                self.poisoned_by = self.poisoned_by.max(Some(load.job.id.number));
-                self.load_errors.extend(load.engine_blocks());
+                // The engine is about to compute into these blocks.
+                load.wait_through(last, &*self.copies, self.config.patience);
             }
-            self.end(load);
+            if load.is_moving() {
+                self.ordered_loads.push(load);
+            } else {
+                self.end_layerwise(load);
+            }
         }
-        self.advance_async(stream);
+        self.advance_async();
+        let copies = Arc::clone(&self.copies);
+        let mut fence = StreamFence::new(&*copies, stream);
         for mut offload in std::mem::take(&mut self.fresh_offloads) {
             if self.poisoned_by.is_some() {
                 // What this step computed may stand on blocks that were not loaded.
                 offload.failed = true;
             }
-            offload.submit_through(last, &self.layout, &*self.copies, stream);
+            offload.submit_computed(last, &self.layout, &*self.copies, &mut fence);
             self.offloads.push(offload);
         }
         self.help();
@@ -59,7 +67,10 @@ impl Store {
         for finished in extract_ended(&mut self.offloads, &self.layout, &*self.copies) {
             self.end(finished);
         }
-        self.advance_async(None);
+        for load in extract_ended(&mut self.ordered_loads, &self.layout, &*self.copies) {
+            self.end_layerwise(load);
+        }
+        self.advance_async();
         let skip_copies = self.config.skip_copies;
         let ended = if skip_copies {
             std::mem::take(&mut self.async_loads)
@@ -76,16 +87,21 @@ impl Store {
         }
         let last = self.layout.last_layer();
         for offload in &mut self.offloads {
-            offload.submit_through(last, &self.layout, &*self.copies, None);
+            offload.submit_through(last, &self.layout, &*self.copies);
         }
         if let Some(remote) = &mut self.remote {
             self.ended.extend(remote.collect(&*self.memory));
         }
     }
 
-    /// Waits until something has come from or got to L2, for `timeout` at most, if nothing else is under way: for a step
+    /// Waits until a load between steps has ended, or something has come from or got to L2, for `timeout` at most: for a step
     /// without a forward pass, which an engine would otherwise repeat as fast as it can.
     pub fn rest(&mut self, timeout: Duration) {
+        if let Some(load) = self.async_loads.first_mut().filter(|_| self.ended.is_empty()) {
+            load.rest(&*self.copies, timeout);
+            self.collect();
+            return;
+        }
         if let Some(remote) = &self.remote
             && self.ended.is_empty()
             && self.async_loads.is_empty()
@@ -94,6 +110,14 @@ impl Store {
             remote.wait(timeout);
             self.collect();
         }
+    }
+
+    fn end_layerwise(&mut self, load: Running) {
+        if load.failed {
+            self.poisoned_by = self.poisoned_by.max(Some(load.job.id.number));
+            self.load_errors.extend(load.engine_blocks());
+        }
+        self.end(load);
     }
 
     fn end(&mut self, running: Running) {
@@ -172,24 +196,29 @@ impl Store {
 
     /// The forward pass is over, and the engine may reuse its blocks at once: returns when no copy touches its memory any
     /// more. What is under way between L1 and L2 goes on.
-    pub fn finish_copies(&mut self) {
-        self.end_step(None);
+    pub fn finish_copies(&mut self, stream: Option<u64>) {
+        self.end_step(stream);
         let last = self.layout.last_layer();
-        while !(self.offloads.is_empty() && self.async_loads.is_empty()) {
-            for running in self.offloads.iter_mut().chain(&mut self.async_loads) {
-                running.submit_through(last, &self.layout, &*self.copies, None);
+        while self.has_copies_to_end() {
+            let loads = self.async_loads.iter_mut().chain(&mut self.ordered_loads);
+            for running in self.offloads.iter_mut().chain(loads) {
+                running.submit_through(last, &self.layout, &*self.copies);
                 running.wait_through(last, &*self.copies, self.config.patience);
             }
             self.collect();
-            if !(self.offloads.is_empty() && self.async_loads.is_empty()) {
+            if self.has_copies_to_end() {
                 self.make_room(&mut []);
             }
         }
     }
 
+    fn has_copies_to_end(&self) -> bool {
+        !(self.offloads.is_empty() && self.async_loads.is_empty() && self.ordered_loads.is_empty())
+    }
+
     /// Ends everything in flight, for shutdown: returns when no copy touches any memory any more.
-    pub fn drain(&mut self) {
-        self.finish_copies();
+    pub fn drain(&mut self, stream: Option<u64>) {
+        self.finish_copies(stream);
         if let Some(remote) = &mut self.remote {
             remote.cancel_all();
             while remote.is_busy() {

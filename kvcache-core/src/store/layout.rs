@@ -160,7 +160,13 @@ impl EngineLayout {
         self.slot_bytes
     }
 
-    /// Appends the copies of one layer of `transfer` to `pieces`; neighbouring pages become one piece.
+    /// Bytes of a page of `layer`.
+    pub fn page_bytes(&self, layer: usize) -> usize {
+        self.layers[layer].pages.page_bytes()
+    }
+
+    /// Appends the copies of one layer of `transfer` to `pieces`. Neighbouring pages become one piece, and the first one
+    /// continues the last of `pieces` where it can: all layers of a block are one piece where the engine keeps them together.
     ///
     /// # Errors
     /// [`BadBlock`] if a block id lies outside of the tensor; `pieces` is unchanged then.
@@ -177,17 +183,17 @@ impl EngineLayout {
             return Ok(());
         }
         let pages = binding.pages;
-        let before = pieces.len();
+        let blocks = transfer.blocks.iter().take(self.slot_blocks);
+        let is_bad = |block: &&u32| **block != Transfer::SKIP && **block as usize >= pages.block_count;
+        if let Some(block) = blocks.clone().find(is_bad) {
+            let layer = binding.name.clone();
+            return Err(BadBlock { block: *block, layer, block_count: pages.block_count });
+        }
         let mut slot_side = slot_address + self.offsets[layer];
-        for block in transfer.blocks.iter().take(self.slot_blocks) {
+        for block in blocks {
             if *block == Transfer::SKIP {
                 slot_side += pages.page_bytes();
                 continue;
-            }
-            if *block as usize >= pages.block_count {
-                pieces.truncate(before);
-                let layer = binding.name.clone();
-                return Err(BadBlock { block: *block, layer, block_count: pages.block_count });
             }
             let mut engine_side = pages.base + *block as usize * pages.block_stride;
             for _ in 0..pages.segments {
@@ -195,7 +201,7 @@ impl EngineLayout {
                     Direction::Load => (slot_side, engine_side),
                     Direction::Offload => (engine_side, slot_side),
                 };
-                match pieces[before..].last_mut() {
+                match pieces.last_mut() {
                     Some(last) if last.src + last.bytes == src && last.dst + last.bytes == dst => {
                         last.bytes += pages.segment_bytes;
                     }

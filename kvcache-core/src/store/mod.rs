@@ -7,11 +7,15 @@
 //! ```
 //!
 //! Loads run ahead of the layers that need them, bounded in flight; offloads of layer `i` run while layer `i+1`
-//! computes. Where hooks of offloads do not fire, [`Store::end_step`] catches up; a load has to be waited for. Copies of a job may outlive the step: they
-//! are reported when they have ended, and only then may the scheduler side reuse what they touch.
+//! computes. Where hooks of offloads do not fire, [`Store::end_step`] catches up; a load has to be waited for. Copies of a job
+//! may outlive the step: they are reported when they have ended, and only then may the scheduler side reuse what they touch.
+//!
+//! An engine that computes on a device passes its `stream` (a raw handle) to every call. Then nothing here waits: the stream
+//! waits for loads, and copies wait for what the stream held when the call was made.
 
 mod begin;
 mod ending;
+mod fences;
 mod layout;
 mod probe;
 mod rank_slots;
@@ -40,6 +44,7 @@ pub use timeline::Moment;
 
 use crate::copy_engine::CopyEngine;
 use crate::report::JobEnd;
+use fences::StreamFence;
 use remote_jobs::RemoteJobs;
 use running::Running;
 use timeline::Timeline;
@@ -118,6 +123,8 @@ pub struct Store {
     /// The newest failed layer-wise load. Until the scheduler side has acted on it, what is computed may stand on blocks
     /// that were not loaded, in later steps too if the engine schedules ahead.
     poisoned_by: Option<u64>,
+    /// Layer-wise loads of earlier steps, for which the engine's stream waits: what was computed stands on them.
+    ordered_loads: Vec<Running>,
     async_loads: Vec<Running>,
     /// Offloads of this step, whose layers are submitted as they are computed.
     fresh_offloads: Vec<Running>,
@@ -155,6 +162,7 @@ impl Store {
             loads: Vec::new(),
             layers_waited: 0,
             poisoned_by: None,
+            ordered_loads: Vec::new(),
             async_loads: Vec::new(),
             fresh_offloads: Vec::new(),
             offloads: Vec::new(),
@@ -184,25 +192,24 @@ impl Store {
         &self.layout
     }
 
-    /// Starts this step's loads: the first layers of layer-wise ones, and asynchronous ones. `stream` is the engine's
-    /// stream, for device engines.
-    pub fn start_loads(&mut self, stream: Option<u64>) {
+    /// Starts this step's loads: the first layers of layer-wise ones, and asynchronous ones.
+    pub fn start_loads(&mut self) {
         if self.config.skip_copies {
             return;
         }
         for load in &mut self.loads {
-            load.submit_through(self.config.layers_ahead, &self.layout, &*self.copies, stream);
+            load.submit_through(self.config.layers_ahead, &self.layout, &*self.copies);
         }
-        self.advance_async(stream);
+        self.advance_async();
     }
 
-    fn advance_async(&mut self, stream: Option<u64>) {
+    fn advance_async(&mut self) {
         if self.config.skip_copies {
             return;
         }
         let last = self.layout.last_layer();
         for load in &mut self.async_loads {
-            load.submit_through(last, &self.layout, &*self.copies, stream);
+            load.submit_through(last, &self.layout, &*self.copies);
         }
     }
 
@@ -219,11 +226,12 @@ impl Store {
     }
 
     /// Returns when `layer` of every layer-wise load is in the engine's memory, having started a later one. The caller
-    /// copies with the pool: nothing sleeps while bytes are left to move.
+    /// copies with the pool: nothing sleeps while bytes are left to move. With a `stream` it returns at once, and what the
+    /// stream gets from now on waits.
     ///
     /// Call it before each layer, or once with the last layer before a forward pass whose layers have no hooks: a load
     /// whose layers were not waited for is an error at the end of the step, since attention ran without it.
-    pub fn wait_layer(&mut self, layer: usize) {
+    pub fn wait_layer(&mut self, layer: usize, stream: Option<u64>) {
         if self.loads.is_empty() {
             return;
         }
@@ -236,7 +244,7 @@ impl Store {
         for index in 0..loads.len() {
             loop {
                 let load = &mut loads[index];
-                load.submit_through(layer, &self.layout, &*self.copies, None);
+                load.submit_through(layer, &self.layout, &*self.copies);
                 if load.failed || load.has_submitted(layer) {
                     break;
                 }
@@ -247,13 +255,12 @@ impl Store {
                 }
             }
             let load = &mut loads[index];
-            load.wait_through(layer, &*self.copies, self.config.patience);
-            load.submit_through(
-                layer.saturating_add(self.config.layers_ahead),
-                &self.layout,
-                &*self.copies,
-                None,
-            );
+            match stream {
+                Some(stream) => load.order_through(layer, stream, &*self.copies),
+                None => load.wait_through(layer, &*self.copies, self.config.patience),
+            }
+            let ahead = layer.saturating_add(self.config.layers_ahead);
+            load.submit_through(ahead, &self.layout, &*self.copies);
         }
         self.loads = loads;
         self.void_replica();
@@ -266,7 +273,7 @@ impl Store {
     /// Sees the ends of what other jobs have in the copy engine, and copies a part of the rest.
     fn make_room(&mut self, loads: &mut [Running]) {
         let offloads = self.offloads.iter_mut().chain(&mut self.fresh_offloads);
-        for running in offloads.chain(&mut self.async_loads).chain(loads) {
+        for running in offloads.chain(&mut self.async_loads).chain(&mut self.ordered_loads).chain(loads) {
             running.poll(&self.layout, &*self.copies);
         }
         if self.copies.help(ROOM_BYTES) == 0 {
@@ -285,8 +292,9 @@ impl Store {
         let Some(layer) = layer.checked_add(1).and_then(|layers| layers.min(ready).checked_sub(1)) else {
             return;
         };
+        let mut fence = StreamFence::new(&*self.copies, stream);
         for offload in &mut self.fresh_offloads {
-            offload.submit_through(layer, &self.layout, &*self.copies, stream);
+            offload.submit_computed(layer, &self.layout, &*self.copies, &mut fence);
         }
     }
 
@@ -306,6 +314,7 @@ impl Store {
     /// Whether any job of this rank has not ended.
     pub fn is_busy(&self) -> bool {
         !(self.loads.is_empty()
+            && self.ordered_loads.is_empty()
             && self.async_loads.is_empty()
             && self.fresh_offloads.is_empty()
             && self.offloads.is_empty()
@@ -319,8 +328,8 @@ impl Store {
 
     /// What this rank has done so far.
     pub fn stats(&self) -> StoreStats {
-        let jobs =
-            self.loads.len() + self.async_loads.len() + self.fresh_offloads.len() + self.offloads.len();
+        let loads = self.loads.len() + self.ordered_loads.len() + self.async_loads.len();
+        let jobs = loads + self.fresh_offloads.len() + self.offloads.len();
         let remote = self.remote.as_ref().map_or(0, RemoteJobs::in_flight);
         StoreStats { jobs_in_flight: (jobs + remote) as u64, ..self.stats }
     }
@@ -328,7 +337,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.drain();
+        self.drain(None);
     }
 }
 

@@ -51,7 +51,7 @@ impl Store {
         for layer in 0..self.layout.layers().len() {
             self.layout.pieces(layer, &transfer, address, direction, &mut pieces)?;
         }
-        let batch = CopyBatch { pieces, direction, fence: None, streaming: false };
+        let batch = CopyBatch { pieces, direction, fence: None, streaming: false, urgent: false };
         // SAFETY: one side is a checked block of the registered tensors, which the caller says nobody uses; the other is
         // a buffer of `slot_bytes` bytes that outlives this function, which returns only after the batch has ended.
         let Ok(ticket) = (unsafe { self.copies.submit(batch) }) else { return Ok(false) };

@@ -1,14 +1,14 @@
-//! A job on its way through the copy engine: one batch per layer, bounded in flight.
+//! A job on its way through the copy engine: a batch for each layer or for several, bounded in flight.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::fences::StreamFence;
 use super::layout::EngineLayout;
-use crate::copy_engine::{CopyBatch, CopyEngine, CopyState, Direction, Rejected, Ticket};
+use crate::copy_engine::{CopyBatch, CopyEngine, CopyState, Direction, Fence, Piece, Rejected, Ticket};
 use crate::plan::{Job, JobKind};
 
-/// A job's copies. Layers are submitted in order, except that an offload may be told to skip ahead of nothing: hooks of
-/// layers that never fire are caught up at the end of the step.
+/// A job's copies. Layers are submitted in order, several at once where the copy engine is better off with large batches.
 pub(super) struct Running {
     pub(super) job: Job,
     /// Addresses of the transfers' slots.
@@ -16,10 +16,10 @@ pub(super) struct Running {
     /// The next layer to submit.
     next_layer: usize,
     /// Batches in the copy engine, by layer.
-    in_flight: VecDeque<(usize, Ticket)>,
+    in_flight: VecDeque<Flight>,
     pub(super) failed: bool,
-    /// The engine's stream as last given: what is submitted late is ordered after the same work.
-    stream: Option<u64>,
+    /// What the engine's stream held when the bytes became ready to be copied: the same for what is submitted late.
+    fence: Option<Fence>,
     began: Instant,
     pub(super) bytes: u64,
     /// Whether to remember which batch copied which layer.
@@ -27,16 +27,24 @@ pub(super) struct Running {
     pub(super) trace: Vec<(usize, Ticket)>,
 }
 
+/// A batch in the copy engine.
+struct Flight {
+    /// The first of its layers.
+    layer: usize,
+    ticket: Ticket,
+    /// Whether the engine's stream waits for it.
+    ordered: bool,
+}
+
 impl Running {
     pub(super) fn new(job: Job, addresses: Vec<usize>) -> Self {
-        let (next_layer, in_flight) = (0, VecDeque::new());
         Self {
             job,
             addresses,
-            next_layer,
-            in_flight,
+            next_layer: 0,
+            in_flight: VecDeque::new(),
             failed: false,
-            stream: None,
+            fence: None,
             began: Instant::now(),
             bytes: 0,
             traced: false,
@@ -58,32 +66,51 @@ impl Running {
         if self.job.kind == JobKind::Offload { Direction::Offload } else { Direction::Load }
     }
 
-    /// Submits layers up to and including `last`, as far as the copy engine has room.
-    pub(super) fn submit_through(
+    /// What is submitted from now on comes after the fence. A job that cannot be ordered fails.
+    pub(super) fn fence_with(&mut self, fence: &mut StreamFence<'_>) {
+        match fence.get() {
+            Ok(Some(fence)) => self.fence = Some(fence),
+            Ok(None) => {}
+            Err(_) => self.failed = true,
+        }
+    }
+
+    /// Submits the layers of an offload up to `last`, which have just been computed, as far as the copy engine has room.
+    /// Keeps a batch back that is too small, if more layers follow.
+    pub(super) fn submit_computed(
         &mut self,
         last: usize,
         layout: &EngineLayout,
         copies: &dyn CopyEngine,
-        stream: Option<u64>,
+        fence: &mut StreamFence<'_>,
     ) {
-        self.stream = stream.or(self.stream);
-        while !self.failed && self.next_layer <= last && self.next_layer < layout.layers().len() {
+        let worth_it = last >= layout.last_layer()
+            || copies.batch_bytes() == 0
+            || (self.next_layer..=last).map(|layer| self.layer_bytes(layer, layout)).sum::<usize>()
+                >= copies.batch_bytes();
+        if !self.failed && self.next_layer <= last && self.next_layer <= layout.last_layer() && worth_it {
+            self.fence_with(fence);
+            self.submit_through(last, layout, copies);
+        }
+    }
+
+    /// Submits layers up to and including `last`, as far as the copy engine has room.
+    pub(super) fn submit_through(&mut self, last: usize, layout: &EngineLayout, copies: &dyn CopyEngine) {
+        while !self.failed && self.next_layer <= last && self.next_layer <= layout.last_layer() {
             let layer = self.next_layer;
-            let mut pieces = Vec::new();
-            let direction = self.direction();
-            for (transfer, address) in self.job.transfers.iter().zip(&self.addresses) {
-                if layout.pieces(layer, transfer, *address, direction, &mut pieces).is_err() {
-                    self.failed = true;
-                    return;
-                }
-            }
+            let Some((pieces, next_layer)) = self.next_pieces(last, layout, copies.batch_bytes()) else {
+                self.failed = true;
+                return;
+            };
             if pieces.is_empty() {
-                self.next_layer += 1;
+                self.next_layer = next_layer;
                 continue;
             }
+            let direction = self.direction();
             // What is offloaded is not read soon; what is loaded is read by the very next attention.
             let streaming = direction == Direction::Offload;
-            let batch = CopyBatch { pieces, direction, fence: self.stream, streaming };
+            let urgent = self.job.kind == JobKind::LoadLayerwise;
+            let batch = CopyBatch { pieces, direction, fence: self.fence.clone(), streaming, urgent };
             let bytes = batch.bytes() as u64;
             // SAFETY: the pieces lie inside registered engine tensors (block ids were checked against their sizes) and
             // inside slots that the Directory gave to this job alone (offload) or pinned for it (load). Both stay until
@@ -91,12 +118,12 @@ impl Running {
             // the scheduler side (offload) or belong to the loading request, which computes nothing on them before.
             match unsafe { copies.submit(batch) } {
                 Ok(ticket) => {
-                    self.in_flight.push_back((layer, ticket));
+                    self.in_flight.push_back(Flight { layer, ticket, ordered: false });
                     if self.traced {
                         self.trace.push((layer, ticket));
                     }
                     self.bytes += bytes;
-                    self.next_layer += 1;
+                    self.next_layer = next_layer;
                 }
                 Err(Rejected::Full(_)) => return,
                 Err(_) => self.failed = true,
@@ -104,17 +131,72 @@ impl Running {
         }
     }
 
+    /// The copies of the next layer, and of those after it until they are `enough` bytes, with the layer that follows. What an
+    /// offload may take ends at `last`: later layers are not computed. `None` if a block id is out of range.
+    fn next_pieces(&self, last: usize, layout: &EngineLayout, enough: usize) -> Option<(Vec<Piece>, usize)> {
+        let limit = match self.direction() {
+            Direction::Offload => last.min(layout.last_layer()),
+            Direction::Load => layout.last_layer(),
+        };
+        let mut end = self.next_layer;
+        let mut bytes = self.layer_bytes(end, layout);
+        while bytes < enough && end < limit {
+            end += 1;
+            bytes += self.layer_bytes(end, layout);
+        }
+        let (mut pieces, direction) = (Vec::new(), self.direction());
+        for (transfer, address) in self.job.transfers.iter().zip(&self.addresses) {
+            for layer in self.next_layer..=end {
+                layout.pieces(layer, transfer, *address, direction, &mut pieces).ok()?;
+            }
+        }
+        Some((pieces, end + 1))
+    }
+
+    /// Bytes of one layer of all transfers, those of skipped blocks included.
+    fn layer_bytes(&self, layer: usize, layout: &EngineLayout) -> usize {
+        let group = layout.layers().get(layer).map(|binding| binding.group);
+        let transfers = self.job.transfers.iter().filter(|transfer| Some(transfer.group) == group).count();
+        if transfers == 0 { 0 } else { transfers * layout.slot_blocks() * layout.page_bytes(layer) }
+    }
+
+    /// What `stream` gets from now on waits for the batches of layers up to `last`. If it cannot, the job fails.
+    pub(super) fn order_through(&mut self, last: usize, stream: u64, copies: &dyn CopyEngine) {
+        for flight in self.in_flight.iter_mut().take_while(|flight| flight.layer <= last) {
+            if !flight.ordered {
+                flight.ordered = copies.order_after(flight.ticket, stream).is_ok();
+                self.failed |= !flight.ordered;
+            }
+        }
+    }
+
+    /// Whether the copy engine has anything of it.
+    pub(super) fn is_moving(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Waits for the oldest batch, for `timeout` at most.
+    pub(super) fn rest(&mut self, copies: &dyn CopyEngine, timeout: Duration) {
+        let Some(Flight { ticket, .. }) = self.in_flight.front() else { return };
+        match copies.wait(*ticket, timeout) {
+            CopyState::Pending => return,
+            CopyState::Done => {}
+            CopyState::Failed(_) => self.failed = true,
+        }
+        self.in_flight.pop_front();
+    }
+
     /// Waits until no batch of layers up to `last` is in flight. Copies with the caller's help.
     pub(super) fn wait_through(&mut self, last: usize, copies: &dyn CopyEngine, patience: Duration) {
-        while let Some((layer, ticket)) = self.in_flight.front().copied() {
-            if layer > last {
+        while let Some(Flight { layer, ticket, .. }) = self.in_flight.front() {
+            if *layer > last {
                 return;
             }
             // The memory of a batch is in use until its end was seen, so there is no leaving early: a wait beyond the
             // patience makes the job fail, but not the wait end.
             let began = Instant::now();
             loop {
-                match copies.wait(ticket, patience) {
+                match copies.wait(*ticket, patience) {
                     CopyState::Pending => self.failed |= began.elapsed() > patience,
                     CopyState::Done => break,
                     CopyState::Failed(_) => {
@@ -129,7 +211,7 @@ impl Running {
 
     /// Waits for the oldest batch in flight; whether there was one.
     pub(super) fn wait_oldest(&mut self, copies: &dyn CopyEngine, patience: Duration) -> bool {
-        let oldest = self.in_flight.front().map(|(layer, _)| *layer);
+        let oldest = self.in_flight.front().map(|flight| flight.layer);
         if let Some(layer) = oldest {
             self.wait_through(layer, copies, patience);
         }
@@ -138,7 +220,7 @@ impl Running {
 
     /// Looks at what is in flight without waiting; whether the job has ended.
     pub(super) fn poll(&mut self, layout: &EngineLayout, copies: &dyn CopyEngine) -> bool {
-        self.in_flight.retain(|(_, ticket)| match copies.poll(*ticket) {
+        self.in_flight.retain(|flight| match copies.poll(flight.ticket) {
             CopyState::Pending => true,
             CopyState::Done => false,
             CopyState::Failed(_) => {

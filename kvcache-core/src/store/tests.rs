@@ -1,8 +1,9 @@
 mod remote;
+mod streams;
 
 use super::*;
 use crate::BlockKey;
-use crate::copy_engine::Direction;
+use crate::copy_engine::{CopyBatch, Direction};
 use crate::directory::FillId;
 use crate::eviction::SlotId;
 use crate::fakes::fake_copies::LazyCopies;
@@ -86,7 +87,7 @@ impl Rank {
     }
 
     fn begin_settled(&mut self, jobs: Vec<Job>, settled: u64) {
-        self.store.begin_step(StepPlan { epoch: 1, settled, jobs, ..StepPlan::default() });
+        self.store.begin_step(StepPlan { epoch: 1, settled, jobs, ..StepPlan::default() }, None);
     }
 
     fn set(&self, block: u32, value: u64) {
@@ -149,10 +150,10 @@ fn a_layer_is_there_when_its_wait_returns_and_later_ones_run_ahead_within_the_bo
     let job = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
     rank.begin(vec![job]);
     assert!(rank.store.has_layerwise_loads());
-    rank.store.start_loads(None);
+    rank.store.start_loads();
     assert_eq!(rank.submitted(), [(Direction::Load, 0), (Direction::Load, 1)]);
     for layer in 0..LAYERS {
-        rank.store.wait_layer(layer);
+        rank.store.wait_layer(layer, None);
         assert!(rank.holds(layer, 3, 100));
         let next = (layer + 2 <= LAYERS).then_some(()).filter(|()| layer > 0 && layer + 1 < LAYERS);
         assert_eq!(
@@ -200,9 +201,9 @@ fn a_load_that_nobody_waited_for_is_an_error() {
         let load = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
         let offload = rank.job(JobKind::Offload, &[(1, 3)]);
         rank.begin(vec![load, offload]);
-        rank.store.start_loads(None);
+        rank.store.start_loads();
         if let Some(layer) = waited {
-            rank.store.wait_layer(layer);
+            rank.store.wait_layer(layer, None);
         } else {
             rank.store.store_layer(0, None);
             assert!(rank.submitted().iter().all(|(direction, _)| *direction == Direction::Load));
@@ -221,8 +222,8 @@ fn one_wait_for_the_last_layer_is_enough_for_a_forward_without_hooks() {
     rank.fill(0, 100);
     let job = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
     rank.begin(vec![job]);
-    rank.store.start_loads(None);
-    rank.store.wait_layer(LAYERS - 1);
+    rank.store.start_loads();
+    rank.store.wait_layer(LAYERS - 1, None);
     assert!((0..LAYERS).all(|layer| rank.holds(layer, 3, 100)));
     rank.store.end_step(None);
     assert!(rank.ended()[0].ok);
@@ -242,9 +243,9 @@ fn a_full_copy_engine_delays_a_layer_and_never_stalls_it() {
     rank.copies.work(100);
     let loads = (0..3).map(|slot| rank.job(JobKind::LoadLayerwise, &[(slot, slot)])).collect();
     rank.begin(loads);
-    rank.store.start_loads(None);
+    rank.store.start_loads();
     for layer in 0..LAYERS {
-        rank.store.wait_layer(layer);
+        rank.store.wait_layer(layer, None);
         assert!((0..3).all(|slot| rank.holds(layer, slot, 100 * u64::from(slot))));
     }
     rank.store.end_step(None);
@@ -262,8 +263,8 @@ fn a_failed_load_fails_offloads_until_it_is_settled() {
     let load = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
     let (failed, other) = (load.id.number, rank.job(JobKind::Offload, &[(1, 4)]));
     rank.begin(vec![load, other]);
-    rank.store.start_loads(None);
-    rank.store.wait_layer(LAYERS - 1);
+    rank.store.start_loads();
+    rank.store.wait_layer(LAYERS - 1, None);
     rank.copies.behave(|behaviour| behaviour.fail = 0);
     rank.store.end_step(None);
     assert_eq!(rank.store.take_load_errors(), [3]);
@@ -288,7 +289,7 @@ fn an_asynchronous_load_is_received_when_it_has_ended_well_or_not() {
         let job = rank.job(JobKind::LoadAsync, &[(0, 3)]);
         let request = job.request.clone();
         rank.begin(vec![job]);
-        rank.store.start_loads(None);
+        rank.store.start_loads();
         rank.store.end_step(None);
         assert_eq!(rank.store.take_received().0, Vec::<String>::new());
         rank.finish();
@@ -310,8 +311,8 @@ fn a_slot_with_another_key_is_never_copied() {
         for kind in [JobKind::LoadLayerwise, JobKind::LoadAsync] {
             let job = rank.job(kind, &[(0, 3), (slot, block)]);
             rank.begin(vec![job]);
-            rank.store.start_loads(None);
-            rank.store.wait_layer(LAYERS - 1);
+            rank.store.start_loads();
+            rank.store.wait_layer(LAYERS - 1, None);
             rank.store.end_step(None);
             assert_eq!(rank.store.take_load_errors(), [3, block], "all of the job is an error");
             assert!(!rank.ended()[0].ok);
@@ -327,7 +328,7 @@ fn lost_and_impossible_blocks_are_errors() {
     let mut job = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
     job.lost_blocks = vec![8];
     rank.begin(vec![job]);
-    rank.store.wait_layer(LAYERS - 1);
+    rank.store.wait_layer(LAYERS - 1, None);
     rank.store.end_step(None);
     assert_eq!(rank.store.take_load_errors(), [3, 8]);
     let bad = rank.job(JobKind::Offload, &[(1, 3), (2, 999)]);
@@ -345,9 +346,9 @@ fn forgotten_slots_and_older_epochs_are_not_warm() {
     let mut rank = rank();
     rank.fill(0, 1);
     rank.fill(1, 2);
-    rank.store.begin_step(StepPlan { epoch: 1, forgotten: vec![SlotId(0)], ..StepPlan::default() });
+    rank.store.begin_step(StepPlan { epoch: 1, forgotten: vec![SlotId(0)], ..StepPlan::default() }, None);
     assert_eq!(rank.memory.warm_slots().len(), 1);
-    rank.store.begin_step(StepPlan { epoch: 2, ..StepPlan::default() });
+    rank.store.begin_step(StepPlan { epoch: 2, ..StepPlan::default() }, None);
     assert_eq!((rank.memory.warm_slots().len(), rank.memory.epoch()), (0, 2));
 }
 
@@ -377,7 +378,7 @@ fn a_drain_leaves_no_copy_behind() {
         rank.job(JobKind::Offload, &[(2, 4)]),
     ];
     rank.begin(jobs);
-    rank.store.drain();
+    rank.store.drain(None);
     assert_eq!((rank.store.stats().jobs_in_flight, rank.copies.in_flight().batches), (0, 0));
     assert!(rank.ended().iter().all(|end| end.ok));
 }
@@ -395,8 +396,8 @@ fn the_drill_reports_loads_and_copies_nothing() {
     rank.fill(0, 100);
     let jobs = vec![rank.job(JobKind::LoadLayerwise, &[(0, 3)]), rank.job(JobKind::LoadAsync, &[(0, 4)])];
     rank.begin(jobs);
-    rank.store.start_loads(None);
-    rank.store.wait_layer(LAYERS - 1);
+    rank.store.start_loads();
+    rank.store.wait_layer(LAYERS - 1, None);
     rank.store.end_step(None);
     assert!(rank.ended().iter().all(|end| end.ok) && rank.submitted().is_empty());
     assert_eq!(rank.store.take_received().0.len(), 1);
@@ -416,7 +417,7 @@ fn a_report_says_hello_once_and_nothing_when_there_is_nothing_to_say() {
 #[test]
 fn late_submissions_are_ordered_after_the_step_s_stream() {
     let mut rank = rank();
-    rank.copies.behave(|behaviour| behaviour.batches_max = 1);
+    rank.copies.behave(|behaviour| (behaviour.batches_max, behaviour.streams) = (1, true));
     let job = rank.job(JobKind::Offload, &[(0, 1)]);
     rank.begin(vec![job]);
     rank.store.store_layer(0, Some(77));
@@ -424,5 +425,6 @@ fn late_submissions_are_ordered_after_the_step_s_stream() {
     rank.finish();
     let batches = rank.copies.batches();
     assert_eq!(batches.len(), LAYERS);
-    assert!(batches.iter().all(|batch| batch.fence == Some(77) && batch.streaming));
+    let fenced = |batch: &CopyBatch| LazyCopies::fenced_by(batch).is_some_and(|(stream, _)| stream == 77);
+    assert!(batches.iter().all(|batch| fenced(batch) && batch.streaming));
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use kvcache_core::copy_engine::{
-    CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, InFlight, Piece, Rejected, Ticket,
+    CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, Fence, InFlight, Piece, Rejected, Ticket,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -22,11 +22,25 @@ pub(crate) struct CopyBehaviour {
     pub(crate) refuse: u32,
     /// Polls that find nothing done, of a thousand; others copy a piece first.
     pub(crate) lazy: u32,
+    /// Whether it is a device's, whose memory is used by streams. A stream that has to wait for a batch performs it at once,
+    /// unless it is `lazy_streams`.
+    pub(crate) streams: bool,
+    pub(crate) lazy_streams: bool,
+    /// It is better off with batches of that many bytes.
+    pub(crate) batch_bytes: usize,
 }
 
 impl Default for CopyBehaviour {
     fn default() -> Self {
-        Self { batches_max: 64, fail: 0, refuse: 0, lazy: 0 }
+        Self {
+            batches_max: 64,
+            fail: 0,
+            refuse: 0,
+            lazy: 0,
+            streams: false,
+            lazy_streams: false,
+            batch_bytes: 0,
+        }
     }
 }
 
@@ -62,6 +76,9 @@ struct State {
     counts: CopyCounts,
     submitted: Vec<CopyBatch>,
     keeps_batches: bool,
+    fences: u64,
+    /// Which stream waits for which batch, in the order of the calls.
+    ordered: Vec<(Ticket, u64)>,
 }
 
 /// See the module's head.
@@ -81,6 +98,8 @@ impl LazyCopies {
             counts: CopyCounts::default(),
             submitted: Vec::new(),
             keeps_batches: false,
+            fences: 0,
+            ordered: Vec::new(),
         }))
     }
 
@@ -95,6 +114,16 @@ impl LazyCopies {
     /// Remembers every accepted batch from now on.
     pub(crate) fn keep_batches(&self) {
         self.state().keeps_batches = true;
+    }
+
+    /// The stream that a batch's fence was made of, and how many fences were made before it.
+    pub(crate) fn fenced_by(batch: &CopyBatch) -> Option<(u64, u64)> {
+        batch.fence.as_ref()?.inner().copied()
+    }
+
+    /// The streams that wait for batches since the last call.
+    pub(crate) fn ordered(&self) -> Vec<(Ticket, u64)> {
+        std::mem::take(&mut self.state().ordered)
     }
 
     pub(crate) fn batches(&self) -> Vec<CopyBatch> {
@@ -289,6 +318,35 @@ impl CopyEngine for LazyCopies {
             .iter_mut()
             .filter(|batch| batch.ticket == ticket)
             .for_each(|batch| batch.forgotten = true);
+    }
+
+    fn has_streams(&self) -> bool {
+        self.state().behaviour.streams
+    }
+
+    fn fence(&self, stream: u64) -> Result<Fence, CopyFailure> {
+        let mut state = self.state();
+        if !state.behaviour.streams {
+            return Err(CopyFailure::Other("no streams".to_owned()));
+        }
+        state.fences += 1;
+        Ok(Fence::new((stream, state.fences - 1)))
+    }
+
+    fn order_after(&self, ticket: Ticket, stream: u64) -> Result<(), CopyFailure> {
+        let mut state = self.state();
+        state.ordered.push((ticket, stream));
+        if !state.behaviour.lazy_streams {
+            while let Some(index) = state.running.iter().position(|batch| batch.ticket == ticket) {
+                state.copy_one(index);
+            }
+        }
+        let failed = state.ended.contains(&(ticket, false));
+        if failed { Err(CopyFailure::Other("the copy has failed".to_owned())) } else { Ok(()) }
+    }
+
+    fn batch_bytes(&self) -> usize {
+        self.state().behaviour.batch_bytes
     }
 
     fn in_flight(&self) -> InFlight {

@@ -68,6 +68,11 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
+    /// The engine's stream, where its memory is a device's.
+    pub(super) fn stream(&self) -> Option<u64> {
+        self.copies.streams.then_some(1)
+    }
+
     pub(crate) fn of(seed: u64) -> Self {
         let mut random = Random::new(mix(seed ^ 0xabcd));
         let r = &mut random;
@@ -117,6 +122,9 @@ impl Scenario {
                 fail: often(r, 80),
                 refuse: often(r, 200),
                 lazy: often(r, 900),
+                streams: r.chance(300),
+                lazy_streams: false,
+                batch_bytes: if r.chance(700) { 0 } else { r.below(200) },
             },
             pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),
             abort: often(r, 60),

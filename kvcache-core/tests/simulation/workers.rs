@@ -9,6 +9,7 @@ impl World {
         scheduled: Vec<Scheduled>,
     ) -> Result<Output, Violation> {
         let mut output = Output::default();
+        let stream = self.scenario.stream();
         let hooks_fire = !(self.faults_on && self.random.chance(self.scenario.lost_hooks));
         for index in 0..self.ranks.len() {
             let plan = match &plan {
@@ -22,9 +23,9 @@ impl World {
             let pieces = self.pieces(index);
             let rank = &mut self.ranks[index];
             if let Some(plan) = plan {
-                rank.store.begin_step(plan);
+                rank.store.begin_step(plan, stream);
             }
-            rank.store.start_loads(None);
+            rank.store.start_loads();
             rank.copies.work(pieces);
             rank.remote.work();
         }
@@ -34,7 +35,7 @@ impl World {
         for index in 0..self.ranks.len() {
             let pieces = self.pieces(index);
             let rank = &mut self.ranks[index];
-            rank.store.end_step(None);
+            rank.store.end_step(stream);
             rank.copies.work(pieces);
             let (received, failed) = rank.store.take_received();
             output.received.extend(received.into_iter().map(|id| {
@@ -104,22 +105,22 @@ impl World {
         hooks_fire: bool,
         output: &mut Output,
     ) -> Result<(), Violation> {
-        let layers = self.scenario.layers;
+        let (layers, stream) = (self.scenario.layers, self.scenario.stream());
         let waits_first = !self.scenario.hooks;
         let mut spoiled = BTreeSet::new();
         for layer in 0..layers {
             let before = spoiled.clone();
             for index in 0..self.ranks.len() {
                 if hooks_fire && !waits_first {
-                    self.ranks[index].store.wait_layer(layer);
+                    self.ranks[index].store.wait_layer(layer, stream);
                 } else if hooks_fire && layer == 0 {
-                    self.ranks[index].store.wait_layer(layers - 1);
+                    self.ranks[index].store.wait_layer(layers - 1, stream);
                 }
                 self.compute(index, layer, scheduled, &before, &mut spoiled, output)?;
                 if !self.scenario.hooks || self.random.chance(100) {
                     self.counts.lost_store_hooks += u64::from(self.ranks[index].store.has_fresh_offloads());
                 } else {
-                    self.ranks[index].store.store_layer(layer, None);
+                    self.ranks[index].store.store_layer(layer, stream);
                 }
             }
         }

@@ -92,8 +92,8 @@ fn what_one_rank_demotes_another_fetches() {
     let load = b.job(JobKind::LoadLayerwise, &[(2, 7)]);
     b.begin(vec![load]);
     b.copies.behave(|behaviour| behaviour.lazy = 0);
-    b.store.start_loads(None);
-    b.store.wait_layer(LAYERS - 1);
+    b.store.start_loads();
+    b.store.wait_layer(LAYERS - 1, None);
     assert!((0..LAYERS).all(|layer| b.holds(layer, 7, 200)));
 }
 
@@ -123,7 +123,7 @@ fn what_is_cancelled_ends_and_leaves_nothing_behind() {
     let id = job.id;
     rig.rank.begin(vec![job]);
     rig.rank.ended();
-    rig.rank.store.begin_step(StepPlan { epoch: 1, cancelled: vec![id], ..StepPlan::default() });
+    rig.rank.store.begin_step(StepPlan { epoch: 1, cancelled: vec![id], ..StepPlan::default() }, None);
     assert!(rig.rank.ended().is_empty(), "its memory is in use until the transfers have ended");
     rig.remote.wait(Duration::ZERO);
     rig.rank.store.collect();
@@ -141,7 +141,7 @@ fn a_step_that_finishes_its_copies_leaves_l2_alone() {
     rig.servers.behave(|servers| servers.delay_max = 3);
     let job = remote_job(&mut rig.rank, JobKind::Fetch, &[(0, 0)]);
     rig.rank.begin(vec![job]);
-    rig.rank.store.finish_copies();
+    rig.rank.store.finish_copies(None);
     assert!(rig.rank.ended().is_empty() && rig.rank.store.is_busy(), "it is on its way");
     let ended = rig.work();
     assert!(ended.len() == 1 && ended[0].failed.is_empty(), "{ended:?}");
