@@ -6,12 +6,19 @@
 //!
 //! Handles are plain numbers ([`Stream`], [`Event`]). All methods may be called from any thread; each makes the device's
 //! context current for itself and leaves the calling thread's context as it was.
+//!
+//! The driver follows handles as pointers. To which device a stream belongs can be checked ([`Driver::check_stream`]);
+//! whether a number is a living handle at all cannot, so callers answer for that.
+
+mod cuda;
 
 use std::sync::Arc;
 
 use kvcache_core::copy_engine::{CopyFailure, Piece};
 
 use crate::kernels::{Kernel, PagedCopy, PieceCopy, TokenCopy};
+
+pub use cuda::{BATCH_COPY_VERSION, CudaDriver, DRIVER_VERSION_MIN, Unavailable, devices, numa_node};
 
 /// A stream: the driver's handle as a number. Zero is the legacy default stream, which others can hand to us and which is
 /// none of ours.
@@ -31,7 +38,7 @@ pub struct DriverError {
     pub operation: &'static str,
     /// The status that it returned.
     pub code: i32,
-    /// The status's name, for example `CUDA_ERROR_OUT_OF_MEMORY`.
+    /// The status's name, for example `CUDA_ERROR_OUT_OF_MEMORY`, and after a colon what else is known of the cause.
     pub name: String,
 }
 
