@@ -47,6 +47,11 @@ impl LayerPages {
             chunks_per_segment: chunks(segment_bytes, chunk_bytes)?,
         })
     }
+
+    /// Chunks of a page: as many items of a launch.
+    pub(crate) fn chunks_per_page(&self) -> u64 {
+        u64::from(self.segments) * u64::from(self.chunks_per_segment)
+    }
 }
 
 /// Arguments of [`Kernel::GatherPages`](super::Kernel::GatherPages) and
@@ -54,13 +59,13 @@ impl LayerPages {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PagedCopy {
-    layers: u64,
-    slots: u64,
-    blocks: u64,
-    layer_count: u32,
-    slot_count: u32,
-    slot_blocks: u32,
-    chunks_per_page: u32,
+    pub(crate) layers: u64,
+    pub(crate) slots: u64,
+    pub(crate) blocks: u64,
+    pub(crate) layer_count: u32,
+    pub(crate) slot_count: u32,
+    pub(crate) slot_blocks: u32,
+    pub(crate) chunks_per_page: u32,
 }
 
 const _: () = assert!(size_of::<LayerPages>() == 56 && std::mem::offset_of!(LayerPages, segments) == 40);

@@ -26,10 +26,10 @@ impl From<Piece> for PieceEntry {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PieceCopy {
-    pieces: u64,
-    piece_count: u32,
-    chunks_per_piece: u32,
-    chunk_bytes: u32,
+    pub(crate) pieces: u64,
+    pub(crate) piece_count: u32,
+    pub(crate) chunks_per_piece: u32,
+    pub(crate) chunk_bytes: u32,
     reserved: u32,
 }
 
