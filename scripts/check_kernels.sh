@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks that kernels/prebuilt/ is what the sources, the flags and the pinned compiler make. First by SHA-256 sums, without
 # any compiler; then by compiling again and comparing all bytes, which is skipped, and said so, where the compiler cannot be had.
+# With it come CUDA's headers, against which the library that stands in for a driver in tests is checked.
 set -euo pipefail
 . "$(dirname "$0")/dev_paths.sh"
 
@@ -25,3 +26,9 @@ fi
 cmp "$folder/paged_copy.fatbin" kernels/prebuilt/paged_copy.fatbin ||
   die "compiled again, the kernels differ from the committed ones: $remedy"
 say "kernels: compiled again, every byte is as committed"
+
+include="$(dirname "$("$REPO/scripts/ensure_cuda_compiler.sh")")/include"
+stand_in=kvcache-cuda/tests/cuda_driver/libcuda.c
+cc -fsyntax-only -Wall -Wextra -Werror -DCUDA_HEADERS -I"$include" "$stand_in" >&2 ||
+  die "$stand_in does not agree with CUDA's headers"
+say "kernels: the tests' stand-in for the driver agrees with CUDA's headers"

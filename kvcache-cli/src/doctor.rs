@@ -6,6 +6,7 @@
 mod copies;
 mod devices;
 mod engine;
+mod gpu;
 mod memory;
 mod model;
 mod rdma;
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<(String, ExitCode), ModelError> {
         memory::nodes(),
         shared_memory::room(),
         shared_memory::leftovers(),
-        devices::gpu(),
+        gpu::check(),
         devices::network(),
         rdma::check(),
     ];

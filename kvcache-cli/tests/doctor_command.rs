@@ -63,3 +63,43 @@ fn a_model_that_cannot_be_read_is_unusable() {
     let error = String::from_utf8(output.stderr).expect("text");
     assert!(error.starts_with("kvcache: cannot read /no/such/model/config.json: "), "{error}");
 }
+
+/// With the library of the driver's tests in place of a driver.
+#[test]
+fn gpus_are_listed() {
+    let folder = std::env::temp_dir().join(format!("kvcache-doctor-gpu-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../kvcache-cuda/tests/cuda_driver/libcuda.c");
+    let compiled = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
+        .args(["-shared", "-fPIC", source, "-o"])
+        .arg(folder.join("libcuda.so.1"))
+        .status();
+    let output = Command::new(env!("CARGO_BIN_EXE_kvcache"))
+        .args(["doctor", "--json", "--no-python"])
+        .env("LD_LIBRARY_PATH", &folder)
+        .env("FAKE_CUDA_VERSION", "13000")
+        .output();
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+    assert!(compiled.expect("a C compiler, which links this test as well").success());
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.expect("the tool starts").stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("a list");
+    let gpu = findings.iter().find(|finding| finding["subject"] == "GPU").expect("a finding");
+    let values = &gpu["values"];
+    assert_eq!(values["devices"][1]["name"], "Fake GPU 1", "{gpu}");
+    assert_eq!(values["devices"][1]["compute_capability"], "9.0");
+    assert_eq!((values["cuda"].as_str(), values["batch_copies"].as_bool()), (Some("13.0"), Some(true)));
+}
+
+/// The tool starts where there is no CUDA: it looks for the driver when it is asked to.
+#[test]
+fn the_tool_links_no_library_of_cuda() {
+    let output = Command::new("readelf")
+        .args(["-dW", env!("CARGO_BIN_EXE_kvcache")])
+        .output()
+        .expect("readelf, of binutils");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let needed: Vec<&str> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    assert!(needed.iter().any(|line| line.contains("[libc.so.6]")), "{text}");
+    assert!(!needed.iter().any(|line| line.contains("[libcu") || line.contains("[libnv")), "{needed:?}");
+}

@@ -16,10 +16,59 @@ pub fn image() -> &'static [u8] {
     &IMAGE.0
 }
 
+/// How a device gets the kernels out of the image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Support {
+    /// As code that was compiled for it.
+    Code,
+    /// As PTX, which the driver compiles when the image is loaded: slower to load once (the driver keeps the result).
+    Ptx,
+    /// Not at all: the driver is older than CUDA 13.0 (release 580), whose compiler made the image.
+    OldDriver,
+    /// Not at all: the device is older than compute capability 8.0.
+    OldDevice,
+}
+
+/// What a device of this compute capability gets, by a driver of this version (1000 × major + 10 × minor).
+///
+/// Code for X.Y runs on X.Z from Z = Y on, and PTX for X.Y on all that is newer (CUDA C++ Programming Guide, "Binary
+/// Compatibility", "PTX Compatibility"). What the driver thinks is the answer of `Driver::load_kernels`.
+pub fn support(compute_capability: (u32, u32), driver_version: u32) -> Support {
+    if driver_version < DRIVER_VERSION_MIN {
+        return Support::OldDriver;
+    }
+    let compiled_for =
+        |(major, minor): (u32, u32)| major == compute_capability.0 && minor <= compute_capability.1;
+    match compute_capability {
+        _ if CODE.into_iter().any(compiled_for) => Support::Code,
+        newer if newer >= PTX => Support::Ptx,
+        _ => Support::OldDevice,
+    }
+}
+
+/// CUDA 13.0.
+const DRIVER_VERSION_MIN: u32 = 13_000;
+
+/// What the image has code for.
+const CODE: [(u32, u32); 3] = [(8, 0), (9, 0), (10, 0)];
+
+/// What its PTX is for.
+const PTX: (u32, u32) = (8, 0);
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::Kernel;
+
+    #[test]
+    fn devices_get_code_ptx_or_a_reason() {
+        let got = |capability| support(capability, 13_000);
+        assert_eq!([(8, 0), (8, 9), (9, 0), (10, 3)].map(got), [Support::Code; 4]);
+        assert_eq!([(11, 0), (12, 0)].map(got), [Support::Ptx; 2]);
+        assert_eq!([(7, 5), (0, 0)].map(got), [Support::OldDevice; 2]);
+        assert_eq!(support((9, 0), 12_090), Support::OldDriver);
+        assert_eq!(support((9, 0), 14_000), Support::Code);
+    }
 
     #[test]
     fn the_image_is_a_whole_and_aligned_fat_binary() {
@@ -41,7 +90,10 @@ mod tests {
             rest = &rest[header + body..];
         }
         parts.sort_unstable();
-        assert_eq!(parts, [(1, 80), (2, 80), (2, 90), (2, 100)]);
+        let number = |(major, minor): (u32, u32)| 10 * major + minor;
+        let mut wanted = vec![(1, number(PTX))];
+        wanted.extend(CODE.map(|capability| (2, number(capability))));
+        assert_eq!(parts, wanted);
     }
 
     #[test]

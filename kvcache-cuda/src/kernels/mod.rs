@@ -25,7 +25,7 @@ mod tokens;
 
 use kvcache_core::copy_engine::Direction;
 
-pub use image::{MANIFEST, image};
+pub use image::{MANIFEST, Support, image, support};
 pub use pages::{LayerPages, PagedCopy, page_pieces};
 pub use pieces::{PieceCopy, PieceEntry};
 pub use tokens::{BlockStrides, PageStrides, TokenCopy, TokenTables, token_pieces};
