@@ -229,17 +229,12 @@ impl Store {
     /// The bytes of one engine block of a group, as a slot would hold them.
     fn read_block<'py>(&self, py: Python<'py>, group: u16, block: u32) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = self.with(|store| store.read_block(group, block))?.map_err(value_error)?;
-        let bytes = bytes.ok_or_else(|| PyValueError::new_err("the copy engine failed"))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
     /// Writes what `read_block` returned into a block that nobody uses.
     fn write_block(&self, group: u16, block: u32, bytes: &[u8]) -> PyResult<()> {
-        if self.with(|store| store.write_block(group, block, bytes))?.map_err(value_error)? {
-            Ok(())
-        } else {
-            Err(PyValueError::new_err("the copy engine failed, or the bytes are not those of one slot"))
-        }
+        self.with(|store| store.write_block(group, block, bytes))?.map_err(value_error)
     }
 
     /// Whether `take_report` and `stats` will say nothing new before the next plan with jobs.

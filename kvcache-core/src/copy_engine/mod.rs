@@ -159,6 +159,14 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Why it was not accepted.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Rejected::Full(_) => "the copy engine is full",
+            Rejected::Unsupported(_, reason) => reason,
+        }
+    }
+
     /// The batch, to be retried or dropped.
     pub fn into_batch(self) -> CopyBatch {
         match self {

@@ -18,6 +18,8 @@ pub struct SlabConfig {
     pub huge_pages: HugePages,
     /// Whether anonymous memory is touched in the background ahead of its use. Shared memory always is.
     pub prefault: bool,
+    /// The NUMA node that the memory should come from while it has some: that of the device that copies it.
+    pub numa_node: Option<u32>,
 }
 
 /// Where a slab's memory comes from.
@@ -84,7 +86,14 @@ impl SlabConfig {
     /// Anonymous memory with our defaults: transparent huge pages, touched in the background.
     pub fn anonymous(slot_bytes: usize, slot_count: usize) -> Self {
         let backing = Backing::Anonymous;
-        SlabConfig { slot_bytes, slot_count, backing, huge_pages: HugePages::Transparent, prefault: true }
+        SlabConfig {
+            slot_bytes,
+            slot_count,
+            backing,
+            huge_pages: HugePages::Transparent,
+            prefault: true,
+            numa_node: None,
+        }
     }
 
     /// A slab file, otherwise with the same defaults.

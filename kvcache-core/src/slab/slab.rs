@@ -244,6 +244,9 @@ impl Slab {
         check_memory(shape.bytes as u64, room)?;
         let mapping = Mapping::anonymous(shape.bytes, config.huge_pages)
             .map_err(|source| SlabError::Map { bytes: shape.bytes, source })?;
+        if let Some(node) = config.numa_node {
+            mapping.prefer_node(node);
+        }
         let mapping = Arc::new(mapping);
         let table = SlotTable::create(Arc::clone(&mapping), &shape.description, boot());
         let reservation = if config.prefault {
@@ -321,6 +324,9 @@ impl Slab {
 
         let mapping = Mapping::shared(file, shape.bytes, config.huge_pages)
             .map_err(|source| SlabError::Map { bytes: shape.bytes, source })?;
+        if let Some(node) = config.numa_node {
+            mapping.prefer_node(node);
+        }
         let mapping = Arc::new(mapping);
         // Header and table are touched below: without storage that would be the end of the process. A small slab is
         // usable as a whole when it is opened, a large one as far as 20 ms get.

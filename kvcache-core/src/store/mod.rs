@@ -17,6 +17,7 @@ mod begin;
 mod ending;
 mod fences;
 mod layout;
+mod pinned_slots;
 mod probe;
 mod rank_slots;
 mod remote_jobs;
@@ -35,6 +36,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
+pub use pinned_slots::{PinnedSlots, Pinning};
+pub use probe::ProbeError;
 pub use rank_slots::RankSlots;
 pub use remote_jobs::{FETCHES_IN_FLIGHT_MAX, RemoteLink, RemoteLinkStats};
 pub use replica_slots::ReplicaSlots;

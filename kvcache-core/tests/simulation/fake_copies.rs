@@ -79,6 +79,8 @@ struct State {
     fences: u64,
     /// Which stream waits for which batch, in the order of the calls.
     ordered: Vec<(Ticket, u64)>,
+    registered: Vec<(usize, usize)>,
+    register_bytes_max: usize,
 }
 
 /// See the module's head.
@@ -100,6 +102,8 @@ impl LazyCopies {
             keeps_batches: false,
             fences: 0,
             ordered: Vec::new(),
+            registered: Vec::new(),
+            register_bytes_max: usize::MAX,
         }))
     }
 
@@ -119,6 +123,16 @@ impl LazyCopies {
     /// The stream that a batch's fence was made of, and how many fences were made before it.
     pub(crate) fn fenced_by(batch: &CopyBatch) -> Option<(u64, u64)> {
         batch.fence.as_ref()?.inner().copied()
+    }
+
+    /// What is registered, as `(base, bytes)`.
+    pub(crate) fn registered(&self) -> Vec<(usize, usize)> {
+        self.state().registered.clone()
+    }
+
+    /// Refuses to register more than so many bytes in all.
+    pub(crate) fn refuse_to_register_after(&self, bytes: usize) {
+        self.state().register_bytes_max = bytes;
     }
 
     /// The streams that wait for batches since the last call.
@@ -343,6 +357,21 @@ impl CopyEngine for LazyCopies {
         }
         let failed = state.ended.contains(&(ticket, false));
         if failed { Err(CopyFailure::Other("the copy has failed".to_owned())) } else { Ok(()) }
+    }
+
+    unsafe fn register(&self, base: usize, bytes: usize) -> Result<(), CopyFailure> {
+        let mut state = self.state();
+        let all: usize = state.registered.iter().map(|(_, bytes)| bytes).sum();
+        if all + bytes > state.register_bytes_max {
+            let name = "CUDA_ERROR_OUT_OF_MEMORY".to_owned();
+            return Err(CopyFailure::Driver { operation: "cuMemHostRegister", code: 2, name });
+        }
+        state.registered.push((base, bytes));
+        Ok(())
+    }
+
+    fn unregister(&self, base: usize) {
+        self.state().registered.retain(|(start, _)| *start != base);
     }
 
     fn batch_bytes(&self) -> usize {
