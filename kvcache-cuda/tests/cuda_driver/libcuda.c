@@ -482,11 +482,13 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule loaded, const char *
     return CUDA_SUCCESS;
 }
 
+#ifndef WITHOUT_FUNCTION_LOAD
 CUresult cuFuncLoad(CUfunction function) {
     NEED(function >= functions && function < functions + function_count, INVALID_HANDLE);
     record("%s loaded", function->name);
     return CUDA_SUCCESS;
 }
+#endif
 
 CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,

@@ -7,7 +7,7 @@ use kvcache_core::store::PageLayout;
 use kvcache_cuda::driver::{Arguments, Descriptors, Driver, LaunchShape, Priority, SourceOrder, Stream};
 use kvcache_cuda::kernels::{BlockStrides, Kernel, LayerPages, PageStrides, PagedCopy, PieceCopy, TokenCopy};
 
-use super::library::{WHOLE, calls, fail, in_child, use_device};
+use super::library::{Found, WHOLE, calls, fail, in_child, use_device};
 use super::open;
 
 #[test]
@@ -24,7 +24,7 @@ fn a_copy_goes_into_its_stream() {
             // SAFETY: both arrays live until the end, and the library copies at once.
             unsafe { driver.copy(Piece { src, dst, bytes }, stream) }.unwrap();
         }
-        assert_eq!(destination[..60], source[..60]);
+        assert_eq!(destination[..60], [7; 60]);
         assert_eq!(destination[60..], [0; 40]);
         assert_eq!(calls(), ["copy of 60 in stream 0"], "nothing is asked to copy nothing");
         fail(c"cuMemcpyAsync", 700);
@@ -54,7 +54,7 @@ fn batches(version: &str) {
     };
     assert!(driver.has_batch_copy());
     submit(&descriptors, SourceOrder::Stream, stream).unwrap();
-    let reversed: Vec<u8> = source.chunks(16).rev().flatten().copied().collect();
+    let reversed: Vec<u8> = (48..64).chain(32..48).chain(16..32).chain(0..16).collect();
     assert_eq!(destination, reversed);
     submit(&descriptors, SourceOrder::Any, stream).unwrap();
     assert_eq!(
@@ -73,7 +73,8 @@ fn batches(version: &str) {
         );
     }
     let shorter = Descriptors { sources: descriptors.sources[..3].to_vec(), ..descriptors.clone() };
-    for wrong in [shorter, Descriptors::default()] {
+    let longer = Descriptors { destinations: vec![dst; 5], ..descriptors.clone() };
+    for wrong in [shorter, longer, Descriptors::default()] {
         let error = submit(&wrong, SourceOrder::Stream, stream).unwrap_err();
         assert!(error.name.contains("the arrays are empty or of different lengths"), "{error}");
     }
@@ -196,6 +197,19 @@ fn kernels_are_loaded_once_and_launched_with_their_arguments() {
         assert_eq!(launch(Kernel::CopyPieces, pieces(0), 1, 32).unwrap_err().code, 701);
         drop(driver);
         assert_eq!(calls(), ["image unloaded", "release 0: 1"]);
+    });
+}
+
+/// Drivers before CUDA 12.4 load a function when it is launched first.
+#[test]
+fn kernels_are_loaded_without_a_function_that_loads_them() {
+    const TEST: &str = "work::kernels_are_loaded_without_a_function_that_loads_them";
+    in_child(TEST, "", Found::Compiled(&["-DWITHOUT_FUNCTION_LOAD"]), &[], || {
+        let driver = open();
+        use_device(0);
+        calls();
+        driver.load_kernels().unwrap();
+        assert_eq!(calls(), ["image loaded"]);
     });
 }
 

@@ -70,9 +70,9 @@ impl BatchCopy {
     }
 }
 
+/// What the driver has for this version; it refuses versions that are newer than itself.
 fn entry_point(library: &Library, version: u32) -> Option<*mut c_void> {
-    // A driver refuses versions that are newer than itself.
-    let version = c_int::try_from(version).ok().filter(|_| version <= library.version)?;
+    let version = c_int::try_from(version).ok()?;
     let mut function = null_mut();
     let flags = sys::CUdriverProcAddress_flags::CU_GET_PROC_ADDRESS_LEGACY_STREAM as u64;
     // SAFETY: a NUL-terminated name and a pointer to write to. The last argument is optional: null also says that there is none.
