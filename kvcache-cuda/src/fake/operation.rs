@@ -109,8 +109,6 @@ pub(super) struct Operation {
     /// What is known of its bytes. A launch knows only its tables before it begins.
     pub(super) touched: Touched,
     pub(super) watch: Option<Watch>,
-    /// The host's side was not pinned at submission: that may stay so.
-    pub(super) pageable: bool,
     /// Its memory went away: reported, and not to be touched.
     pub(super) doomed: bool,
     pub(super) progress: Progress,

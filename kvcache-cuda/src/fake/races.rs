@@ -27,6 +27,26 @@ impl Access {
         clock.at(self.component) >= self.position
     }
 
+    /// Drops what a later access stands for as well; whether that is all.
+    ///
+    /// Whatever begins from now on is not before `later`, and is after `later` only if it is after this. So if it races with
+    /// this for bytes of both, it races with `later`.
+    fn is_covered_by(&mut self, later: &Self) -> bool {
+        let Touched { reads, writes } = &mut self.touched;
+        let (is_before_reads, is_before_writes) = (
+            later.read_clock.at(self.component) >= self.position,
+            later.write_clock.at(self.component) >= self.position,
+        );
+        if is_before_writes {
+            *writes = writes.without(&later.touched.writes);
+            *reads = reads.without(&later.touched.writes);
+        }
+        if is_before_reads {
+            *reads = reads.without(&later.touched.reads);
+        }
+        reads.is_empty() && writes.is_empty()
+    }
+
     /// The first conflict with another, if nothing orders the two.
     fn race(&self, other: &Self) -> Option<(Range<usize>, &'static str)> {
         let conflict = |ours: &Ranges, our_clock: &Clock, theirs: &Ranges, their_clock: &Clock| {
@@ -61,7 +81,7 @@ struct Remembered {
 }
 
 impl Races {
-    /// Compares an access with all that are remembered, and remembers it. O(remembered × ranges).
+    /// Compares an access that begins with all that are remembered, and remembers it. O(remembered × ranges).
     pub(super) fn add(&mut self, access: Access, violations: &mut Vec<String>) {
         for Remembered { access: other, .. } in &self.accesses {
             if let Some((both, how)) = access.race(other) {
@@ -73,6 +93,7 @@ impl Races {
                 ));
             }
         }
+        self.accesses.retain_mut(|Remembered { access: other, .. }| !other.is_covered_by(&access));
         self.accesses.push(Remembered { access, known_after: None });
     }
 
@@ -89,5 +110,58 @@ impl Races {
 
     pub(super) fn len(&self) -> usize {
         self.accesses.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{Driver, Priority};
+    use crate::fake::FakeDevice;
+
+    const ROUNDS: usize = 2000;
+    const BYTES: usize = 64;
+
+    fn block(at: usize) -> Range<usize> {
+        at..at + BYTES
+    }
+
+    fn remembered(device: &FakeDevice) -> usize {
+        device.shared.state.lock().races.len()
+    }
+
+    /// An engine that computes on and on, and nobody asks how far it is.
+    #[test]
+    fn what_later_work_covers_is_forgotten() {
+        let device = FakeDevice::new(1);
+        let engine = device.engine_stream();
+        let cache = device.allocate_device(4 * BYTES).unwrap() as usize;
+        for round in 0..ROUNDS {
+            let page = cache + round % 4 * BYTES;
+            device.engine_work(engine, vec![block(cache)], vec![block(page)], || ());
+            device.advance(2);
+        }
+        device.run_all();
+        assert!(remembered(&device) <= 8, "{}", remembered(&device));
+        assert_eq!(device.violations(), [""; 0]);
+    }
+
+    /// Loads to ever new memory, whose ends the host sees.
+    #[test]
+    fn what_the_host_knows_to_have_ended_is_forgotten() {
+        let device = FakeDevice::new(1);
+        let stream = device.create_stream(Priority::Low).unwrap();
+        let event = device.create_event().unwrap();
+        let cache = device.allocate_device(ROUNDS * BYTES).unwrap() as usize;
+        for round in 0..ROUNDS {
+            let page = cache + round * BYTES;
+            device.engine_work(stream, vec![], vec![block(page)], || ());
+            device.record_event(event, stream).unwrap();
+            if round % 10 == 0 {
+                while !device.query_event(event).unwrap() {}
+                assert!(remembered(&device) <= 1, "{}", remembered(&device));
+            }
+        }
+        assert_eq!(device.violations(), [""; 0]);
     }
 }

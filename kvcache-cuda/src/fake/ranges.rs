@@ -25,6 +25,31 @@ impl Ranges {
         self.0.iter()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the other has not. O(n).
+    pub(super) fn without(&self, other: &Self) -> Self {
+        let mut left = Vec::with_capacity(self.0.len());
+        let mut theirs = other.0.iter().peekable();
+        for range in &self.0 {
+            let mut start = range.start;
+            while let Some(their) = theirs.next_if(|their| their.end <= range.end) {
+                if start < their.start {
+                    left.push(start..their.start);
+                }
+                start = start.max(their.end);
+            }
+            // The one that is left may reach into this range and beyond it.
+            let end = theirs.peek().map_or(range.end, |their| range.end.min(their.start));
+            if start < end {
+                left.push(start..end);
+            }
+        }
+        Self(left)
+    }
+
     /// The first bytes that both have. O(n), and O(1) where one ends before the other begins.
     pub(super) fn overlap(&self, other: &Self) -> Option<Range<usize>> {
         let (mut ours, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
@@ -76,6 +101,11 @@ mod tests {
             let has = |ranges: &[Range<usize>], at| ranges.iter().filter(|range| range.contains(&at)).count();
             let first = (0..70).find(|at| has(&left, *at) > 0 && has(&right, *at) > 0);
             prop_assert_eq!(set.overlap(&other).map(|both| both.start), first);
+            let without = Ranges::new(left.iter().cloned()).without(&other);
+            for at in 0..70 {
+                let wanted = has(&left, at) > 0 && has(&right, at) == 0;
+                prop_assert_eq!(has(&without.0, at), usize::from(wanted), "{} of {:?}", at, without);
+            }
             for pair in set.0.windows(2) {
                 prop_assert!(pair[0].end < pair[1].start);
             }

@@ -1,6 +1,5 @@
 //! What runs next: any stream's first operation that waits for nothing, or a part of it.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use kvcache_core::copy_engine::Piece;
@@ -8,8 +7,8 @@ use kvcache_core::copy_engine::Piece;
 use super::bytes::Promise;
 use super::clock::of_stream;
 use super::launches;
-use super::memory::{Place, hex};
-use super::operation::{Arrays, Early, Operation, Part, Progress, Touched, Work, destination, source};
+use super::memory::hex;
+use super::operation::{Arrays, Early, Operation, Part, Progress, Touched, Work};
 use super::races::Access;
 use super::random::{Random, mix};
 use super::ranges::Ranges;
@@ -102,7 +101,6 @@ impl State {
             Work::Engine(work) => (vec![Part::Engine(work)], None),
             Work::Copies { promise, pieces, arrays } => {
                 self.check_watch(promise, operation);
-                let pieces = self.reachable(operation, pieces);
                 (self.cut(promise, pieces), arrays)
             }
             Work::Launch { promise, kernel, arguments } => {
@@ -111,7 +109,6 @@ impl State {
                 (self.cut(promise, pieces.into_iter().map(|piece| (piece, None)).collect()), None)
             }
         };
-        self.check_arrays(operation, arrays.as_ref());
         self.remember(Access {
             component: of_stream(stream),
             position: operation.position,
@@ -124,10 +121,12 @@ impl State {
             // What a stream writes is no secret change.
             later.watch.take_if(|watch| watch.ranges.overlap(&operation.touched.writes).is_some());
         }
-        if let Some(status) = self.faults.hit(Call::Execute, 0) {
-            for part in parts {
-                part.spoil(&mut self.random);
-            }
+        if operation.doomed {
+            parts.clear();
+        }
+        let ours = !matches!(parts[..], [Part::Engine(_)]);
+        if let Some(status) = ours.then(|| self.faults.hit(Call::Execute, 0)).flatten() {
+            parts.into_iter().for_each(|part| part.spoil(&mut self.random));
             self.lost = Some(status);
             return Progress::Ended;
         }
@@ -151,20 +150,15 @@ impl State {
         if left > 0 {
             return Progress::Begun { parts, arrays };
         }
-        self.check_arrays(operation, arrays.as_ref());
+        if let Some(defect) = arrays.as_ref().and_then(Arrays::defect) {
+            self.violation(format!("{}: {defect}", operation.label));
+        }
         Progress::Ended
     }
 
-    fn check_arrays(&mut self, operation: &Operation, arrays: Option<&Arrays>) {
-        if let Some(defect) = arrays.and_then(Arrays::defect) {
-            self.violation(format!("{}: {defect}", operation.label));
-        }
-    }
-
     fn check_watch(&mut self, promise: Promise, operation: &mut Operation) {
+        // Memory that went away may not be looked at; that it did was reported.
         let watch = operation.watch.take().filter(|_| !operation.doomed);
-        // Bytes that are no longer what they were submitted as may be gone: that is reported elsewhere.
-        let watch = watch.filter(|watch| watch.ranges.iter().all(|range| self.stays(operation, range)));
         if let Some(watch) = watch.filter(|watch| promise.digest(&watch.ranges) != watch.digest) {
             let first = watch.ranges.iter().next().map(hex).unwrap_or_default();
             let label = &operation.label;
@@ -172,29 +166,6 @@ impl State {
                 "{label}: the bytes that it reads (from {first}) changed before it began"
             ));
         }
-    }
-
-    /// Whether a range is still memory that an asynchronous operation can touch.
-    fn stays(&self, operation: &Operation, range: &Range<usize>) -> bool {
-        matches!(self.memory.place(range), Ok(place) if place != Place::Pageable || operation.pageable)
-    }
-
-    /// The copies whose memory is still there.
-    fn reachable(&mut self, operation: &Operation, mut pieces: Vec<(Piece, Early)>) -> Vec<(Piece, Early)> {
-        if operation.doomed {
-            return Vec::new();
-        }
-        let mut gone = None;
-        pieces.retain(|(piece, _)| {
-            let here = self.stays(operation, &source(piece)) && self.stays(operation, &destination(piece));
-            gone = gone.or((!here).then_some(*piece));
-            here
-        });
-        if let Some(piece) = gone {
-            let (from, to) = (hex(&source(&piece)), hex(&destination(&piece)));
-            self.violation(format!("{}: its memory went away: {from} to {to}", operation.label));
-        }
-        pieces
     }
 
     /// What a launch copies now that its tables are read.

@@ -149,7 +149,6 @@ impl State {
             read_clock,
             touched,
             watch,
-            pageable: order.pageable,
             doomed: false,
             progress: Progress::Submitted(work),
         };
@@ -284,6 +283,10 @@ impl State {
 
     /// The host reads or writes now.
     pub(super) fn host_access(&mut self, what: &str, touched: Touched) {
+        if self.lost.is_some() {
+            // With the context all work ended, and the host has been told.
+            return;
+        }
         let position = self.host.at(HOST) + 1;
         self.host.set(HOST, position);
         let clock = Arc::new(self.host.clone());
