@@ -4,6 +4,7 @@
 
 mod block_cache;
 mod buffer;
+mod cuda;
 mod planner;
 mod remote;
 mod slots;
@@ -39,6 +40,7 @@ fn fingerprint<'py>(
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<block_cache::BlockCache>()?;
+    module.add_class::<cuda::CudaCopies>()?;
     module.add_class::<planner::Planner>()?;
     module.add_class::<remote::Remote>()?;
     module.add_class::<store::Store>()?;

@@ -11,13 +11,15 @@ use kvcache_core::plan::StepPlan;
 use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
 use kvcache_core::store::{
-    EngineLayout, LayerBinding, Moment, PageLayout, RankSlots, Store as Core, StoreConfig,
+    EngineLayout, LayerBinding, Moment, PageLayout, PinnedSlots, RankSlots, Store as Core, StoreConfig,
 };
+use kvcache_cuda::engine::CudaCopyEngine;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::cuda::{self, Fake};
 use crate::planner::{value_error, wait};
 use crate::remote::Remote;
 use crate::slots::{describe, our_words};
@@ -31,18 +33,27 @@ const SHARED_MEMORY: &str = "/dev/shm";
 /// Executes plans on one rank's slab and engine tensors.
 #[pyclass(frozen, module = "aibrix_connector._native")]
 pub(crate) struct Store {
-    core: Mutex<Option<Core>>,
+    core: Mutex<Option<Opened>>,
     slots: RankSlots,
+    fake: Option<Fake>,
     copy_threads: usize,
     drilled: Option<Arc<DrillEngine>>,
     opened: Instant,
+}
+
+/// What is closed with the store.
+struct Opened {
+    core: Core,
+    pinned: Option<Arc<PinnedSlots>>,
+    cuda: Option<Arc<CudaCopyEngine>>,
 }
 
 #[pymethods]
 impl Store {
     #[new]
     #[pyo3(signature = (*, rank, ranks, leader, copies, layers, slot_blocks, capacity_bytes, namespace, shard, slab_dir, engine_id, owner_pid,
-                        copy_threads, copy_cpus, layers_ahead, verify_l1, drill, remote=None))]
+                        copy_threads, copy_cpus, layers_ahead, verify_l1, drill, remote=None, device=None, device_memory=Vec::new(),
+                        copy_path="auto"))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
@@ -64,6 +75,9 @@ impl Store {
         verify_l1: bool,
         drill: Option<&str>,
         remote: Option<PyRef<'_, Remote>>,
+        device: Option<&str>,
+        device_memory: Vec<(usize, usize)>,
+        copy_path: &str,
     ) -> PyResult<Self> {
         let drill: Drill = drill.unwrap_or("").parse().map_err(value_error)?;
         let layers = layers.into_iter().map(
@@ -100,7 +114,14 @@ impl Store {
         }
         let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
         let lasting = slab_dir.is_some();
-        let config = match slab_dir.or_else(|| (copies > 1).then(|| SHARED_MEMORY.into())) {
+        let device = match device {
+            _ if drill.fake_cuda => {
+                Some(py.detach(|| cuda::open_fake(&device_memory, copy_path, rank.into()))?)
+            }
+            Some(name) => Some(py.detach(|| cuda::open(name, copy_path))?),
+            None => None,
+        };
+        let mut config = match slab_dir.or_else(|| (copies > 1).then(|| SHARED_MEMORY.into())) {
             None => SlabConfig::anonymous(slot_bytes, slot_count),
             Some(directory) => {
                 let mut backing = SharedBacking::new(directory, namespace, shard);
@@ -112,24 +133,38 @@ impl Store {
                 SlabConfig::shared(slot_bytes, slot_count, backing)
             }
         };
+        config.numa_node = device.as_ref().and_then(|device| device.numa_node);
         let slots = py
             .detach(|| RankSlots::open(&config, rank != leader, verify_l1))
             .map_err(|error| PyValueError::new_err(our_words(&error)))?;
-        let host = HostCopyEngine::new(HostCopyConfig {
-            threads: copy_threads,
-            cpus: copy_cpus.clone(),
-            ..HostCopyConfig::default()
-        })
-        .map_err(|error| {
-            PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}"))
-        })?;
-        let (copies, drilled): (Arc<dyn CopyEngine>, _) = if drill == Drill::default() {
-            (Arc::new(host), None)
+        let no_thread = |error| PyValueError::new_err(format!("cannot start a thread: {error}"));
+        let cuda = device.as_ref().map(|device| Arc::clone(&device.engine));
+        let copies: Arc<dyn CopyEngine> = match &cuda {
+            Some(cuda) => Arc::clone(cuda) as _,
+            None => Arc::new(
+                HostCopyEngine::new(HostCopyConfig {
+                    threads: copy_threads,
+                    cpus: copy_cpus.clone(),
+                    ..HostCopyConfig::default()
+                })
+                .map_err(|error| {
+                    PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}"))
+                })?,
+            ),
+        };
+        let memory = slots.memory();
+        let pinned = match &cuda {
+            Some(cuda) => Some(Arc::new(
+                PinnedSlots::new(Arc::clone(&memory), Arc::clone(cuda) as _).map_err(no_thread)?,
+            )),
+            None => None,
+        };
+        let memory = pinned.as_ref().map_or(memory, |pinned| Arc::clone(pinned) as _);
+        let (copies, drilled): (Arc<dyn CopyEngine>, _) = if !drill.changes_copies() {
+            (copies, None)
         } else {
-            let drilled = DrillEngine::new(Box::new(host), drill);
-            let drilled = Arc::new(
-                drilled.map_err(|error| PyValueError::new_err(format!("cannot start a thread: {error}")))?,
-            );
+            let drilled = DrillEngine::new(copies, drill);
+            let drilled = Arc::new(drilled.map_err(no_thread)?);
             (Arc::clone(&drilled) as _, Some(drilled))
         };
         let config = StoreConfig {
@@ -140,21 +175,62 @@ impl Store {
             timeline: drill.timeline,
             ..StoreConfig::default()
         };
-        let mut core = Core::new(config, layout, slots.memory(), copies);
+        let mut core = Core::new(config, layout, memory, copies);
         if let Some(remote) = remote {
             core = core.with_remote(remote.link(namespace, shard, slots.memory(), copy_cpus)?);
         }
-        Ok(Self { core: Mutex::new(Some(core)), slots, copy_threads, drilled, opened: Instant::now() })
+        let fake = device.and_then(|device| device.fake);
+        let core = Mutex::new(Some(Opened { core, pinned, cuda }));
+        Ok(Self { core, slots, fake, copy_threads, drilled, opened: Instant::now() })
     }
 
     /// What was opened, for the log.
     fn describe(&self) -> String {
-        format!("{}, {} copy threads", describe(&self.slots), self.copy_threads)
+        let slots = describe(&self.slots);
+        match self.core.lock().as_ref().and_then(|opened| opened.cuda.as_ref()) {
+            None => format!("{slots}, {} copy threads", self.copy_threads),
+            Some(cuda) => {
+                let device = cuda.driver().device();
+                let paths: Vec<_> = cuda.paths().iter().map(|path| path.name()).collect();
+                format!("{slots}, copies by {} (cuda:{}): {}", device.name, device.ordinal, paths.join(", "))
+            }
+        }
+    }
+
+    /// The device that copies, what it has done, and how far its memory is pinned; `None` for host copies.
+    fn device<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let opened = self.core.lock();
+        let Some((cuda, pinned)) =
+            opened.as_ref().and_then(|opened| opened.cuda.as_ref().zip(opened.pinned.as_ref()))
+        else {
+            return Ok(None);
+        };
+        let out = cuda::describe(py, cuda)?;
+        let pinning = pinned.pinning();
+        out.set_item("pinned_bytes", pinning.bytes)?;
+        out.set_item("is_pinning", pinning.is_running)?;
+        out.set_item("pinning_s", pinning.took.as_secs_f64())?;
+        out.set_item("pinning_failure", pinning.failure.map(|failure| failure.to_string()))?;
+        Ok(Some(out))
+    }
+
+    /// Drill `fake_cuda`: the handle that plays the engine's stream.
+    fn stream_for_cpu(&self) -> Option<u64> {
+        self.fake.as_ref().map(|fake| fake.stream.0)
+    }
+
+    /// Drill `fake_cuda`: what was done that no CUDA program may do.
+    fn violations(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.fake.as_ref().map_or_else(Vec::new, |fake| fake.device.settle()))
     }
 
     /// What the user should know, one line each.
     fn warnings(&self) -> Vec<String> {
-        self.slots.warnings().iter().map(our_words).collect()
+        let mut warnings: Vec<String> = self.slots.warnings().iter().map(our_words).collect();
+        if let Some(cuda) = self.core.lock().as_ref().and_then(|opened| opened.cuda.as_ref()) {
+            warnings.extend(cuda.remarks());
+        }
+        warnings
     }
 
     /// A step begins. Whether it loads layer by layer, and whether it offloads. `stream` is the raw handle of the engine's
@@ -172,8 +248,8 @@ impl Store {
     }
 
     /// Starts this step's loads.
-    fn start_loads(&self) -> PyResult<()> {
-        self.with(|store| store.start_loads())
+    fn start_loads(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.with(|store| store.start_loads()))
     }
 
     /// Returns when a layer's blocks are loaded; copies with the pool meanwhile. With a stream, it waits in place of the caller.
@@ -184,8 +260,8 @@ impl Store {
 
     /// A layer has been computed.
     #[pyo3(signature = (layer, stream=None))]
-    fn store_layer(&self, layer: usize, stream: Option<u64>) -> PyResult<()> {
-        self.with(|store| store.store_layer(layer, stream))
+    fn store_layer(&self, py: Python<'_>, layer: usize, stream: Option<u64>) -> PyResult<()> {
+        py.detach(|| self.with(|store| store.store_layer(layer, stream)))
     }
 
     /// The forward pass is over; with `finish`, waits for every copy, and with `last`, ends everything between L1 and L2 as
@@ -322,7 +398,7 @@ impl Store {
 impl Store {
     fn with<T>(&self, act: impl FnOnce(&mut Core) -> T) -> PyResult<T> {
         match self.core.lock().as_mut() {
-            Some(core) => Ok(act(core)),
+            Some(opened) => Ok(act(&mut opened.core)),
             None => Err(PyValueError::new_err("the store is closed: the engine is shutting down")),
         }
     }

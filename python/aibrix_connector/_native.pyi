@@ -283,6 +283,95 @@ class Remote:
         """Returns what is wrong now with the list of servers and the connections to them. May take a millisecond."""
 
 @final
+class CudaCopies:
+    """The copy engine of one CUDA device by itself, for benchmarks and tests of it.
+
+    It copies between addresses that the caller vouches for, as ``ctypes.memmove`` does: a wrong one ends the process or
+    its CUDA context.
+    """
+
+    def __new__(
+        cls,
+        device: str,
+        path: str = "auto",
+        *,
+        fake_memory: Sequence[tuple[int, int]] | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Opens a device and measures its paths: some milliseconds.
+
+        Args:
+            device: ``cuda:N``.
+            path: ``auto``, ``dma_batch``, ``dma`` or ``kernel``.
+            fake_memory: If given, no device is opened: host memory of these (base, bytes) plays its part.
+            seed: What a fake device does when.
+
+        Raises:
+            ValueError: CUDA is unavailable, and why; or there is no such device or path.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the engine is and has done.
+
+        Keys: ``name``, ``ordinal``, ``pci_address``, ``compute_capability``, ``driver_version``, ``paths`` that can be
+        used, ``remarks`` on those that cannot, ``rates`` measured at the start as (direction, path, piece bytes, count,
+        bytes per second), ``counts`` as (direction, path, batches, pieces, bytes), ``pageable_batches``.
+        """
+
+    def choose(self, direction_name: str, total_bytes: int, count: int) -> str:
+        """Returns the path that ``count`` pieces would take; the direction is ``load`` or ``offload``."""
+
+    def register(self, base: int, bytes: int) -> None:
+        """Pins host memory, which stays mapped until :meth:`unregister` or the end of this object.
+
+        Raises:
+            ValueError: The driver refuses, in its own words.
+        """
+
+    def unregister(self, base: int) -> None:
+        """Undoes :meth:`register`, with nothing in flight on it."""
+
+    def submit(
+        self,
+        direction_name: str,
+        pieces: Sequence[tuple[int, int, int]],
+        *,
+        after: int | None = None,
+        urgent: bool = False,
+    ) -> int:
+        """Starts copies and returns their ticket; their memory is in use until :meth:`wait` has seen the end.
+
+        Args:
+            direction_name: ``load`` (host to device) or ``offload``.
+            pieces: (source, destination, bytes).
+            after: A stream whose work so far comes first.
+            urgent: Not behind loads that are not.
+
+        Raises:
+            ValueError: The engine is full, or cannot do it.
+        """
+
+    def order_after(self, ticket: int, stream: int) -> None:
+        """What the stream gets from now on waits for the copies.
+
+        Raises:
+            ValueError: The stream cannot be used, or the copies have failed.
+        """
+
+    def wait(self, ticket: int, timeout_s: float) -> bool:
+        """Waits for the end of copies, without the GIL; returns whether it came in time.
+
+        Raises:
+            ValueError: They have failed, or the ticket is unknown.
+        """
+
+    def stream_for_cpu(self) -> int | None:
+        """With a fake device: returns the handle that stands for the work of an engine on the CPU."""
+
+    def violations(self) -> list[str]:
+        """With a fake device: runs what is pending and returns what was done that no CUDA program may do."""
+
+@final
 class Planner:
     """The scheduler half of the vLLM connector: decides what is loaded and offloaded. No call blocks."""
 
@@ -447,6 +536,9 @@ class Store:
         verify_l1: bool,
         drill: str | None,
         remote: Remote | None = None,
+        device: str | None = None,
+        device_memory: Sequence[tuple[int, int]] = [],
+        copy_path: str = "auto",
     ) -> Self:
         """Opens the slab.
 
@@ -471,6 +563,10 @@ class Store:
             verify_l1: Verify a checksum before every load.
             drill: Break something on purpose, or None.
             remote: L2, or None.
+            device: The CUDA device that holds the layers, as ``cuda:N``; None for layers in host memory.
+            device_memory: (base, bytes) of the memory behind the layers, which the drill ``fake_cuda`` takes for a
+                device's.
+            copy_path: How the device copies: ``auto``, ``dma_batch``, ``dma`` or ``kernel``.
 
         Raises:
             ValueError: A layout, a size, a directory or a drill that cannot be used; names the value and the remedy.
@@ -481,6 +577,19 @@ class Store:
 
     def warnings(self) -> list[str]:
         """Returns what the user should know, one line each."""
+
+    def device(self) -> dict[str, Any] | None:
+        """Returns what the device is and has copied, as :meth:`CudaCopies.describe`, and how far memory is pinned.
+
+        The keys of the latter: ``pinned_bytes``, ``is_pinning``, ``pinning_s`` and ``pinning_failure``. None for host
+        copies.
+        """
+
+    def stream_for_cpu(self) -> int | None:
+        """Drill ``fake_cuda``: returns the handle that stands for the work of an engine on the CPU."""
+
+    def violations(self) -> list[str]:
+        """Drill ``fake_cuda``: runs what is pending and returns what was done that no CUDA program may do."""
 
     def begin_step(self, plan: bytes, stream: int | None = None) -> tuple[bool, bool]:
         """Takes a step's work; returns whether it loads layer by layer, and whether it offloads.
@@ -514,7 +623,7 @@ class Store:
         """
 
     def rest(self, timeout_s: float) -> None:
-        """Waits until a value has come from L2 or got there, if that is all there is to wait for. Without the GIL."""
+        """Waits until a load between steps has ended, or a value has come from L2 or got there. Without the GIL."""
 
     def take_received(self) -> tuple[list[str], list[str]]:
         """Returns the requests whose load between steps has ended since the last call, and which of them failed."""

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, InFlight, Rejected, Ticket};
+use super::{CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, Fence, InFlight, Rejected, Ticket};
 
 /// What to break.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -27,13 +27,24 @@ pub struct Drill {
     pub claim_hits_load_nothing: bool,
     /// Log batches and layer hooks.
     pub timeline: bool,
+    /// Streams do not wait for copies, as if the waits had been forgotten.
+    pub skip_waits: bool,
+    /// A CUDA device that is none copies (chosen by whoever makes the copy engine).
+    pub fake_cuda: bool,
+}
+
+impl Drill {
+    /// Whether copies go through a [`DrillEngine`].
+    pub fn changes_copies(&self) -> bool {
+        *self != Self { fake_cuda: self.fake_cuda, ..Self::default() }
+    }
 }
 
 /// A drill that is not known.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "unknown drill {0:?}: use claim_hits_load_nothing, timeline, copy_bytes_per_s=N, fail_loads=N or fail_offloads=N, \
-     separated by commas, or leave it out"
+    "unknown drill {0:?}: use claim_hits_load_nothing, timeline, copy_bytes_per_s=N, fail_loads=N, fail_offloads=N, \
+     fake_cuda or skip_waits, separated by commas, or leave it out"
 )]
 pub struct UnknownDrill(String);
 
@@ -48,6 +59,8 @@ impl FromStr for Drill {
             match name {
                 "claim_hits_load_nothing" if value.is_empty() => drill.claim_hits_load_nothing = true,
                 "timeline" if value.is_empty() => drill.timeline = true,
+                "skip_waits" if value.is_empty() => drill.skip_waits = true,
+                "fake_cuda" if value.is_empty() => drill.fake_cuda = true,
                 "copy_bytes_per_s" => {
                     let rate = value.parse::<f64>().ok().filter(|rate| *rate > 0.0);
                     drill.bytes_per_second = Some(rate.ok_or_else(unknown)?);
@@ -81,7 +94,7 @@ pub struct DrillEngine {
 }
 
 struct Shared {
-    inner: Box<dyn CopyEngine>,
+    inner: Arc<dyn CopyEngine>,
     drill: Drill,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -105,7 +118,7 @@ impl DrillEngine {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub fn new(inner: Box<dyn CopyEngine>, drill: Drill) -> std::io::Result<Self> {
+    pub fn new(inner: Arc<dyn CopyEngine>, drill: Drill) -> std::io::Result<Self> {
         let shared =
             Arc::new(Shared { inner, drill, queue: Mutex::new(Queue::default()), changed: Condvar::new() });
         let worker = Arc::clone(&shared);
@@ -229,6 +242,42 @@ impl CopyEngine for DrillEngine {
     fn in_flight(&self) -> InFlight {
         self.shared.queue.lock().in_flight
     }
+
+    fn has_streams(&self) -> bool {
+        self.shared.inner.has_streams()
+    }
+
+    fn fence(&self, stream: u64) -> Result<Fence, CopyFailure> {
+        self.shared.inner.fence(stream)
+    }
+
+    /// Waits itself: the batch may not have reached the engine that the stream could wait for.
+    fn order_after(&self, ticket: Ticket, _stream: u64) -> Result<(), CopyFailure> {
+        if self.shared.drill.skip_waits {
+            return Ok(());
+        }
+        let mut queue = self.shared.queue.lock();
+        while queue.states.get(&ticket) == Some(&CopyState::Pending) {
+            self.shared.changed.wait(&mut queue);
+        }
+        match queue.states.get(&ticket) {
+            Some(CopyState::Failed(failure)) => Err(failure.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn batch_bytes(&self) -> usize {
+        self.shared.inner.batch_bytes()
+    }
+
+    unsafe fn register(&self, base: usize, bytes: usize) -> Result<(), CopyFailure> {
+        // SAFETY: the caller's duties are the same.
+        unsafe { self.shared.inner.register(base, bytes) }
+    }
+
+    fn unregister(&self, base: usize) {
+        self.shared.inner.unregister(base);
+    }
 }
 
 impl Drop for DrillEngine {
@@ -249,6 +298,9 @@ mod tests {
 
     #[test]
     fn drills_are_read_and_unknown_ones_named() {
+        let fake: Drill = "fake_cuda".parse().unwrap();
+        assert!(fake.fake_cuda && !fake.changes_copies());
+        assert!("fake_cuda,skip_waits".parse::<Drill>().unwrap().changes_copies());
         let drill: Drill = "copy_bytes_per_s=1e6, fail_loads=2,timeline".parse().unwrap();
         assert_eq!(
             drill,
@@ -267,7 +319,7 @@ mod tests {
     #[test]
     fn bytes_move_in_order_and_failed_batches_move_none() {
         let inner = HostCopyEngine::new(HostCopyConfig { threads: 0, ..HostCopyConfig::default() }).unwrap();
-        let engine = DrillEngine::new(Box::new(inner), Drill { fail_loads: 1, ..Drill::default() }).unwrap();
+        let engine = DrillEngine::new(Arc::new(inner), Drill { fail_loads: 1, ..Drill::default() }).unwrap();
         engine.arm();
         let source = vec![7u8; 1000];
         let mut targets = [vec![0u8; 1000], vec![0u8; 1000]];
