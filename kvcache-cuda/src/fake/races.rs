@@ -47,24 +47,19 @@ impl Access {
         reads.is_empty() && writes.is_empty()
     }
 
-    /// The first conflict with another, if nothing orders the two.
-    fn race(&self, other: &Self) -> Option<(Range<usize>, &'static str)> {
-        let conflict = |ours: &Ranges, our_clock: &Clock, theirs: &Ranges, their_clock: &Clock| {
-            let both = ours.overlap(theirs)?;
-            (!other.is_before(our_clock) && !self.is_before(their_clock)).then_some(both)
+    /// The first conflict with one that began earlier and nothing orders before this.
+    fn race(&self, earlier: &Self) -> Option<(Range<usize>, &'static str)> {
+        let conflict = |clock: &Clock, ours: &Ranges, theirs: &Ranges| {
+            if earlier.is_before(clock) { None } else { ours.overlap(theirs) }
         };
-        let (ours, theirs) = (&self.touched, &other.touched);
-        let named = |words| move |both| (both, words);
-        conflict(&ours.writes, &self.write_clock, &theirs.writes, &other.write_clock)
-            .map(named("both write"))
-            .or_else(|| {
-                conflict(&ours.writes, &self.write_clock, &theirs.reads, &other.read_clock)
-                    .map(named("the first writes"))
-            })
-            .or_else(|| {
-                conflict(&ours.reads, &self.read_clock, &theirs.writes, &other.write_clock)
-                    .map(named("the second writes"))
-            })
+        let (ours, theirs) = (&self.touched, &earlier.touched);
+        let both_write =
+            || conflict(&self.write_clock, &ours.writes, &theirs.writes).map(|at| (at, "both write"));
+        let we_write =
+            || conflict(&self.write_clock, &ours.writes, &theirs.reads).map(|at| (at, "the first writes"));
+        let they_wrote =
+            || conflict(&self.read_clock, &ours.reads, &theirs.writes).map(|at| (at, "the second writes"));
+        both_write().or_else(we_write).or_else(they_wrote)
     }
 }
 
@@ -139,6 +134,17 @@ mod tests {
         for round in 0..ROUNDS {
             let page = cache + round % 4 * BYTES;
             device.engine_work(engine, vec![block(cache)], vec![block(page)], || ());
+            device.engine_work(
+                engine,
+                (0..4).map(|page| block(cache + page * BYTES)).collect(),
+                vec![],
+                || (),
+            );
+            device.advance(4);
+        }
+        // Weights are read and never written.
+        for _ in 0..ROUNDS {
+            device.engine_work(engine, vec![block(cache)], vec![], || ());
             device.advance(2);
         }
         device.run_all();

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use kvcache_core::copy_engine::Piece;
+use kvcache_core::store::PageLayout;
 use kvcache_cuda::driver::{Arguments, Descriptors, Driver, Event, SourceOrder, Stream};
 use kvcache_cuda::fake::FakeDevice;
 use kvcache_cuda::kernels::{
-    BlockStrides, Kernel, PageStrides, PieceCopy, PieceEntry, TokenCopy, TokenTables, table_bytes,
+    BlockStrides, Kernel, LayerPages, PageStrides, PagedCopy, PieceCopy, PieceEntry, TokenCopy, TokenTables,
+    table_bytes,
 };
 
 use crate::launches::{SHAPE, table};
-use crate::program::{BYTES, Calls, Tensor, fill, filling};
+use crate::program::{BYTES, Calls, Tensor, bytes, fill, filling};
 
 /// Runs both twins with several seeds: `text` is among the violations of the wrong one, the right one has none.
 fn expect(text: &str, program: impl Fn(&FakeDevice, bool)) {
@@ -100,6 +102,24 @@ mod lifetimes {
         }
     }
 
+    /// It may not even be mapped any more.
+    #[test]
+    fn memory_that_went_away_is_not_touched() {
+        for begun in [false, true] {
+            let device = FakeDevice::new(1);
+            let slot = Tensor::new(BYTES);
+            // SAFETY: the tensor outlives the registration.
+            unsafe { device.register_host(slot.at(), BYTES) }.unwrap();
+            let page = device.allocate_device(BYTES).unwrap() as usize;
+            let before = bytes(page, BYTES);
+            device.copies(slot.at(), page, device.stream()).unwrap();
+            device.advance(usize::from(begun));
+            device.unregister_host(slot.at());
+            assert!(device.settle()[0].starts_with("unregister_host of"));
+            assert_eq!(bytes(page, BYTES), before);
+        }
+    }
+
     /// That the work has ended is not enough: the host must know.
     #[test]
     fn memory_is_freed_by_those_who_know_of_the_end() {
@@ -185,6 +205,14 @@ mod lifetimes {
             }
             assert_eq!(device.query_event(event).is_err(), wrong);
         });
+        expect("RecordEvent: there is no such event", |device, wrong| {
+            let event = device.create_event().unwrap();
+            if wrong {
+                device.destroy_event(event);
+            }
+            assert_eq!(device.record_event(event, device.stream()).is_err(), wrong);
+            assert_eq!(device.pending(), usize::from(!wrong));
+        });
         expect("destroy_event: there is no such event", |device, wrong| {
             let event = device.create_event().unwrap();
             device.destroy_event(event);
@@ -235,6 +263,12 @@ mod copies {
                 device.copies(device.pinned(1), tensor.at() + BYTES / 2, device.stream()).is_err(),
                 wrong
             );
+        });
+        // One that begins later than the copy.
+        expect("crosses the border", |device, wrong| {
+            device.add_device_memory(tensor.at() + BYTES, BYTES);
+            let at = tensor.at() + if wrong { BYTES / 2 } else { BYTES };
+            assert_eq!(device.copies(device.pinned(1), at, device.stream()).is_err(), wrong);
         });
         // Registrations that lie side by side stay two.
         expect("crosses the border", |device, wrong| {
@@ -504,6 +538,39 @@ mod kernels {
     }
 
     #[test]
+    fn page_arguments_cover_what_the_tables_hold() {
+        expect("a page of 4 chunks, but the arguments cover 2", |device, wrong| {
+            let (stream, base) = loaded(device);
+            let pages = PageLayout {
+                base: base as usize,
+                block_stride: 64,
+                block_count: 1,
+                segments: 1,
+                segment_stride: 64,
+                segment_bytes: 64,
+            };
+            let said = [LayerPages::new(&pages, 0, 32).unwrap()];
+            let held = [LayerPages::new(&pages, 0, if wrong { 16 } else { 32 }).unwrap()];
+            let slots = [device.allocate_host(BYTES).unwrap().device];
+            let tables = [table(device, &held), table(device, &slots), table(device, &[0u32])];
+            let arguments = Arguments::Pages(PagedCopy::new(tables, &said, 1, 1).unwrap());
+            // SAFETY: all of it lives as long as the device.
+            unsafe { device.launch(Kernel::GatherPages, &arguments, SHAPE, stream) }.unwrap();
+        });
+    }
+
+    #[test]
+    fn launches_do_not_overwrite_their_own_tables() {
+        expect("it would overwrite its own tables", |device, wrong| {
+            let (stream, from) = loaded(device);
+            let memory = device.allocate_host(BYTES).unwrap();
+            let entries = [entry(from, memory.device + if wrong { 16 } else { 24 })];
+            fill(memory.host, table_bytes(&entries));
+            assert!(launch(device, memory.device, &entries, stream));
+        });
+    }
+
+    #[test]
     fn kernels_are_loaded_and_get_arguments_of_their_form() {
         expect("the kernels were not loaded", |device, wrong| {
             if !wrong {
@@ -584,6 +651,17 @@ mod races {
             }
             device.host_writes(slot..slot + BYTES);
         });
+    }
+
+    #[test]
+    fn each_pair_is_named() {
+        let device = FakeDevice::new(2);
+        let page = device.allocate_device(BYTES).unwrap() as usize;
+        for _ in 0..3 {
+            device.copies(device.pinned(0), page, device.stream()).unwrap();
+        }
+        let violations = device.settle();
+        assert_eq!(violations.len(), 3, "{violations:#?}");
     }
 
     #[test]
