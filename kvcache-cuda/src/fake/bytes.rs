@@ -47,9 +47,9 @@ impl Promise {
 
     /// A table of `count` entries.
     pub(super) fn table<Entry: Plain>(self, table: usize, count: usize) -> Vec<Entry> {
-        let entry = |index| table as *const u8 as usize + index * size_of::<Entry>();
+        let entry = |index| (table + index * size_of::<Entry>()) as *const Entry;
         // SAFETY: the promise covers the table. Every pattern of bits is a value of a plain type, which is made of integers.
-        (0..count).map(|index| unsafe { (entry(index) as *const Entry).read_unaligned() }).collect()
+        (0..count).map(|index| unsafe { entry(index).read_unaligned() }).collect()
     }
 
     /// A number that changes when the bytes do.
