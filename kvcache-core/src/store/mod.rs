@@ -259,7 +259,7 @@ impl Store {
             }
             let load = &mut loads[index];
             match stream {
-                Some(stream) => load.order_through(layer, stream, &*self.copies),
+                Some(stream) => load.order_through(layer, stream, &*self.copies, self.config.patience),
                 None => load.wait_through(layer, &*self.copies, self.config.patience),
             }
             let ahead = layer.saturating_add(self.config.layers_ahead);

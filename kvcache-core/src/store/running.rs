@@ -160,13 +160,20 @@ impl Running {
         if transfers == 0 { 0 } else { transfers * layout.slot_blocks() * layout.page_bytes(layer) }
     }
 
-    /// What `stream` gets from now on waits for the batches of layers up to `last`. If it cannot, the job fails.
-    pub(super) fn order_through(&mut self, last: usize, stream: u64, copies: &dyn CopyEngine) {
-        for flight in self.in_flight.iter_mut().take_while(|flight| flight.layer <= last) {
-            if !flight.ordered {
-                flight.ordered = copies.order_after(flight.ticket, stream).is_ok();
-                self.failed |= !flight.ordered;
+    /// What `stream` gets from now on waits for the batches of layers up to `last`. If it cannot, the caller does.
+    pub(super) fn order_through(
+        &mut self,
+        last: usize,
+        stream: u64,
+        copies: &dyn CopyEngine,
+        patience: Duration,
+    ) {
+        let flights = self.in_flight.iter_mut().take_while(|flight| flight.layer <= last);
+        for flight in flights.filter(|flight| !flight.ordered) {
+            if copies.order_after(flight.ticket, stream).is_err() {
+                return self.wait_through(last, copies, patience);
             }
+            flight.ordered = true;
         }
     }
 

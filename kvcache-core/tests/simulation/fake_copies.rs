@@ -26,6 +26,8 @@ pub(crate) struct CopyBehaviour {
     /// unless it is `lazy_streams`.
     pub(crate) streams: bool,
     pub(crate) lazy_streams: bool,
+    /// Streams cannot wait.
+    pub(crate) refuses_order: bool,
     /// It is better off with batches of that many bytes.
     pub(crate) batch_bytes: usize,
 }
@@ -39,6 +41,7 @@ impl Default for CopyBehaviour {
             lazy: 0,
             streams: false,
             lazy_streams: false,
+            refuses_order: false,
             batch_bytes: 0,
         }
     }
@@ -349,6 +352,9 @@ impl CopyEngine for LazyCopies {
 
     fn order_after(&self, ticket: Ticket, stream: u64) -> Result<(), CopyFailure> {
         let mut state = self.state();
+        if state.behaviour.refuses_order {
+            return Err(CopyFailure::Other("the stream records a graph".to_owned()));
+        }
         state.ordered.push((ticket, stream));
         if !state.behaviour.lazy_streams {
             while let Some(index) = state.running.iter().position(|batch| batch.ticket == ticket) {

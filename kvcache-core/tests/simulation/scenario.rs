@@ -124,6 +124,7 @@ impl Scenario {
                 lazy: often(r, 900),
                 streams: r.chance(300),
                 lazy_streams: false,
+                refuses_order: r.chance(100),
                 batch_bytes: if r.chance(700) { 0 } else { r.below(200) },
             },
             pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),

@@ -199,6 +199,15 @@ impl CudaCopyEngine {
         Ok(Flight { ticket: 0, bytes: batch.bytes(), end, kept, failure, forgotten: false })
     }
 
+    /// Whether a lane takes no more bytes.
+    fn is_full(&self, state: &State, index: usize, bytes: usize) -> bool {
+        let lane = &state.lanes[index];
+        let too_much = index != lane::URGENT
+            && !lane.flights.is_empty()
+            && lane.bytes.saturating_add(bytes) > self.config.bytes_max;
+        state.in_flight().batches + state.ended.len() >= self.config.batches_max || too_much
+    }
+
     /// Sees what has ended in a lane.
     fn reap(&self, state: &mut State, index: usize) {
         while let Some(flight) = state.lanes[index].flights.front() {
@@ -283,12 +292,15 @@ impl CopyEngine for CudaCopyEngine {
             return Ok(state.ended(lane, CopyState::Done));
         }
         let bytes = batch.bytes();
-        let batches = state.in_flight().batches + state.ended.len();
-        let queued = &state.lanes[lane];
-        let too_much = lane != lane::URGENT
-            && !queued.flights.is_empty()
-            && queued.bytes.saturating_add(bytes) > self.config.bytes_max;
-        if batches >= self.config.batches_max || too_much {
+        if self.is_full(&state, lane, bytes) {
+            // What nobody asks for any more is seen here, if nowhere else.
+            for lane in 0..LANES {
+                if state.lanes[lane].flights.iter().any(|flight| flight.forgotten) {
+                    self.reap(&mut state, lane);
+                }
+            }
+        }
+        if self.is_full(&state, lane, bytes) {
             return Err(Rejected::Full(batch));
         }
         // SAFETY: the caller's duties are the same.

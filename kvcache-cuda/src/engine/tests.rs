@@ -122,7 +122,16 @@ fn offloads_and_other_loads_are_bounded_and_urgent_loads_are_not() {
     rig.fake.run_all();
     assert!(matches!(rig.submit(more()), Err(Rejected::Full(_))), "an end that nobody has seen counts");
     assert_eq!(rig.wait(tickets[0]), CopyState::Done);
-    rig.submit(more()).unwrap();
+    let more = rig.submit(more()).unwrap();
+    rig.engine.forget(tickets[1]);
+    rig.engine.forget(more);
+    rig.fake.run_all();
+    for at in 0..5 {
+        // Nobody polls the lane in which these are forgotten.
+        let forgotten = rig.submit(rig.batch(Direction::Offload, &[(at * 100, at * 100, 100)])).unwrap();
+        rig.engine.forget(forgotten);
+        rig.fake.run_all();
+    }
 }
 
 #[test]

@@ -142,6 +142,23 @@ fn a_load_that_fails_at_once_is_an_error_of_its_step_and_leaves_nothing_moving()
     assert!(!rank.store.is_busy() && !rank.ended()[0].ok);
 }
 
+/// A stream that cannot wait (it records a graph, say) costs time, not the load.
+#[test]
+fn where_the_stream_cannot_wait_the_caller_does() {
+    let mut rank = device();
+    fill(&mut rank, 0, 100);
+    rank.copies.behave(|behaviour| behaviour.refuses_order = true);
+    let job = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
+    begin(&mut rank, vec![job]);
+    rank.store.start_loads();
+    for layer in 0..LAYERS {
+        rank.store.wait_layer(layer, STREAM);
+        assert!(rank.holds(layer, 3, 100));
+    }
+    rank.store.end_step(STREAM);
+    assert!(rank.ended()[0].ok && rank.store.take_load_errors().is_empty());
+}
+
 /// A device reports what it could not do later than the step: too late for the step, not too late to say so.
 #[test]
 fn a_load_that_fails_after_its_step_is_still_an_error_and_fails_offloads() {
