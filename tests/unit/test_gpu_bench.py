@@ -1,0 +1,96 @@
+"""The script for a GPU machine runs without one, and its checks see what is broken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benches.gpu import order_of_work, summary
+from benches.gpu.__main__ import main
+from benches.gpu.bytes_of_engine import Compared
+from benches.gpu.machine import FakeMachine
+from benches.gpu.report import Options, Report
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benches" / "gpu" / "run.sh"
+
+
+def run_script(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environ = os.environ | {"PYTHON": sys.executable}
+    return subprocess.run([str(SCRIPT), *arguments], env=environ, capture_output=True, text=True, check=False)
+
+
+def test_a_fake_run_passes_and_says_that_it_is_none(tmp_path: Path) -> None:
+    done = run_script("--fake", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["facts"]["fake"] is True
+    parts = document["parts"]
+    assert [name for name, part in parts.items() if part["ended"]] == [
+        *("machine", "copies", "order", "engine", "rates", "overlap", "interference", "pinning")
+    ]
+    checks = [check for part in parts.values() for check in part["checks"]]
+    assert {check["status"] for check in checks if check["name"].startswith("kernel, ")} == {"pass"}
+    assert len(checks) > 80
+    # Only what no fake can have is left out.
+    assert len([check for check in checks if check["status"] == "skip"]) == 3
+    page = (tmp_path / "results.md").read_text()
+    assert "**A fake device" in page
+    assert ">= 0.95" not in page, "a fake reaches no target"
+
+
+def test_a_fake_run_does_not_go_among_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--fake", "--out", str(ROOT / "benches" / "results" / "2000-01-01-fake")])
+    assert ended.value.code == 2
+    assert "measures nothing" in capsys.readouterr().err
+    assert not (ROOT / "benches" / "results" / "2000-01-01-fake").exists()
+
+
+def test_waits_that_are_left_out_are_seen() -> None:
+    report = Report()
+    order_of_work.run(FakeMachine(seed=5), report, Options(fake=True, sabotage="wait"))
+    assert len([check for check in report.checks if check.status == "fail"]) >= 3
+
+
+@pytest.mark.parametrize("sabotage", ["byte", "wait"])
+def test_an_engine_that_is_broken_is_seen(sabotage: str) -> None:
+    engine = Compared(FakeMachine(seed=5), "LBHNC", "auto", Options(fake=True, sabotage=sabotage))
+    problems = [problem for scenario in engine.scenarios().values() for problem in scenario()]
+    engine.close()
+    assert any("read other bytes" in problem for problem in problems)
+
+
+def test_a_check_that_fails_is_the_exit_status(tmp_path: Path) -> None:
+    done = run_script("--fake", "--only", "copies", "--sabotage", "byte", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "**fail**: copies: " in (tmp_path / "results.md").read_text()
+
+
+def rates(**changes: Any) -> dict[str, Any]:
+    place = {"direction": "load", "piece_bytes": 64 << 10, "count": 1024}
+    one = {**place, "path": "dma", "gb_s": 50.0, "gb_s_low": 49.0, "gb_s_high": 51.0, "to_plain": 0.96} | changes
+    choice = {**place, "chosen": "dma", "best": "dma", "to_best": 1.0, "single_to_best": 1.0}
+    return {"rates": [one], "choices": [choice]}
+
+
+def test_targets_are_judged() -> None:
+    """64 KiB pieces must reach 0.95 of plain copies by the path that is chosen, in batches of 16 MiB and more."""
+    assert [one.met for one in summary.rate_rows(rates())] == [True, True]
+    assert [one.met for one in summary.rate_rows(rates(to_plain=0.94))] == [False, True]
+    assert len(list(summary.rate_rows(rates(count=16)))) == 1
+    assert len(list(summary.rate_rows(rates(path="kernel")))) == 1
+
+
+def test_work_that_outlasted_the_copies_says_nothing() -> None:
+    one = {"work": "matrix products", "path": "auto", "direction": "offload", "piece_bytes": 65536, "speed": 0.99}
+    one |= {"speed_low": 0.99, "speed_high": 0.99, "copies_gb_s": 50.0, "copies_outlasted_work": True}
+    assert [row.met for row in summary.interference_rows({"interference": [one]})] == [True]
+    one["copies_outlasted_work"] = False
+    assert [row.met for row in summary.interference_rows({"interference": [one]})] == [None]
