@@ -157,6 +157,7 @@ def shard_fields(
         "stage": parallel.rank // parallel.tensor_parallel_size,
         "item": str(first.dtype),
         "page_shape": [(tuple(kv_caches[layer.name].shape[1:]), layer.block_count and 0) for layer in layers],
+        "page_order": [_page_order(kv_caches[layer.name]) for layer in layers],
         "device": first.device.type,
         "attention": _attention_backends(config),
     }
@@ -164,6 +165,15 @@ def shard_fields(
         # The CPU backend packs pages for the instruction set that it picked.
         fields["instruction_set"] = _instruction_set()
     return [(name, str(value)) for name, value in fields.items()]
+
+
+def _page_order(tensor: "torch.Tensor") -> list[int]:
+    """The dimensions of a page from the outermost in memory to the innermost, those of one item left out.
+
+    Layouts with heads outside of tokens and the other way round have pages of one shape, and of other bytes.
+    """
+    inner = [dimension for dimension in range(1, tensor.dim()) if tensor.shape[dimension] > 1]
+    return sorted(inner, key=lambda dimension: -tensor.stride(dimension))
 
 
 def _attention_backends(config: "VllmConfig") -> list[str]:

@@ -13,8 +13,23 @@ from tests.unit.fakes import vllm_config
 LAYERS = [LayerPages("layers.0", 0, 4096, 512, 10, 1, 512, 512)]
 
 
-def tensor(shape: tuple[int, ...] = (10, 2, 16, 8), dtype: str = "torch.bfloat16", device: str = "cpu") -> Any:
-    return SimpleNamespace(shape=shape, dtype=dtype, device=SimpleNamespace(type=device))
+def tensor(
+    shape: tuple[int, ...] = (10, 2, 16, 8),
+    dtype: str = "torch.bfloat16",
+    device: str = "cpu",
+    order: tuple[int, ...] | None = None,
+) -> Any:
+    """A tensor's outline; `order` names its dimensions from the outermost in memory on."""
+    strides, step = [0] * len(shape), 1
+    for dimension in reversed(order or range(len(shape))):
+        strides[dimension], step = step, step * shape[dimension]
+    return SimpleNamespace(
+        shape=shape,
+        dtype=dtype,
+        device=SimpleNamespace(type=device),
+        dim=lambda: len(shape),
+        stride=lambda dimension: strides[dimension],
+    )
 
 
 def fields(
@@ -131,6 +146,7 @@ def test_shards_differ_by_what_changes_their_bytes() -> None:
         "stage": fields(vllm_config(parallel_config__rank=1, parallel_config__pipeline_parallel_size=2)),
         "item": fields(kv=tensor(dtype="torch.uint8")),
         "page_shape": fields(kv=tensor((10, 4, 8, 8))),
+        "page_order": fields(kv=tensor(order=(0, 2, 1, 3))),
         "device": fields(kv=tensor(device="cuda")),
     }
     for name, found in changed.items():
@@ -140,6 +156,13 @@ def test_shards_differ_by_what_changes_their_bytes() -> None:
 def test_shards_are_the_same_wherever_memory_is_and_however_many_blocks_there_are() -> None:
     other = fields(layers=[LayerPages("layers.0", 0, 1 << 40, 512, 99, 1, 512, 512)], kv=tensor((99, 2, 16, 8)))
     assert other == fields()
+
+
+def test_pages_of_one_order_are_the_same_in_every_layout() -> None:
+    """Whatever lies between the blocks, and however a dimension of one item is called."""
+    assert fields(kv=tensor(order=(1, 0, 2, 3)))["page_order"] == fields()["page_order"] == "[[1, 2, 3]]"
+    one_head = [fields(kv=tensor((10, 1, 16, 8), order=order))["page_order"] for order in ((0, 1, 2, 3), (0, 2, 1, 3))]
+    assert one_head == ["[[2, 3]]"] * 2
 
 
 def test_replicas_share_a_shard() -> None:
