@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 
 from aibrix_connector import settings as settings_module
 from aibrix_connector import versions
+from aibrix_connector.kv_layout import wished_layout
 from aibrix_connector.metadata import StepMetadata, WorkerReports
 from aibrix_connector.metrics import CachePromMetrics, CacheStats
 from aibrix_connector.scheduler import SchedulerSide
@@ -170,6 +171,13 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
         """Layer hooks do not fire in a replayed full CUDA graph; such steps load before the forward pass."""
         return bool(settings_module.read(extra_config)[0].piecewise_cudagraph)
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str | None:
+        """The memory layout to ask vLLM for, if the setting `kv_layout` names one."""
+        transfer = vllm_config.kv_transfer_config
+        extra = transfer.kv_connector_extra_config if transfer is not None else None
+        return wished_layout(settings_module.read(extra or {})[0].kv_layout)
+
     # Scheduler side, in call order.
 
     @shielded(returning(None))
@@ -273,7 +281,8 @@ class AIBrixOffloadingConnectorV1Type3(KVConnectorBase_V1, SupportsHMA):
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         """Starts the step's loads."""
         assert self._worker is not None
-        self._worker.start_loads()
+        self._worker.start_loads(forward_context)
+        self._layers_have_work = self._worker.uses_layers
 
     # These two are called for every layer of every step, so they are shielded in place, which costs nothing.
 

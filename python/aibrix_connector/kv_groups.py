@@ -81,10 +81,16 @@ def check_recovery(groups: list[Group]) -> None:
         )
 
 
-def slot_blocks(groups: list[Group], wanted: int | None) -> int:
-    """Returns the engine blocks of a slot: what was asked for, or enough to make a piece 64 KiB."""
+def slot_blocks(groups: list[Group], wanted: int | None, vllm_config: "VllmConfig") -> int:
+    """Returns the engine blocks of a slot: what was asked for, or enough to make a piece 64 KiB.
+
+    In a layout with blocks outside of layers no two pages of a layer touch, so that larger slots would gain nothing,
+    while all layers of one block do touch, in the engine as in a slot of one block.
+    """
     if wanted is not None:
         return wanted
+    if str(vllm_config.cache_config.kv_cache_layout).startswith("BL"):
+        return 1
     return max(1, -(-PIECE_BYTES // min(group.page_bytes for group in groups)))
 
 

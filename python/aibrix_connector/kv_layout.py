@@ -40,6 +40,33 @@ class LayerPages:
         )
 
 
+LAYOUTS = ("LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC")
+"""vLLM's orders of the dimensions layer, block, head, token, content in memory."""
+
+
+def wished_layout(setting: str) -> str | None:
+    """Returns the layout to ask vLLM for, or None for its own choice, which is what `auto` wants."""
+    # Of the layouts that all attention backends of a model read vLLM takes the one they like best. On CUDA, from 0.29
+    # to 0.32, that has the layers outermost and each page (one block of one layer) in one run, except where a backend
+    # reads nothing but blocks-first. Pages are what is copied layer by layer, whatever is outermost (16 tokens, 2
+    # bytes for a value):
+    #
+    #     model                                   one layer   all layers
+    #     Llama 3 8B, 32 layers, 8 KV heads          64 KiB        2 MiB
+    #     ... on 8 ranks                              8 KiB      256 KiB
+    #     Llama 3 70B, 80 layers, 8 KV heads         64 KiB        5 MiB
+    #     ... on 8 ranks                              8 KiB      640 KiB
+    #     DeepSeek V3, 61 layers of 576 values       18 KiB     1098 KiB
+    #
+    # With layers first, pages of neighbouring numbers touch, as they do in a slot, whose part of one layer
+    # `slot_blocks` makes 64 KiB: where a prompt got such blocks, as from a pool that is not worn yet, they are one
+    # piece. With blocks first no two pages of a layer ever touch. The long pieces of that layout are those of several
+    # layers at once, and a long copy that waits for layers, or that layers wait for, goes layer by layer. Nor can vLLM
+    # split blocks for attention kernels there: to 0.31 an engine that needs it does not start, 0.32 gives a kernel the
+    # whole block.
+    return setting if setting in LAYOUTS else None
+
+
 def layer_order(name: str) -> tuple[tuple[int, ...], str]:
     """Sorts layers as the forward pass reaches them: by the numbers in their names."""
     return tuple(int(number) for number in re.findall(r"\d+", name)), name
@@ -119,11 +146,6 @@ def derive_layers(
 def _layer(name: str, group: int, tensor: "torch.Tensor", spec: Any, num_blocks: int) -> LayerPages:
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
     where = f"layer {name}: a KV cache of shape {shape}, strides {strides}, type {tensor.dtype} and {num_blocks} blocks"
-    if tensor.device.type != "cpu":
-        raise UnsupportedLayoutError(
-            f"{where} is on device {tensor.device}: this version copies host memory only, run it with vLLM's CPU "
-            "backend"
-        )
     if not shape or num_blocks < 1 or shape[0] % num_blocks != 0:
         raise UnsupportedLayoutError(
             f"{where} does not have blocks in its first dimension: choose another with VLLM_KV_CACHE_LAYOUT"

@@ -69,7 +69,7 @@ class SchedulerSide:
         self._shield = shield
         self._groups: list[Group] = stored_groups(kv_cache_config, config)
         check_recovery(self._groups)
-        self._slot_blocks = slot_blocks(self._groups, settings.slot_blocks)
+        self._slot_blocks = slot_blocks(self._groups, settings.slot_blocks, config)
         self._by_tokens = settings.key_source == "tokens"
         self._stable_hashes = self._by_tokens or identity.hashes_are_stable(config)
         fields = identity.namespace_fields(config, self._groups, self._slot_blocks, settings)
@@ -95,7 +95,7 @@ class SchedulerSide:
             key_source=settings.key_source,
             hash=settings.hash,
             eviction=settings.eviction,
-            load_mode=settings.load_mode,
+            load_mode=self._load_mode(config),
             min_load_tokens=settings.min_load_tokens,
             fill_wait_s=settings.fill_wait_ms / 1000,
             startup_wait_s=settings.startup_wait_ms / 1000,
@@ -116,6 +116,18 @@ class SchedulerSide:
         self._ranks: int = config.parallel_config.world_size
         self._drained_ranks = 0
         self._stats = CacheStats.Source(self._planner.stats, self._planner.activity, {})
+
+    def _load_mode(self, config: "VllmConfig") -> str:
+        """Returns how to load: between steps with speculative decoding, whatever is set.
+
+        vLLM's first model runner then asks what a step could not load before it ends the step, so that it would hear
+        of a failure when the step's tokens are out already; and the draft's layers call hooks in graphs of their own.
+        """
+        if config.speculative_config is None or self._settings.load_mode == "async":
+            return self._settings.load_mode
+        if self._settings.load_mode == "layerwise":
+            logger.warning("load_mode: async instead of layerwise, because of speculative decoding")
+        return "async"
 
     def bind_block_pool(self, pool: "BlockPool") -> None:
         """Takes the engine's block pool, through which source blocks of offloads are held."""

@@ -5,6 +5,7 @@ fluent and wrong. So before the first real load, a block is filled with a patter
 read through the derived layout, overwritten, written back and compared; their neighbours must not change.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aibrix_connector import _native
@@ -21,10 +22,19 @@ def prove_round_trip(
     kv_cache_config: "KVCacheConfig",
     groups: list[Group],
     positions: dict[str, int],
+    synchronize: Callable[[], object],
 ) -> None:
     """Copies patterned blocks out and back in.
 
     Nothing has been computed yet, so the blocks are free; they are zero afterwards.
+
+    Args:
+        store: Where they go and come from.
+        kv_caches: The engine's tensors by layer name, in host memory or on a device.
+        kv_cache_config: The engine's groups and specs.
+        groups: The stored groups.
+        positions: Each layer's place in the forward pass.
+        synchronize: Returns when what torch has written is there, for the store to read.
 
     Raises:
         UnsupportedLayoutError: A byte came back in the wrong place.
@@ -46,9 +56,11 @@ def prove_round_trip(
             views[name] = [tensor[(block + at) * split : (block + at + 1) * split] for at in (-1, 0, 1)]
         generator = torch.Generator().manual_seed(position)
         wanted = {name: _fill(neighbours, generator)[1] for name, neighbours in views.items()}
+        synchronize()
         out = store.read_block(position, block)
         # Everything changes between the two copies: what is written beside the block shows, even if it was read there.
         expected = {name: _fill(neighbours, generator) for name, neighbours in views.items()}
+        synchronize()
         store.write_block(position, block, out)
         for name, neighbours in views.items():
             expected[name][1] = wanted[name]

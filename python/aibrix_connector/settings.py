@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aibrix_connector import aibrix_env
+from aibrix_connector.kv_layout import LAYOUTS
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -123,7 +124,7 @@ class Settings:
         _auto_or(_whole(1, 4096)),
         'a whole number from 1 to 4096, or "auto"',
         "Engine blocks in a slot, the unit of hits. `auto` takes the smallest number that makes one layer's part of a "
-        "slot at least 64 KiB.",
+        "slot at least 64 KiB, and 1 where the KV cache's memory layout has blocks outside of layers.",
     )
     load_mode: str = _setting(
         "auto",
@@ -189,6 +190,21 @@ class Settings:
         _whole(0, 1024),
         "a number of layers from 0 to 1024",
         "How many layers a layer-wise load runs ahead of the forward pass.",
+    )
+    copy_path: str = _setting(
+        "auto",
+        _one_of("auto", "dma_batch", "dma", "kernel"),
+        "`auto`, `dma_batch`, `dma` or `kernel`",
+        "How bytes get to a CUDA device and back: by its copy engines with one call for many pieces (`dma_batch`, CUDA "
+        "12.8 or later) or one for each (`dma`), or by a kernel. `auto` chooses for each copy by the length and number "
+        "of its pieces.",
+    )
+    kv_layout: str = _setting(
+        "auto",
+        _one_of("auto", *LAYOUTS),
+        "`auto` or " + ", ".join(f"`{name}`" for name in LAYOUTS),
+        "The memory layout of the KV cache that vLLM is asked for, by its names. vLLM drops one that an attention "
+        "backend does not support, with a warning. `auto` asks for none: what vLLM chooses suits loads layer by layer.",
     )
     verify_l1: bool = _setting(
         False,

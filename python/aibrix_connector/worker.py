@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from aibrix_connector import _native, identity
+from aibrix_connector import _native, identity, layer_hooks
+from aibrix_connector.engine_device import EngineDevice, device_memory, drilled_device, engine_device, plays_cuda
 from aibrix_connector.kv_groups import slot_blocks, stored_groups
 from aibrix_connector.kv_layout import derive_layers
 from aibrix_connector.metadata import PromisedLoad, StepMetadata, WorkerReports
@@ -25,6 +26,7 @@ from aibrix_connector.settings import Settings
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = init_logger("vllm.aibrix_connector.worker")
@@ -41,7 +43,10 @@ class WorkerSide:
         self._kv_cache_config = kv_cache_config
         self._settings = settings
         self._store: _native.Store | None = None
+        self._device: EngineDevice | None = None
         self._positions: dict[str, int] = {}
+        self._last_layer = 0
+        self._hooks_missing = False
         self.single_group = True
         self._loads_layerwise = False
         self._stores_layers = False
@@ -67,9 +72,15 @@ class WorkerSide:
         """
         config, settings = self._config, self._settings
         groups = stored_groups(self._kv_cache_config, config)
-        blocks = slot_blocks(groups, settings.slot_blocks)
+        blocks = slot_blocks(groups, settings.slot_blocks, config)
+        device = engine_device(kv_caches)
         layers, self._positions = derive_layers(kv_caches, self._kv_cache_config, groups)
+        self._last_layer = len(layers) - 1
         self.single_group = len(groups) == 1
+        missing = layer_hooks.why_missing(config, self._positions)
+        self._hooks_missing = missing is not None
+        if missing is not None:
+            logger.info("what a step loads is there before its first layer, without overlap: %s", missing)
         namespace = identity.namespace_fields(config, groups, blocks, settings)
         slab_dir, remote = settings.slab_dir, settings.remote_options()
         reason = identity.shareable(config, namespace, settings)
@@ -113,14 +124,30 @@ class WorkerSide:
             verify_l1=settings.verify_l1,
             drill=settings.drill,
             remote=native_remote,
+            **self._device_arguments(device, kv_caches),
         )
-        prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions)
+        if device is None and plays_cuda(settings.drill):
+            drilled: Any = store
+            device = drilled_device(drilled.stream_for_cpu())
+        self._device = device
+        synchronize = device.synchronize if device is not None else (lambda: None)
+        prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions, synchronize)
         self._watch = None if native_remote is None else RemoteWatch(native_remote)
         self._store = store
         self._stats = CacheStats.Source(store.stats, store.activity, {})
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
         for warning in store.warnings():
             logger.warning("%s", warning)
+
+    def _device_arguments(self, device: EngineDevice | None, kv_caches: "dict[str, torch.Tensor]") -> dict[str, Any]:
+        """Returns what the store is told of the engine's device, nothing without one."""
+        if device is None and not plays_cuda(self._settings.drill):
+            return {}
+        return {
+            "device": "cuda:0" if device is None else device.name,
+            "device_memory": device_memory(kv_caches),
+            "copy_path": self._settings.copy_path,
+        }
 
     @staticmethod
     def _open(**arguments: Any) -> _native.Store:
@@ -148,35 +175,42 @@ class WorkerSide:
             else:
                 self._expected.append(promise)
         if self._store is not None and metadata.plan is not None:
-            self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan)
+            self._loads_layerwise, self._stores_layers = self._store.begin_step(metadata.plan, self._stream())
         return False
+
+    def _stream(self) -> int | None:
+        """The stream that the engine computes on at this moment, None on a CPU: copies are ordered by it."""
+        return None if self._device is None else self._device.current_stream()
 
     @property
     def uses_layers(self) -> bool:
         """Whether this step has work for the hooks of its layers."""
-        return self._loads_layerwise or self._stores_layers
+        return not self._hooks_missing and (self._loads_layerwise or self._stores_layers)
 
-    def start_loads(self) -> None:
-        """Starts this step's loads."""
+    def start_loads(self, forward_context: "ForwardContext") -> None:
+        """Starts this step's loads, and orders them before the forward pass if its layers will not wait for them."""
         if self._busy and self._store is not None:
             self._store.start_loads()
+            if self._loads_layerwise and (self._hooks_missing or not layer_hooks.fire_in(forward_context)):
+                self._store.wait_layer(self._last_layer, self._stream())
+                self._loads_layerwise = False
 
     def wait_layer(self, name: str) -> None:
         """Returns when the layer's blocks are loaded."""
         if self._loads_layerwise and self._store is not None and name in self._positions:
-            self._store.wait_layer(self._positions[name])
+            self._store.wait_layer(self._positions[name], self._stream())
 
     def layer_computed(self, name: str) -> None:
         """The layer's new blocks are complete: their offload can start."""
         if self._stores_layers and self._store is not None and name in self._positions:
-            self._store.store_layer(self._positions[name])
+            self._store.store_layer(self._positions[name], self._stream())
 
     def end_step(self) -> None:
         """The forward pass is over."""
         self._end_is_due = False
         if self._busy and self._store is not None:
             self._loads_layerwise = self._stores_layers = False
-            self._busy = self._store.end_step(self._finish_in_step, self._must_drain)
+            self._busy = self._store.end_step(self._finish_in_step, self._must_drain, self._stream())
 
     def received(self) -> tuple[set[str], set[str]]:
         """Returns the requests whose load between steps has ended, and those of them that failed."""

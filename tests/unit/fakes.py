@@ -26,7 +26,7 @@ def vllm_config(**changes: Any) -> Any:
             dtype="torch.bfloat16",
             seed=0,
         ),
-        cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256"),
+        cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", kv_cache_layout="LBHNC"),
         parallel_config=SimpleNamespace(
             rank=0,
             world_size=1,
@@ -35,7 +35,9 @@ def vllm_config(**changes: Any) -> Any:
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
             distributed_executor_backend="uni",
+            use_ubatching=False,
         ),
+        compilation_config=SimpleNamespace(static_forward_context={}),
         load_config=SimpleNamespace(load_format="auto"),
         speculative_config=None,
         kv_transfer_config=SimpleNamespace(

@@ -1,11 +1,6 @@
-"""The connector's two sides, driven as vLLM drives them, over the real native module and tensors on the CPU.
-
-The engine is a few lines: it allocates blocks, "computes" a block by writing bytes that follow from its tokens, and
-calls the hooks in vLLM's order. So loads and offloads really move bytes, and what fails can be made to fail.
-"""
+"""The connector's two sides, driven as vLLM drives them, over the real native module and tensors on the CPU."""
 
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,153 +10,18 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import torch
 from aibrix_connector import connector as connector_module
-from aibrix_connector import metadata, scheduler, worker
+from aibrix_connector import metadata, scheduler
 from aibrix_connector.connector import AIBrixOffloadingConnectorV1Type3 as Connector
 from aibrix_connector.metadata import WorkerReports
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
-from vllm.v1 import kv_cache_interface as kv
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
-from tests.unit.fakes import BlockPool, request, vllm_config
-
-BLOCKS, BLOCK_TOKENS, LAYERS = 64, 16, 3
+from tests.unit.fakes import request
+from tests.unit.small_engine import FULL_GRAPH, Engine, blocks
 
 
 class PanicException(BaseException):
     """As the native module raises it when Rust code panics."""
-
-
-class Engine:
-    """Scheduler and one worker in a process, with one connector object each."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-        def init(self: Any, config: Any, role: Any, kv_cache_config: Any) -> None:
-            self._kv_transfer_config = config.kv_transfer_config
-            self._connector_metadata = None
-
-        monkeypatch.setattr(KVConnectorBase_V1, "__init__", init)
-        spec = kv.FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=8, dtype=torch.bfloat16)
-        self.names = [f"model.layers.{n}.attn" for n in range(LAYERS)]
-        group = SimpleNamespace(layer_names=self.names, kv_cache_spec=spec)
-        self.kv_config = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=[group], hash_block_size=BLOCK_TOKENS)
-        settings = {"capacity": "4MiB", "load_mode": "layerwise", "copy_threads": 0, "slot_blocks": 1} | settings
-        self.config = vllm_config(
-            load_config__load_format="dummy",
-            kv_transfer_config=SimpleNamespace(
-                engine_id="e", kv_load_failure_policy="fail", kv_connector_extra_config=settings
-            ),
-        )
-        self.down = Connector(self.config, KVConnectorRole.SCHEDULER, self.kv_config)
-        self.up = Connector(self.config, KVConnectorRole.WORKER, self.kv_config)
-        self.pool = BlockPool(BLOCKS)
-        self.down.bind_gpu_block_pool(self.pool)
-        page = spec.page_size_bytes
-        self.views = {name: torch.zeros(BLOCKS, page, dtype=torch.uint8) for name in self.names}
-        self.up.register_kv_caches(self.views)
-        self.next_block = 1
-        self.errors: set[int] = set()
-        self.received: set[str] = set()
-        self.step()
-
-    @property
-    def scheduling(self) -> scheduler.SchedulerSide:
-        assert self.down._scheduler is not None
-        return self.down._scheduler
-
-    @property
-    def working(self) -> worker.WorkerSide:
-        assert self.up._worker is not None
-        return self.up._worker
-
-    def side_of_scheduler(self) -> Any:
-        """The scheduler's side, to break it."""
-        return self.scheduling
-
-    def side_of_worker(self) -> Any:
-        """The worker's side, to break it."""
-        return self.working
-
-    def content(self, block: int, seed: int) -> None:
-        for index, view in enumerate(self.views.values()):
-            view[block] = (seed * 7 + index) % 251 + 1
-
-    def step(self, scheduled: dict[str, tuple[int, list[int]]] | None = None) -> None:
-        """One engine step; `scheduled` gives (tokens computed after it, block table) by request."""
-        scheduled = scheduled or {}
-        tables = {request_id: (table,) for request_id, (_, table) in scheduled.items()}
-        output = SimpleNamespace(
-            num_scheduled_tokens={request_id: 1 for request_id in scheduled},
-            total_num_scheduled_tokens=len(scheduled),
-            kv_connector_block_state=SimpleNamespace(get_block_ids=tables.get),
-            scheduled_new_reqs=[],
-            scheduled_cached_reqs=SimpleNamespace(
-                req_ids=list(scheduled), num_computed_tokens=[tokens - 1 for tokens, _ in scheduled.values()]
-            ),
-        )
-        meta = self.down.build_connector_meta(output)
-        self.up.bind_connector_metadata(meta)
-        self.up.start_load_kv(None)
-        for name, view in self.views.items():
-            self.up.wait_for_layer_load(name)
-            self.up.save_kv_layer(name, view, None)
-        self.up.wait_for_save()
-        _, received = self.up.get_finished(set())
-        self.received |= received or set()
-        errors = self.up.get_block_ids_with_load_errors()
-        self.errors |= errors
-        reports = self.up.build_connector_worker_meta()
-        self.down.update_connector_output(
-            SimpleNamespace(kv_connector_worker_meta=reports, invalid_block_ids=errors, failed_recving=set())
-        )
-        self.up.clear_connector_metadata()
-
-    def settle(self) -> None:
-        """Steps until nothing is pending, as vLLM does."""
-        for _ in range(50):
-            if not self.down.has_pending_push_work():
-                return
-            self.step()
-            time.sleep(0.001)
-        raise AssertionError("the connector keeps the engine stepping")
-
-    def compute(self, asked: Any) -> list[int]:
-        """Computes a request from its first token on; returns its block table."""
-        count = asked.num_tokens // BLOCK_TOKENS
-        table = list(range(self.next_block, self.next_block + count))
-        self.next_block += count
-        for index, block in enumerate(table):
-            self.content(block, index)
-        self.down.on_new_request(asked)
-        assert self.down.get_num_new_matched_tokens(asked, 0)[0] == 0
-        self.down.update_state_after_alloc(asked, blocks(table), 0)
-        self.step({asked.request_id: (asked.num_tokens, table)})
-        self.settle()
-        return table
-
-    def load(self, asked: Any, tokens: int, **step: Any) -> list[int]:
-        """Admits a request with a hit of `tokens`; returns its block table after the step."""
-        table = list(range(self.next_block, self.next_block + asked.num_tokens // BLOCK_TOKENS))
-        self.next_block += len(table)
-        self.down.on_new_request(asked)
-        assert self.down.get_num_new_matched_tokens(asked, 0)[0] == tokens
-        self.down.update_state_after_alloc(asked, blocks(table), tokens)
-        self.step()
-        return table
-
-    def is_loaded(self, block: int, seed: int) -> bool:
-        return all((view[block] == (seed * 7 + n) % 251 + 1).all() for n, view in enumerate(self.views.values()))
-
-    def internal_errors(self) -> int:
-        found = 0
-        for side in (self.down, self.up):
-            stats = side.get_kv_connector_stats()
-            found += stats.data.get("internal_errors", 0) if stats is not None else 0
-        return found
-
-
-def blocks(table: list[int]) -> Any:
-    return SimpleNamespace(get_block_ids=lambda: (table,))
 
 
 @pytest.fixture
@@ -201,6 +61,70 @@ def test_what_was_computed_is_loaded(monkeypatch: pytest.MonkeyPatch, load_mode:
     assert engine.internal_errors() == 0
     for side in (engine.down, engine.up):
         side.shutdown()
+
+
+@pytest.mark.parametrize("runner", FULL_GRAPH)
+def test_a_replayed_graph_finds_its_load_there(monkeypatch: pytest.MonkeyPatch, runner: str) -> None:
+    engine = Engine(monkeypatch)
+    engine.compute(request("a", 80))
+    engine.context = FULL_GRAPH[runner]
+    seen: list[bool] = []
+    forward = engine.forward
+
+    def watch() -> None:
+        seen.append(engine.is_loaded(engine.next_block - 5, 0))
+        forward()
+
+    monkeypatch.setattr(engine, "forward", watch)
+    table = engine.load(request("b", 80), 64)
+    assert seen[-1], "before the forward pass"
+    assert [engine.is_loaded(block, index) for index, block in enumerate(table)] == [True] * 4 + [False]
+    assert engine.errors == set()
+    # A step of a graph stores as well, when it is over.
+    engine.compute(request("c", 80, block_hashes=[bytes([index, 9]) * 16 for index in range(5)]))
+    assert engine.scheduling._planner.stats()["stored_blocks"] == 10
+    assert engine.internal_errors() == 0
+
+
+def test_layers_without_hooks_find_their_load_there(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    engine = Engine(monkeypatch, layers_without_hooks=1)
+    engine.compute(request("a", 80))
+    table = engine.load(request("b", 80), 64)
+    assert not engine.up.has_connector_metadata(), "the other layers have nothing to do either"
+    assert [engine.is_loaded(block, index) for index, block in enumerate(table)] == [True] * 4 + [False]
+    assert engine.errors == set()
+    assert engine.scheduling._planner.stats()["stored_blocks"] == 5
+
+
+def test_speculative_decoding_loads_between_steps(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    engine = Engine(monkeypatch, speculative=True)
+    assert log == ["load_mode: async instead of layerwise, because of speculative decoding"]
+    engine.compute(request("a", 80))
+    table = engine.load(request("b", 80), 64)
+    engine.settle()
+    assert engine.received == {"b"}
+    assert [engine.is_loaded(block, index) for index, block in enumerate(table)] == [True] * 4 + [False]
+
+
+def test_hooks_of_a_capture_touch_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured, and dummy steps run, between steps: a wait in a graph would be for ever."""
+    engine.compute(request("a", 80))
+    engine.load(request("b", 80), 64)
+    engine.up.clear_connector_metadata()
+    for method in ("wait_layer", "store_layer"):
+        engine.side_of_worker()._store = Wrapped(engine.working._store, method, AssertionError("called"))
+    for name, view in engine.views.items():
+        engine.up.wait_for_layer_load(name)
+        engine.up.save_kv_layer(name, view, None)
+    assert engine.internal_errors() == 0
+
+
+def test_the_engine_is_asked_for_the_layout_that_was_set(engine: Engine) -> None:
+    assert Connector.get_required_kvcache_layout(engine.config) is None
+    engine.config.kv_transfer_config.kv_connector_extra_config["kv_layout"] = "BLHNC"
+    assert Connector.get_required_kvcache_layout(engine.config) == "BLHNC"
+    engine.config.kv_transfer_config = None
+    assert Connector.get_required_kvcache_layout(engine.config) is None
 
 
 def test_the_scheduler_side_asks_for_recomputing(engine: Engine) -> None:
@@ -284,12 +208,7 @@ def test_block_tables_of_0_29() -> None:
 def test_steps_without_work_do_not_reach_the_worker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request("a", 80)
     table = engine.compute(asked)
-    # Not before the slab's memory has been taken, in the background.
-    until = time.monotonic() + 60
-    while not engine.up.quiet and time.monotonic() < until:
-        engine.step()
-        time.sleep(0.001)
-    assert engine.up.quiet
+    engine.quieten()
 
     touched: list[str] = []
     for name in ("start_loads", "end_step", "received", "load_errors", "take_reports", "take_stats"):
@@ -515,6 +434,7 @@ def test_every_hook_of_a_request_or_step_is_shielded() -> None:
         "__init__": "configuration",
         "register_kv_caches": "configuration",
         "requires_piecewise_for_cudagraph": "configuration",
+        "get_required_kvcache_layout": "configuration",
         "requires_kv_delivery": "a constant",
         "build_kv_connector_stats": "a constructor",
         "build_prom_metrics": "registration in the front end",

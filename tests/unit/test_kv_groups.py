@@ -68,7 +68,24 @@ def test_what_cannot_be_restored_is_refused() -> None:
     [([64 << 10], None, 1), ([32 << 10], None, 2), ([24 << 10], None, 3), ([1 << 20, 16 << 10], None, 4), ([1], 7, 7)],
 )
 def test_a_piece_is_at_least_64_kib(page_bytes: list[int], wanted: int | None, expected: int) -> None:
-    assert slot_blocks([Group(0, "full", 16, 0, size) for size in page_bytes], wanted) == expected
+    groups = [Group(0, "full", 16, 0, size) for size in page_bytes]
+    assert slot_blocks(groups, wanted, vllm_config()) == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted", "expected"),
+    [
+        ("LBNHC", None, 8),
+        ("LHBNC", None, 8),
+        ("BHLNC", None, 8),
+        ("BLHNC", None, 1),
+        ("BLNHC", None, 1),
+        ("BLNHC", 4, 4),
+    ],
+)
+def test_blocks_whose_layers_touch_have_slots_of_their_own(layout: str, wanted: int | None, expected: int) -> None:
+    groups = [Group(0, "full", 16, 0, 8 << 10)]
+    assert slot_blocks(groups, wanted, vllm_config(cache_config__kv_cache_layout=layout)) == expected
 
 
 def test_tokens_of_a_hash() -> None:

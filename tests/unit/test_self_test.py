@@ -42,7 +42,7 @@ def store(layers: list[LayerPages]) -> _native.Store:
 def prove(change: Any) -> dict[str, Any]:
     views, config = engine()
     layers, positions = derive_layers(views, config, GROUPS)
-    prove_round_trip(store([change(layer) for layer in layers]), views, config, GROUPS, positions)
+    prove_round_trip(store([change(layer) for layer in layers]), views, config, GROUPS, positions, lambda: None)
     return views
 
 

@@ -65,6 +65,16 @@ CASES: dict[str, tuple[Any, list[tuple[Any, Any]], list[tuple[Any, str]]]] = {
         [(0, 0)],
         [(-1, "a number of layers from 0 to 1024"), (1025, "a number of layers from 0 to 1024")],
     ),
+    "copy_path": (
+        "auto",
+        [("dma_batch", "dma_batch"), ("dma", "dma"), ("kernel", "kernel")],
+        [("sm", "auto, dma_batch, dma or kernel")],
+    ),
+    "kv_layout": (
+        "auto",
+        [("BLHNC", "BLHNC")],
+        [(word, "auto or LBHNC, LBNHC, LHBNC, BLHNC, BLNHC, BHLNC") for word in ("NHD", "blhnc")],
+    ),
     "verify_l1": (False, [("on", True)], [("", "true or false")]),
     "remote": (None, [("tcp://a:1,b:1", "tcp://a:1,b:1"), ("", None)], []),
     "remote_ingestion": ("all", [("hot", "hot"), ("evicted", "evicted")], [("ALL", "all, hot or evicted")]),
