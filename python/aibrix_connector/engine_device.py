@@ -15,9 +15,6 @@ from aibrix_connector.kv_groups import UnsupportedLayoutError
 if TYPE_CHECKING:
     import torch
 
-FAKE_CUDA = "fake_cuda"
-"""The drill in which the engine's host memory plays a CUDA device."""
-
 
 @dataclass(frozen=True)
 class EngineDevice:
@@ -73,13 +70,12 @@ def _stream_source(torch: Any, index: int) -> Callable[[], int]:
 
 
 def drilled_device(stream: int) -> EngineDevice:
-    """Returns the device that a CPU engine's memory plays, with the stream that stands for the CPU's own order."""
+    """Returns the device that a CPU engine's memory plays in the drill `fake_cuda`.
+
+    Args:
+        stream: What stands for the CPU's own work, which has ended when it returns.
+    """
     return EngineDevice(0, lambda: stream, lambda: None)
-
-
-def plays_cuda(drill: str | None) -> bool:
-    """Whether a drill makes the engine's host memory play a CUDA device."""
-    return any(item.strip().partition("=")[0] == FAKE_CUDA for item in (drill or "").split(","))
 
 
 def device_memory(kv_caches: "dict[str, torch.Tensor]") -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from aibrix_connector import _native, identity, layer_hooks
-from aibrix_connector.engine_device import EngineDevice, device_memory, drilled_device, engine_device, plays_cuda
+from aibrix_connector.engine_device import EngineDevice, device_memory, drilled_device, engine_device
 from aibrix_connector.kv_groups import slot_blocks, stored_groups
 from aibrix_connector.kv_layout import derive_layers
 from aibrix_connector.metadata import PromisedLoad, StepMetadata, WorkerReports
@@ -124,11 +124,12 @@ class WorkerSide:
             verify_l1=settings.verify_l1,
             drill=settings.drill,
             remote=native_remote,
-            **self._device_arguments(device, kv_caches),
+            device=None if device is None else device.name,
+            device_memory=device_memory(kv_caches),
+            copy_path=settings.copy_path,
         )
-        if device is None and plays_cuda(settings.drill):
-            drilled: Any = store
-            device = drilled_device(drilled.stream_for_cpu())
+        if (stream := store.stream_for_cpu()) is not None:
+            device = drilled_device(stream)
         self._device = device
         synchronize = device.synchronize if device is not None else (lambda: None)
         prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions, synchronize)
@@ -138,16 +139,6 @@ class WorkerSide:
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
         for warning in store.warnings():
             logger.warning("%s", warning)
-
-    def _device_arguments(self, device: EngineDevice | None, kv_caches: "dict[str, torch.Tensor]") -> dict[str, Any]:
-        """Returns what the store is told of the engine's device, nothing without one."""
-        if device is None and not plays_cuda(self._settings.drill):
-            return {}
-        return {
-            "device": "cuda:0" if device is None else device.name,
-            "device_memory": device_memory(kv_caches),
-            "copy_path": self._settings.copy_path,
-        }
 
     @staticmethod
     def _open(**arguments: Any) -> _native.Store:

@@ -82,21 +82,6 @@ def test_other_devices_are_refused_by_name(devices: list[tuple[str, int | None]]
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    ("drill", "expected"),
-    [
-        (None, False),
-        ("", False),
-        ("fake_cuda", True),
-        ("timeline, fake_cuda=7", True),
-        ("fail_loads=1", False),
-        ("not_fake_cuda", False),
-    ],
-)
-def test_the_drill_is_one_of_several(drill: str | None, expected: bool) -> None:
-    assert engine_device.plays_cuda(drill) is expected
-
-
 def test_the_memory_behind_views_is_named_once() -> None:
     torch = pytest.importorskip("torch")
     one, other = torch.zeros(64, dtype=torch.uint8), torch.zeros(32, dtype=torch.uint8)
