@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-__all__ = ["BlockCache", "Planner", "Remote", "Store", "__version__", "fingerprint"]
+__all__ = ["BlockCache", "CudaCopies", "Planner", "Remote", "Store", "__version__", "fingerprint"]
 
 # NumPy's own stubs say that an array is a buffer from Python 3.12 on only.
 _Array: TypeAlias = Buffer | npt.NDArray[Any]
@@ -537,7 +537,7 @@ class Store:
         drill: str | None,
         remote: Remote | None = None,
         device: str | None = None,
-        device_memory: Sequence[tuple[int, int]] = [],
+        device_memory: Sequence[tuple[int, int]] = ...,
         copy_path: str = "auto",
     ) -> Self:
         """Opens the slab.
