@@ -33,6 +33,7 @@ from benches.gpu import (
     overlap,
     pinning,
     plots,
+    programs,
     rates,
     summary,
 )
@@ -43,6 +44,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benches" / "results"
 TOTAL_S = 450.0
 """All parts together: a machine may be lent for minutes."""
+
+
+LEAST_S = 5.0
+"""With less left, a part is not begun."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def look(machine: Machine, report: Report, options: Options) -> None:
 
 PARTS = {
     "machine": Part(look, 60),
+    "kernels": Part(programs.run, 65),
     "copies": Part(bytes_of_copies.run, 80),
     "order": Part(order_of_work.run, 60),
     "engine": Part(bytes_of_engine.run, 100),
@@ -102,7 +108,10 @@ def run(options: Options, wanted: list[str], out: Path | None, folder: Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     for name in (name for name in PARTS if name in wanted and name != "machine"):
         most_s = min(PARTS[name].most_s, until - time.monotonic())
-        document["parts"][name] = in_process(name, options, folder / f"{name}.json", most_s)
+        if most_s < LEAST_S:
+            document["parts"][name] = left_out(name)
+        else:
+            document["parts"][name] = in_process(name, options, folder / f"{name}.json", most_s)
         write(out, document)
     for problem in plots.draw(document, out):
         print(problem, flush=True)
@@ -131,6 +140,12 @@ def in_process(name: str, options: Options, path: Path, most_s: float) -> dict[s
     return found
 
 
+def left_out(name: str) -> dict[str, Any]:
+    """The findings of a part for which there was no time."""
+    check = {"name": name, "status": "skip", "detail": "the time for all parts was up"}
+    return {"seconds": 0, "ended": False, "checks": [check], "numbers": {}}
+
+
 def child(name: str, options: Options, path: Path) -> None:
     """Runs a part, in its own process."""
     report = Report(path)
@@ -138,7 +153,9 @@ def child(name: str, options: Options, path: Path) -> None:
         if options.fake:
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
-            raise RuntimeError(f"torch {torch.__version__} sees no CUDA device (built for CUDA {torch.version.cuda})")
+            why = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees no device"
+            report.check("torch sees a CUDA device", False, why)
+            return
         PARTS[name].run(FakeMachine() if options.fake else Machine(), report, options)
         report.ended = True
         report.save()

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benches.gpu import order_of_work, summary
+from benches.gpu import order_of_work, programs, summary
 from benches.gpu.__main__ import main
 from benches.gpu.bytes_of_engine import Compared
 from benches.gpu.machine import FakeMachine
@@ -33,13 +33,13 @@ def test_a_fake_run_passes_and_says_that_it_is_none(tmp_path: Path) -> None:
     assert document["facts"]["fake"] is True
     parts = document["parts"]
     assert [name for name, part in parts.items() if part["ended"]] == [
-        *("machine", "copies", "order", "engine", "rates", "overlap", "interference", "pinning")
+        *("machine", "kernels", "copies", "order", "engine", "rates", "overlap", "interference", "pinning")
     ]
     checks = [check for part in parts.values() for check in part["checks"]]
     assert {check["status"] for check in checks if check["name"].startswith("kernel, ")} == {"pass"}
     assert len(checks) > 80
     # Only what no fake can have is left out.
-    assert len([check for check in checks if check["status"] == "skip"]) == 3
+    assert len([check for check in checks if check["status"] == "skip"]) == 4
     page = (tmp_path / "results.md").read_text()
     assert "**A fake device" in page
     assert ">= 0.95" not in page, "a fake reaches no target"
@@ -71,6 +71,26 @@ def test_a_check_that_fails_is_the_exit_status(tmp_path: Path) -> None:
     done = run_script("--fake", "--only", "copies", "--sabotage", "byte", "--out", str(tmp_path))
     assert done.returncode == 1
     assert "**fail**: copies: " in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("echo 'test result: ok. 1 passed; 0 failed'", "pass"),
+        ("echo 'test result: FAILED. 0 passed; 1 failed'; exit 101", "fail"),
+        ("echo 'test result: ok. 0 passed; 0 failed'", "fail"),
+        ("exit 0", "fail"),
+    ],
+)
+def test_programs_that_were_brought_along_have_to_pass(tmp_path: Path, script: str, status: str) -> None:
+    program = tmp_path / "all_kernels"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --ignored ] && {script}\n')
+    program.chmod(0o755)
+    machine = FakeMachine()
+    machine.is_fake = False
+    report = Report()
+    programs.run(machine, report, Options(), tmp_path)
+    assert [check.status for check in report.checks] == [status]
 
 
 def rates(**changes: Any) -> dict[str, Any]:
