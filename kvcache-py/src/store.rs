@@ -11,7 +11,8 @@ use kvcache_core::plan::StepPlan;
 use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
 use kvcache_core::store::{
-    EngineLayout, LayerBinding, Moment, PageLayout, PinnedSlots, RankSlots, Store as Core, StoreConfig,
+    EngineLayout, LayerBinding, Moment, PageLayout, PinnedSlots, RankSlots, SlotMemory, Store as Core,
+    StoreConfig,
 };
 use kvcache_cuda::engine::CudaCopyEngine;
 use parking_lot::Mutex;
@@ -152,14 +153,6 @@ impl Store {
                 })?,
             ),
         };
-        let memory = slots.memory();
-        let pinned = match &cuda {
-            Some(cuda) => Some(Arc::new(
-                PinnedSlots::new(Arc::clone(&memory), Arc::clone(cuda) as _).map_err(no_thread)?,
-            )),
-            None => None,
-        };
-        let memory = pinned.as_ref().map_or(memory, |pinned| Arc::clone(pinned) as _);
         let (copies, drilled): (Arc<dyn CopyEngine>, _) = if !drill.changes_copies() {
             (copies, None)
         } else {
@@ -167,6 +160,14 @@ impl Store {
             let drilled = Arc::new(drilled.map_err(no_thread)?);
             (Arc::clone(&drilled) as _, Some(drilled))
         };
+        let memory = slots.memory();
+        let pinned = match &cuda {
+            Some(_) => {
+                Some(Arc::new(PinnedSlots::new(Arc::clone(&memory), Arc::clone(&copies)).map_err(no_thread)?))
+            }
+            None => None,
+        };
+        let memory = pinned.as_ref().map_or(memory, |pinned| Arc::clone(pinned) as _);
         let config = StoreConfig {
             rank,
             copy_threads: copy_threads as u32,
@@ -195,6 +196,31 @@ impl Store {
                 format!("{slots}, copies by {} (cuda:{}): {}", device.name, device.ordinal, paths.join(", "))
             }
         }
+    }
+
+    /// What makes this rank's part of the cache slower or smaller than it could be, one line each, as long as it is so.
+    fn problems(&self) -> Vec<String> {
+        let opened = self.core.lock();
+        let Some((cuda, pinned)) =
+            opened.as_ref().and_then(|opened| opened.cuda.as_ref().zip(opened.pinned.as_ref()))
+        else {
+            return Vec::new();
+        };
+        let mut problems = cuda.remarks();
+        if let Some(failure) = pinned.pinning().failure {
+            problems.push(format!(
+                "L1 has {} of its {} slots, because no more host memory could be pinned: {failure}; raise the limit on locked memory \
+                 (ulimit -l, docker run --ulimit memlock=-1) or lower capacity",
+                pinned.usable_slots(),
+                pinned.slot_count()
+            ));
+        }
+        if let Some(error) = cuda.lost() {
+            problems.push(format!(
+                "the CUDA context is lost, so that nothing is loaded or stored any more: {error}"
+            ));
+        }
+        problems
     }
 
     /// The device that copies, what it has done, and how far its memory is pinned; `None` for host copies.
@@ -226,11 +252,7 @@ impl Store {
 
     /// What the user should know, one line each.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.slots.warnings().iter().map(our_words).collect();
-        if let Some(cuda) = self.core.lock().as_ref().and_then(|opened| opened.cuda.as_ref()) {
-            warnings.extend(cuda.remarks());
-        }
-        warnings
+        self.slots.warnings().iter().map(our_words).collect()
     }
 
     /// A step begins. Whether it loads layer by layer, and whether it offloads. `stream` is the raw handle of the engine's

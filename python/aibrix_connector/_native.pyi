@@ -578,6 +578,9 @@ class Store:
     def warnings(self) -> list[str]:
         """Returns what the user should know, one line each."""
 
+    def problems(self) -> list[str]:
+        """Returns what makes this rank's part slower or smaller than it could be, one line each, while it is so."""
+
     def device(self) -> dict[str, Any] | None:
         """Returns what the device is and has copied, as :meth:`CudaCopies.describe`, and how far memory is pinned.
 

@@ -19,7 +19,7 @@ from aibrix_connector.placement import (
     shard_fields,
     sharing,
 )
-from aibrix_connector.remote_watch import RemoteWatch
+from aibrix_connector.problem_watch import ProblemWatch
 from aibrix_connector.self_test import prove_round_trip
 from aibrix_connector.settings import Settings
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = init_logger("vllm.aibrix_connector.worker")
+
+L2_PROBLEM_COST = "what it has or would take is missing until this is mended"
 
 REST_S = 0.0005
 """The longest a step without a forward pass waits for values on their way from or to L2."""
@@ -62,7 +64,7 @@ class WorkerSide:
         self._said_drained = False
         self._end_is_due = False
         self._stats: CacheStats.Source | None = None
-        self._watch: RemoteWatch | None = None
+        self._watches: list[ProblemWatch] = []
 
     def register(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         """Derives the layout, opens the slab and proves both with patterned pages.
@@ -133,7 +135,11 @@ class WorkerSide:
         self._device = device
         synchronize = device.synchronize if device is not None else (lambda: None)
         prove_round_trip(store, kv_caches, self._kv_cache_config, groups, self._positions, synchronize)
-        self._watch = None if native_remote is None else RemoteWatch(native_remote)
+        if native_remote is not None:
+            self._watches.append(ProblemWatch("L2", native_remote.problems, L2_PROBLEM_COST))
+        if device is not None:
+            self._watches.append(ProblemWatch("L1", store.problems))
+            self._watches[-1].look()
         self._store = store
         self._stats = CacheStats.Source(store.stats, store.activity, {})
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
@@ -275,8 +281,8 @@ class WorkerSide:
 
     def close(self) -> None:
         """Ends what is in flight: afterwards nothing touches the engine's memory."""
-        if self._watch is not None:
-            self._watch.close()
+        for watch in self._watches:
+            watch.close()
         if self._store is not None:
             self._store.close()
             self._store = None

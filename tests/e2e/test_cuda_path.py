@@ -55,6 +55,7 @@ def _run_twice(options: EngineOptions, full_graphs: bool = False) -> dict[str, A
             "planner": planner_stats(engine),
             "store": store_stats(engine),
             "device": store.device(),
+            "problems": store.problems(),
             "violations": store.violations(),
         }
 
@@ -100,6 +101,17 @@ def test_second_run_loads(scenarios: Scenarios, reference: Reference, mode: str)
 def test_replayed_graphs_find_their_loads_there(scenarios: Scenarios, reference: Reference) -> None:
     options = MODES["layerwise"]
     check(scenarios.run(_run_twice, options, True), reference(options, PROMPTS))
+
+
+def test_l1_ends_where_pinning_is_refused(scenarios: Scenarios, reference: Reference) -> None:
+    """Memory is pinned in pieces of 256 MiB: of two, the second is refused."""
+    drill = f"fake_cuda,pin_bytes_max={300 << 20}"
+    options = EngineOptions(connector={"capacity": "512MiB", "drill": drill, "load_mode": "layerwise"})
+    run = scenarios.run(_run_twice, options)
+    check(run, reference(options, PROMPTS))
+    assert run["device"]["pinned_bytes"] == 256 << 20
+    (problem,) = run["problems"]
+    assert "because no more host memory could be pinned: copy failed: drill" in problem
 
 
 def _answer(options: EngineOptions) -> dict[str, Any]:

@@ -29,6 +29,8 @@ pub struct Drill {
     pub timeline: bool,
     /// Streams do not wait for copies, as if the waits had been forgotten.
     pub skip_waits: bool,
+    /// No more memory than this can be pinned.
+    pub pin_bytes_max: Option<usize>,
     /// A CUDA device that is none copies (chosen by whoever makes the copy engine).
     pub fake_cuda: bool,
 }
@@ -44,7 +46,7 @@ impl Drill {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "unknown drill {0:?}: use claim_hits_load_nothing, timeline, copy_bytes_per_s=N, fail_loads=N, fail_offloads=N, \
-     fake_cuda or skip_waits, separated by commas, or leave it out"
+     pin_bytes_max=N, fake_cuda or skip_waits, separated by commas, or leave it out"
 )]
 pub struct UnknownDrill(String);
 
@@ -65,6 +67,7 @@ impl FromStr for Drill {
                     let rate = value.parse::<f64>().ok().filter(|rate| *rate > 0.0);
                     drill.bytes_per_second = Some(rate.ok_or_else(unknown)?);
                 }
+                "pin_bytes_max" => drill.pin_bytes_max = Some(value.parse().map_err(|_| unknown())?),
                 "fail_loads" => drill.fail_loads = value.parse().map_err(|_| unknown())?,
                 "fail_offloads" => drill.fail_offloads = value.parse().map_err(|_| unknown())?,
                 _ => return Err(unknown()),
@@ -109,6 +112,8 @@ struct Queue {
     in_flight: InFlight,
     next: u64,
     failed: [u32; 2],
+    /// What is pinned, by address.
+    pinned: HashMap<usize, usize>,
     armed: bool,
     stopping: bool,
 }
@@ -271,11 +276,19 @@ impl CopyEngine for DrillEngine {
     }
 
     unsafe fn register(&self, base: usize, bytes: usize) -> Result<(), CopyFailure> {
+        let mut queue = self.shared.queue.lock();
+        let pinned: usize = queue.pinned.values().sum();
+        if self.shared.drill.pin_bytes_max.is_some_and(|most| pinned.saturating_add(bytes) > most) {
+            return Err(CopyFailure::Other("drill: no more memory can be pinned".to_owned()));
+        }
+        queue.pinned.insert(base, bytes);
+        drop(queue);
         // SAFETY: the caller's duties are the same.
         unsafe { self.shared.inner.register(base, bytes) }
     }
 
     fn unregister(&self, base: usize) {
+        self.shared.queue.lock().pinned.remove(&base);
         self.shared.inner.unregister(base);
     }
 }
@@ -301,6 +314,7 @@ mod tests {
         let fake: Drill = "fake_cuda".parse().unwrap();
         assert!(fake.fake_cuda && !fake.changes_copies());
         assert!("fake_cuda,skip_waits".parse::<Drill>().unwrap().changes_copies());
+        assert_eq!("pin_bytes_max=7".parse::<Drill>().unwrap().pin_bytes_max, Some(7));
         let drill: Drill = "copy_bytes_per_s=1e6, fail_loads=2,timeline".parse().unwrap();
         assert_eq!(
             drill,

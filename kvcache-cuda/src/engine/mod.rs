@@ -134,6 +134,11 @@ impl CudaCopyEngine {
         self.state.lock().emitter.remarks().to_vec()
     }
 
+    /// The error that has ended everything, if one has: nothing is copied any more.
+    pub fn lost(&self) -> Option<DriverError> {
+        self.state.lock().lost.clone()
+    }
+
     /// What was copied, by direction and path.
     pub fn counts(&self) -> Vec<(Direction, CopyPath, PathCount)> {
         let state = self.state.lock();

@@ -222,9 +222,11 @@ fn a_lost_context_fails_what_is_in_flight_and_what_comes() {
         CopyState::Failed(failure) => failure.to_string().ends_with("CUDA_ERROR_ILLEGAL_ADDRESS (700)"),
         _ => false,
     };
+    assert_eq!(rig.engine.lost(), None, "nobody has looked");
     for ticket in &tickets {
         assert!(illegal(rig.engine.poll(*ticket)));
     }
+    assert_eq!(rig.engine.lost().unwrap().code, 700);
     let later = rig.submit(rig.batch(Direction::Offload, &[(0, 0, 10)])).unwrap();
     let failure = rig.engine.order_after(later, stream.0).unwrap_err().to_string();
     assert!(failure.ends_with("(700)"), "{failure}");
