@@ -44,7 +44,7 @@ Piece = tuple[int, int, int]
 def run(machine: Machine, report: Report, options: Options) -> None:
     """Each path, direction and kind of pieces, and both directions at once."""
     bounds = Bounds(arena_bytes=64 * PAGE, most_bytes=4 * PAGE) if options.fake else Bounds(64 << 20, 4 << 20)
-    rounds = 1 if options.fake or options.quick else 3
+    rounds = 1 if options.fake or options.quick else 2
     rng = np.random.default_rng(4)
     auto = machine.copies("auto", [])
     remarks = auto.describe()["remarks"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benches.gpu.bytes_of_copies import PATHS, first_difference
+from benches.gpu.bytes_of_copies import DIRECTIONS, PATHS, first_difference
 from benches.gpu.machine import Machine, Tensor
 from benches.gpu.report import Options, Report
 from benches.gpu.torch_engine import Model, Step, TorchEngine
@@ -143,9 +143,12 @@ class Compared:
         found += [f"blocks not loaded: {self.engine.load_errors}"] if self.engine.load_errors else []
         found += [f"pinning: {device['pinning_failure']}"] if device["pinning_failure"] else []
         found += ["loads from memory that is not pinned"] if device["pageable_batches"] else []
-        moved = {name: count for _, name, _, _, count in device["counts"]}
-        if self._path != "auto" and set(moved) != {self._path}:
-            found.append(f"copied by {sorted(moved)}: {device['remarks']}")
+        batches = {(direction, name): count for direction, name, count, _, _ in device["counts"]}
+        for direction in () if self._path == "auto" else DIRECTIONS:
+            # Kernels leave what exceeds their tables to another path.
+            others = sum(count for (way, name), count in batches.items() if way == direction and name != self._path)
+            if others >= batches.get((direction, self._path), 0):
+                found.append(f"{direction} by others: {device['counts']}, {device['remarks']}")
         return found + self.engine.store.violations()[:3]
 
     def _compute(self, prompt: str) -> None:

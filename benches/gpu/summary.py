@@ -109,6 +109,8 @@ def overlap_rows(numbers: Numbers) -> Iterator[Row]:
         reached = case["layerwise_to_longest"]
         spread = f"{case['layerwise_low']:.3f}..{case['layerwise_high']:.3f}; load {case['load_ms']:.2f} ms, compute "
         spread += f"{case['compute_ms']:.2f} ms; whole load first: {case['before_to_longest']:.2f}"
+        paths = (f"{batches} by {path}" for way, path, batches, _, _ in case["counts"] if way == "load")
+        spread += f"; batches loaded: {', '.join(paths)}"
         what = f"layer-wise load under compute that takes as long, {case['case']}, to the longer of the two"
         yield row(what, "<= 1.05", f"{reached:.3f}", spread, reached <= 1.05)
 
