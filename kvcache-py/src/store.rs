@@ -215,6 +215,12 @@ impl Store {
                 pinned.slot_count()
             ));
         }
+        problems.extend(
+            opened
+                .iter()
+                .flat_map(|opened| opened.core.failures())
+                .map(|failure| format!("copies have failed: {failure}")),
+        );
         if let Some(error) = cuda.lost() {
             problems.push(format!(
                 "the CUDA context is lost, so that nothing is loaded or stored any more: {error}"
@@ -225,13 +231,13 @@ impl Store {
 
     /// The device that copies, what it has done, and how far its memory is pinned; `None` for host copies.
     fn device<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let opened = self.core.lock();
-        let Some((cuda, pinned)) =
-            opened.as_ref().and_then(|opened| opened.cuda.as_ref().zip(opened.pinned.as_ref()))
-        else {
-            return Ok(None);
+        // Python's collector may run other threads while objects are made: not under the lock that they may want.
+        let found = {
+            let opened = self.core.lock();
+            opened.as_ref().and_then(|opened| opened.cuda.clone().zip(opened.pinned.clone()))
         };
-        let out = cuda::describe(py, cuda)?;
+        let Some((cuda, pinned)) = found else { return Ok(None) };
+        let out = cuda::describe(py, &cuda)?;
         let pinning = pinned.pinning();
         out.set_item("pinned_bytes", pinning.bytes)?;
         out.set_item("is_pinning", pinning.is_running)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::fences::StreamFence;
 use super::remote_jobs::RemoteJobs;
 use super::running::Running;
-use super::{EngineLayout, Moment, ROOM_BYTES, Store};
+use super::{EngineLayout, FAILURES_MAX, Moment, ROOM_BYTES, Store};
 use crate::copy_engine::CopyEngine;
 use crate::plan::JobKind;
 use crate::report::{Hello, JobEnd, Report};
@@ -126,6 +126,9 @@ impl Store {
             for (layer, ticket) in &running.trace {
                 timeline.add(Moment::Copied { layer: *layer, direction, ticket: *ticket });
             }
+        }
+        if let Some(failure) = running.failure.as_ref().filter(|_| self.failures.len() < FAILURES_MAX) {
+            self.failures.insert(failure.to_string());
         }
         let elapsed = running.elapsed().as_nanos() as u64;
         let ok = !running.failed;

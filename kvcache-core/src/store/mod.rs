@@ -141,6 +141,8 @@ pub struct Store {
     received: Vec<String>,
     failed_received: Vec<String>,
     stats: StoreStats,
+    /// What copy engines have said of copies that failed, each once.
+    failures: BTreeSet<String>,
     timeline: Option<Timeline>,
     remote: Option<RemoteJobs>,
 }
@@ -178,6 +180,7 @@ impl Store {
             received: Vec::new(),
             failed_received: Vec::new(),
             stats: StoreStats::default(),
+            failures: BTreeSet::new(),
             timeline: config.timeline.then(Timeline::default),
             remote: None,
         }
@@ -329,6 +332,11 @@ impl Store {
         self.remote.as_ref().map(|remote| remote.stats)
     }
 
+    /// Why copies have failed so far, each reason once; the first few.
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.iter().cloned().collect()
+    }
+
     /// What this rank has done so far.
     pub fn stats(&self) -> StoreStats {
         let loads = self.loads.len() + self.ordered_loads.len() + self.async_loads.len();
@@ -343,6 +351,9 @@ impl Drop for Store {
         self.drain(None);
     }
 }
+
+/// Reasons that are kept: those of a device are few, and a text may hold an address.
+const FAILURES_MAX: usize = 8;
 
 /// Copied at once on the engine's thread: about 20 µs.
 const ROOM_BYTES: usize = 256 << 10;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::fences::StreamFence;
 use super::layout::EngineLayout;
-use crate::copy_engine::{CopyBatch, CopyEngine, CopyState, Direction, Fence, Piece, Rejected, Ticket};
+use crate::copy_engine::{
+    CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, Fence, Piece, Rejected, Ticket,
+};
 use crate::plan::{Job, JobKind};
 
 /// A job's copies. Layers are submitted in order, several at once where the copy engine is better off with large batches.
@@ -18,6 +20,8 @@ pub(super) struct Running {
     /// Batches in the copy engine, by layer.
     in_flight: VecDeque<Flight>,
     pub(super) failed: bool,
+    /// Why, if the copy engine has said so.
+    pub(super) failure: Option<CopyFailure>,
     /// What the engine's stream held when the bytes became ready to be copied: the same for what is submitted late.
     fence: Option<Fence>,
     began: Instant,
@@ -32,8 +36,8 @@ struct Flight {
     /// The first of its layers.
     layer: usize,
     ticket: Ticket,
-    /// Whether the engine's stream waits for it.
-    ordered: bool,
+    /// The engine's stream that waits for it.
+    ordered_before: Option<u64>,
 }
 
 impl Running {
@@ -44,6 +48,7 @@ impl Running {
             next_layer: 0,
             in_flight: VecDeque::new(),
             failed: false,
+            failure: None,
             fence: None,
             began: Instant::now(),
             bytes: 0,
@@ -71,8 +76,13 @@ impl Running {
         match fence.get() {
             Ok(Some(fence)) => self.fence = Some(fence),
             Ok(None) => {}
-            Err(_) => self.failed = true,
+            Err(failure) => self.fail(failure),
         }
+    }
+
+    fn fail(&mut self, failure: CopyFailure) {
+        self.failed = true;
+        self.failure.get_or_insert(failure);
     }
 
     /// Submits the layers of an offload up to `last`, which have just been computed, as far as the copy engine has room.
@@ -118,7 +128,7 @@ impl Running {
             // the scheduler side (offload) or belong to the loading request, which computes nothing on them before.
             match unsafe { copies.submit(batch) } {
                 Ok(ticket) => {
-                    self.in_flight.push_back(Flight { layer, ticket, ordered: false });
+                    self.in_flight.push_back(Flight { layer, ticket, ordered_before: None });
                     if self.traced {
                         self.trace.push((layer, ticket));
                     }
@@ -126,7 +136,7 @@ impl Running {
                     self.next_layer = next_layer;
                 }
                 Err(Rejected::Full(_)) => return,
-                Err(_) => self.failed = true,
+                Err(rejected) => self.fail(CopyFailure::Other(rejected.reason().to_owned())),
             }
         }
     }
@@ -169,11 +179,11 @@ impl Running {
         patience: Duration,
     ) {
         let flights = self.in_flight.iter_mut().take_while(|flight| flight.layer <= last);
-        for flight in flights.filter(|flight| !flight.ordered) {
+        for flight in flights.filter(|flight| flight.ordered_before != Some(stream)) {
             if copies.order_after(flight.ticket, stream).is_err() {
                 return self.wait_through(last, copies, patience);
             }
-            flight.ordered = true;
+            flight.ordered_before = Some(stream);
         }
     }
 
@@ -188,7 +198,7 @@ impl Running {
         match copies.wait(*ticket, timeout) {
             CopyState::Pending => return,
             CopyState::Done => {}
-            CopyState::Failed(_) => self.failed = true,
+            CopyState::Failed(failure) => self.fail(failure),
         }
         self.in_flight.pop_front();
     }
@@ -206,8 +216,9 @@ impl Running {
                 match copies.wait(*ticket, patience) {
                     CopyState::Pending => self.failed |= began.elapsed() > patience,
                     CopyState::Done => break,
-                    CopyState::Failed(_) => {
+                    CopyState::Failed(failure) => {
                         self.failed = true;
+                        self.failure.get_or_insert(failure);
                         break;
                     }
                 }
@@ -227,14 +238,15 @@ impl Running {
 
     /// Looks at what is in flight without waiting; whether the job has ended.
     pub(super) fn poll(&mut self, layout: &EngineLayout, copies: &dyn CopyEngine) -> bool {
-        self.in_flight.retain(|flight| match copies.poll(flight.ticket) {
-            CopyState::Pending => true,
-            CopyState::Done => false,
-            CopyState::Failed(_) => {
-                self.failed = true;
-                false
+        // A job's batches end in order, or nearly so: behind one that has not ended, nothing is worth a call.
+        while let Some(flight) = self.in_flight.front() {
+            match copies.poll(flight.ticket) {
+                CopyState::Pending => break,
+                CopyState::Done => {}
+                CopyState::Failed(failure) => self.fail(failure),
             }
-        });
+            self.in_flight.pop_front();
+        }
         self.in_flight.is_empty() && (self.failed || self.next_layer >= layout.layers().len())
     }
 

@@ -11,6 +11,7 @@
 //! whether a number is a living handle at all cannot, so callers answer for that.
 
 mod cuda;
+mod status;
 
 use std::sync::Arc;
 

@@ -25,6 +25,9 @@ pub struct Rate {
 /// A kernel takes multiprocessors from the engine's compute, a copy engine takes none: so much faster it has to be.
 const KERNEL_GAIN: f64 = 1.05;
 
+/// Pieces of a batch beyond which there is no call for each. A stream takes about a thousand.
+const CALLS_MAX: usize = 256;
+
 /// Chooses between paths.
 #[derive(Clone, Debug, Default)]
 pub struct PathChoice {
@@ -47,12 +50,16 @@ impl PathChoice {
     pub fn choose(&self, direction: Direction, bytes: usize, count: usize, paths: &[CopyPath]) -> CopyPath {
         let piece_bytes = bytes / count.max(1);
         let at = (log2(piece_bytes), log2(count));
-        let rate = |path: CopyPath| {
-            self.estimate(direction, path, at)
-                .unwrap_or_else(|| rule_of_thumb(direction, path, piece_bytes, count))
+        let measured = paths.iter().all(|path| self.estimate(direction, *path, at).is_some());
+        let rate = |path: CopyPath| match self.estimate(direction, path, at) {
+            Some(rate) if measured => rate,
+            // What was measured of some paths says nothing about the others.
+            _ => rule_of_thumb(direction, path, piece_bytes, count),
         };
+        // So many calls would fill the stream, and then hold the caller.
+        let too_many_calls = |path: CopyPath| path == CopyPath::Dma && count > CALLS_MAX && paths.len() > 1;
         let mut best = None;
-        for path in paths {
+        for path in paths.iter().filter(|path| !too_many_calls(**path)) {
             let gain = if *path == CopyPath::Kernel { KERNEL_GAIN.log2() } else { 0.0 };
             let score = rate(*path) - gain;
             if best.is_none_or(|(_, most)| score > most) {
@@ -139,6 +146,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_not_filled_with_calls_where_there_is_another_way() {
+        let rates =
+            CopyPath::ALL.map(|path| rate(path, 4096, 16, if path == CopyPath::Dma { 9e9 } else { 1e9 }));
+        let choice = PathChoice::new(rates);
+        assert_eq!(path_of(&choice, 4096, 256), CopyPath::Dma);
+        assert_eq!(path_of(&choice, 4096, 257), CopyPath::DmaBatch);
+        assert_eq!(choice.choose(Direction::Load, 4096 * 257, 257, &[CopyPath::Dma]), CopyPath::Dma);
+    }
+
+    #[test]
+    fn measures_of_some_paths_only_are_not_compared_with_rules() {
+        let choice = PathChoice::new([rate(CopyPath::Dma, 2 << 20, 16, 1e9)]);
+        assert_eq!(path_of(&choice, 2 << 20, 16), CopyPath::DmaBatch);
+    }
+
+    #[test]
     fn a_kernel_has_to_be_worth_its_multiprocessors() {
         for (kernel, best) in [(1.04, CopyPath::Dma), (1.06, CopyPath::Kernel)] {
             let choice = PathChoice::new([
@@ -154,6 +177,7 @@ mod tests {
     fn between_points_the_crossing_is_found() {
         let mut rates = Vec::new();
         for count in [16, 256] {
+            rates.push(rate(CopyPath::Dma, 4 << 10, count, 1e9));
             rates.push(rate(CopyPath::Kernel, 4 << 10, count, 20e9));
             rates.push(rate(CopyPath::Kernel, 64 << 10, count, 20e9));
             rates.push(rate(CopyPath::DmaBatch, 4 << 10, count, 5e9));

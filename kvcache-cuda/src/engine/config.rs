@@ -57,6 +57,9 @@ pub struct CudaCopyConfig {
     /// Bytes in flight, of loads for which nobody waits and of offloads each, beyond which `submit` answers full. Loads
     /// for which a forward pass waits are not bounded: making room for them would block the engine's thread.
     pub bytes_max: usize,
+    /// Operations in flight, of the same, beyond which `submit` answers full. A stream holds about a thousand; a call beyond that
+    /// waits for the engine's compute.
+    pub calls_max: usize,
     /// Bytes of one call of the driver: the copy engines take turns between streams call by call.
     pub call_bytes: usize,
     /// Batches smaller than this are worth joining. 1 MiB takes 20 µs to 40 µs over PCIe, the calls for it below 10 µs.
@@ -72,7 +75,8 @@ impl Default for CudaCopyConfig {
             kernel_threads: 512,
             kernel_chunk_bytes: 8 << 10,
             batches_max: 4096,
-            bytes_max: 1 << 30,
+            bytes_max: 512 << 20,
+            calls_max: 512,
             call_bytes: 32 << 20,
             batch_bytes: 1 << 20,
         }

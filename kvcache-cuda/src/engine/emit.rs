@@ -25,10 +25,15 @@ pub(super) struct Emitter {
     tables: Option<Tables>,
     /// Why paths cannot be used, one line each.
     remarks: Vec<String>,
+    /// How often the driver has refused a path.
+    refusals: Vec<CopyPath>,
     shape: LaunchShape,
     chunk_bytes: u32,
     call_bytes: usize,
 }
+
+/// Refusals after which a path is given up: one may be due to what another program does at that moment.
+const REFUSALS_MAX: usize = 3;
 
 /// Kernels give every piece of a launch as many turns as the largest needs. Cutting large pieces bounds what that wastes.
 const CHUNKS_PER_ENTRY: usize = 8;
@@ -58,7 +63,7 @@ impl Emitter {
         };
         let shape = LaunchShape { blocks: config.kernel_blocks.max(1), threads: config.kernel_threads };
         let (chunk_bytes, call_bytes) = (config.kernel_chunk_bytes, config.call_bytes.max(1));
-        Self { driver, paths, tables, remarks, shape, chunk_bytes, call_bytes }
+        Self { driver, paths, tables, remarks, refusals: Vec::new(), shape, chunk_bytes, call_bytes }
     }
 
     pub(super) fn paths(&self) -> &[CopyPath] {
@@ -69,6 +74,11 @@ impl Emitter {
         &self.remarks
     }
 
+    /// Something that the user should know.
+    pub(super) fn remark(&mut self, remark: String) {
+        self.remarks.push(remark);
+    }
+
     /// Uses a path no more. The plain one stays.
     pub(super) fn give_up(&mut self, path: CopyPath, why: String) {
         if path != CopyPath::Dma && self.paths.contains(&path) {
@@ -77,8 +87,8 @@ impl Emitter {
         }
     }
 
-    /// Puts the pieces into the stream by `path`. Where the driver refuses a path it is given up, and the plain one does it all:
-    /// what was accepted before is copied twice then, in order. Returns the path that did it.
+    /// Puts the pieces into the stream by `path`. Where the driver refuses it the plain one does it all (what was accepted before is
+    /// copied twice then, in order), and a path that is refused again and again is given up. Returns the path that did it.
     ///
     /// # Errors
     /// The driver refuses plain copies too. What was accepted is in the stream.
@@ -115,7 +125,12 @@ impl Emitter {
         match refused {
             None if path != CopyPath::Dma => return Ok(path),
             None => {}
-            Some(error) => self.give_up(path, error.to_string()),
+            Some(error) => {
+                self.refusals.push(path);
+                if self.refusals.iter().filter(|refused| **refused == path).count() >= REFUSALS_MAX {
+                    self.give_up(path, error.to_string());
+                }
+            }
         }
         for PinnedPiece { piece, .. } in pieces {
             // SAFETY: the caller's duties are those of a copy.

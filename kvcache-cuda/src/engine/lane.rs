@@ -9,7 +9,7 @@ use crate::driver::{Event, Stream};
 
 /// Streams of a device.
 pub(super) const LANES: usize = 3;
-/// Loads for which a forward pass waits: they are not behind others.
+/// Loads for which a forward pass waits: they are not behind others in a stream. The copy engine they share.
 pub(super) const URGENT: usize = 0;
 const LOADS: usize = 1;
 const OFFLOADS: usize = 2;
@@ -37,6 +37,8 @@ pub(super) fn lane_of_ticket(ticket: u64) -> usize {
 pub(super) struct Flight {
     pub(super) ticket: u64,
     pub(super) bytes: usize,
+    /// Operations that it put into the stream.
+    pub(super) calls: usize,
     /// Stands for the batch, and for all before it.
     pub(super) end: Event,
     pub(super) kept: Kept,
@@ -52,15 +54,17 @@ pub(super) struct Lane {
     /// By rising tickets.
     pub(super) flights: VecDeque<Flight>,
     pub(super) bytes: usize,
+    pub(super) calls: usize,
 }
 
 impl Lane {
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, flights: VecDeque::new(), bytes: 0 }
+        Self { stream, flights: VecDeque::new(), bytes: 0, calls: 0 }
     }
 
     pub(super) fn push(&mut self, flight: Flight) {
         self.bytes += flight.bytes;
+        self.calls += flight.calls;
         self.flights.push_back(flight);
     }
 
@@ -68,6 +72,7 @@ impl Lane {
     pub(super) fn pop(&mut self) -> Option<Flight> {
         let flight = self.flights.pop_front()?;
         self.bytes -= flight.bytes;
+        self.calls -= flight.calls;
         Some(flight)
     }
 

@@ -152,6 +152,12 @@ fn what_the_driver_refuses_goes_the_plain_way_from_then_on() {
     for (path, call) in [(CopyPath::DmaBatch, Call::CopyBatch), (CopyPath::Kernel, Call::Launch)] {
         let rig = rig(CudaCopyConfig { path: Some(path), call_bytes: 4096, ..quiet() });
         rig.fake.inject(call, When::From(1), Status::INVALID_VALUE);
+        // The first refusals may be due to the moment.
+        for _ in 0..2 {
+            let ticket = rig.submit(rig.batch(Direction::Load, &[(0, 0, 3000), (4000, 4000, 3000)])).unwrap();
+            assert_eq!(rig.wait(ticket), CopyState::Done);
+            assert!(rig.engine.paths().contains(&path) && rig.engine.remarks().is_empty());
+        }
         let places: Vec<_> = (0..8).map(|i| (i * 5000, i * 7000, 3000)).collect();
         for direction in [Direction::Load, Direction::Offload, Direction::Load] {
             let ticket = rig.submit(rig.batch(direction, &places)).unwrap();
@@ -185,8 +191,17 @@ fn a_device_that_lacks_something_is_slower_and_says_so() {
     fake.inject(Call::AllocateDevice, When::From(0), Status::OUT_OF_MEMORY);
     let engine = CudaCopyEngine::new(Arc::clone(&fake) as _, CudaCopyConfig::default()).unwrap();
     assert_eq!(engine.paths(), [CopyPath::DmaBatch, CopyPath::Dma]);
-    assert!(engine.remarks()[0].contains("CUDA_ERROR_OUT_OF_MEMORY (2)"));
-    assert!(engine.choice().rates().is_empty(), "no memory to measure with");
+    let remarks = engine.remarks();
+    assert!(remarks.iter().all(|remark| remark.contains("CUDA_ERROR_OUT_OF_MEMORY (2)")), "{remarks:?}");
+    assert!(remarks[1].contains("rules of thumb") && engine.choice().rates().is_empty());
+
+    // Plain copies that fail leave nothing to copy with.
+    let fake = FakeDevice::options().batch_copy(false).strict(true).build();
+    fake.inject(Call::LoadKernels, When::From(0), Status::NO_BINARY_FOR_GPU);
+    fake.inject(Call::Copy, When::From(3), Status::INVALID_VALUE);
+    let error = CudaCopyEngine::new(Arc::clone(&fake) as _, CudaCopyConfig::default()).unwrap_err();
+    assert_eq!(error.to_string(), "cuMemcpyAsync failed: CUDA_ERROR_INVALID_VALUE (1)");
+    assert_eq!(fake.settle(), Vec::<String>::new());
 }
 
 #[test]
@@ -233,6 +248,47 @@ fn a_lost_context_fails_what_is_in_flight_and_what_comes() {
     assert!(illegal(rig.engine.poll(later)));
     assert!(rig.engine.fence(stream.0).is_err());
     assert_eq!(rig.engine.in_flight(), InFlight::default());
+}
+
+/// What somebody else's graph forbids for a moment, and what is no error of the copies, ends nothing early.
+#[test]
+fn an_end_is_told_when_it_has_come_whatever_a_query_says() {
+    for status in [Status::STREAM_CAPTURE_UNSUPPORTED, Status::INVALID_VALUE] {
+        let rig = rig(quiet());
+        let ticket = rig.submit(rig.batch(Direction::Load, &[(0, 0, 9000)])).unwrap();
+        rig.fake.inject(Call::QueryEvent, When::Nth(0), status);
+        let first = rig.engine.poll(ticket);
+        if status == Status::INVALID_VALUE {
+            // It waited: there was nothing else to learn from.
+            assert_eq!(rig.fake.pending(), 0);
+        } else {
+            assert_eq!(first, CopyState::Pending);
+        }
+        assert!(first == CopyState::Done || rig.wait(ticket) == CopyState::Done);
+        assert_eq!((rig.device.read(0, 9000), rig.engine.lost()), (rig.host.read(0, 9000), None));
+    }
+}
+
+#[test]
+fn single_copies_are_bounded_before_the_stream_is_full() {
+    let rig = rig(CudaCopyConfig { path: Some(CopyPath::Dma), calls_max: 10, ..quiet() });
+    let many: Vec<_> = (0..20).map(|i| (i * 100, i * 100, 50)).collect();
+    let first = rig.submit(rig.batch(Direction::Offload, &many)).unwrap();
+    let next = || rig.batch(Direction::Offload, &[(5000, 5000, 10)]);
+    assert!(matches!(rig.submit(next()), Err(Rejected::Full(_))));
+    assert_eq!(rig.wait(first), CopyState::Done);
+    let next = rig.submit(next()).unwrap();
+    assert_eq!(rig.wait(next), CopyState::Done);
+}
+
+/// Whoever gives memory back while a copy is on its way must not pull its pages away.
+#[test]
+fn memory_is_unpinned_after_the_copies_on_it() {
+    let rig = rig(quiet());
+    let ticket = rig.submit(rig.batch(Direction::Load, &[(0, 0, 9000)])).unwrap();
+    rig.engine.unregister(rig.host.address());
+    assert_eq!(rig.engine.poll(ticket), CopyState::Done);
+    assert_eq!(rig.fake.settle(), Vec::<String>::new());
 }
 
 /// A call that fails in the middle of a batch: what was accepted is waited for before the failure is told.

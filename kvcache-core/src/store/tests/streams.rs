@@ -49,6 +49,25 @@ fn a_stream_waits_for_each_layer_once_and_the_load_ends_after_the_step() {
     assert!(rank.ended()[0].ok && !rank.store.is_busy());
 }
 
+/// Hooks may be called from two streams; what waits for a batch is a stream, not the engine.
+#[test]
+fn each_stream_that_asks_for_a_layer_waits_for_it() {
+    let mut rank = device();
+    rank.copies.behave(|behaviour| behaviour.batch_bytes = LAYERS * PAGE);
+    fill(&mut rank, 0, 100);
+    let job = rank.job(JobKind::LoadLayerwise, &[(0, 3)]);
+    begin(&mut rank, vec![job]);
+    rank.store.start_loads();
+    for (layer, stream) in [(0, 7), (1, 7), (1, 8), (2, 8)] {
+        rank.store.wait_layer(layer, Some(stream));
+    }
+    let streams: Vec<u64> = rank.copies.ordered().iter().map(|(_, stream)| *stream).collect();
+    assert_eq!(streams, [7, 8]);
+    rank.store.wait_layer(LAYERS - 1, STREAM);
+    rank.store.end_step(STREAM);
+    rank.finish();
+}
+
 /// Blocks that a load overwrites may still be read by the step before: loads come after it, not after their own step.
 #[test]
 fn loads_come_after_what_the_stream_held_when_the_step_began() {
@@ -173,6 +192,7 @@ fn a_load_that_fails_after_its_step_is_still_an_error_and_fails_offloads() {
     assert_eq!(rank.store.take_load_errors(), []);
     rank.finish();
     assert_eq!(rank.store.take_load_errors(), [3]);
+    assert_eq!(rank.store.failures(), ["copy failed: planted"]);
     rank.copies.behave(|behaviour| behaviour.fail = 0);
     let offload = rank.job(JobKind::Offload, &[(1, 3)]);
     begin(&mut rank, vec![offload]);
