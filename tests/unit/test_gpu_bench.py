@@ -93,8 +93,8 @@ def test_programs_that_were_brought_along_have_to_pass(tmp_path: Path, script: s
     assert [check.status for check in report.checks] == [status]
 
 
-def rates(**changes: Any) -> dict[str, Any]:
-    place = {"direction": "load", "piece_bytes": 64 << 10, "count": 1024}
+def rates(count: int = 1024, **changes: Any) -> dict[str, Any]:
+    place = {"direction": "load", "piece_bytes": 64 << 10, "count": count}
     one = {**place, "path": "dma", "gb_s": 50.0, "gb_s_low": 49.0, "gb_s_high": 51.0, "to_plain": 0.96} | changes
     choice = {**place, "chosen": "dma", "best": "dma", "to_best": 1.0, "single_to_best": 1.0}
     return {"rates": [one], "choices": [choice]}
