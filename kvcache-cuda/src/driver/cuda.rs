@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `library` | the table of its functions: the only place that looks symbols up |
 //! | `batch_copy` | the one function of which there are two versions |
+//! | `capture_mode` | keeping our calls out of other threads' CUDA graphs |
 //! | `context` | a device's primary context, and making it current |
 //! | `devices` | what there is |
 //! | `image` | our kernels, loaded |
 //! | `unavailable` | why there is no CUDA, and what to do about it |
 
 mod batch_copy;
+mod capture_mode;
 mod context;
 mod devices;
 mod image;

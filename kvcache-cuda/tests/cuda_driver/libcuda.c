@@ -27,6 +27,7 @@ typedef struct CUevent_st *CUevent;
 typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef int CUstreamCaptureStatus;
+typedef int CUstreamCaptureMode;
 typedef int CUdriverProcAddressQueryResult;
 typedef struct { int type, id; } CUmemLocation;
 typedef struct {
@@ -48,7 +49,7 @@ typedef struct {
 #endif
 
 enum { INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-       NOT_FOUND = 500, NOT_READY = 600 };
+       NOT_FOUND = 500, NOT_READY = 600, STREAM_CAPTURE_UNSUPPORTED = 900 };
 enum { DEVICES = 2, FIRST_DEVICE = 40, OBJECTS_MAX = 64 };
 /* Where kernels see host memory: elsewhere than the CPU. */
 #define MAPPED_AT 0x700000000000ull
@@ -97,6 +98,33 @@ void fake_fail(const char *function, int status) {
 #define INJECT(function) \
     if (!strcmp(failing, function)) { failing[0] = 0; return (CUresult)failing_status; }
 
+/* Whether another thread records a graph in the mode "global", whether it still can, and this thread's own mode. */
+static int recording, recording_is_broken;
+static __thread int mode_of_thread;
+enum { MODE_GLOBAL = 0, MODE_RELAXED = 2 };
+
+/* For tests: another thread begins to record, or ends; whether anything has broken its graph. */
+void fake_record(int begin) {
+    recording = begin;
+    if (begin) recording_is_broken = 0;
+}
+int fake_recording_is_broken(void) { return recording_is_broken; }
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    int before = mode_of_thread;
+    if ((int)*mode < MODE_GLOBAL || (int)*mode > MODE_RELAXED) return (CUresult)INVALID_VALUE;
+    mode_of_thread = (int)*mode;
+    *mode = (CUstreamCaptureMode)before;
+    return CUDA_SUCCESS;
+}
+
+/* What no graph can hold. The real driver does not document which calls these are, so this one takes all that might be. */
+#define UNRECORDABLE() \
+    if (recording && mode_of_thread == MODE_GLOBAL) { \
+        recording_is_broken = 1; \
+        return (CUresult)STREAM_CAPTURE_UNSUPPORTED; \
+    }
+
 static struct CUctx_st *current(void) { return depth ? stack[depth - 1] : NULL; }
 
 #define NEED(condition, status) if (!(condition)) return (CUresult)(status)
@@ -119,6 +147,7 @@ CUresult cuGetErrorName(CUresult status, const char **name) {
     case 209: *name = "CUDA_ERROR_NO_BINARY_FOR_GPU"; return CUDA_SUCCESS;
     case 400: *name = "CUDA_ERROR_INVALID_HANDLE"; return CUDA_SUCCESS;
     case 600: *name = "CUDA_ERROR_NOT_READY"; return CUDA_SUCCESS;
+    case 900: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; return CUDA_SUCCESS;
     case 803: *name = "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"; return CUDA_SUCCESS;
     default: *name = NULL; return (CUresult)INVALID_VALUE;
     }
@@ -176,6 +205,7 @@ CUresult cuDeviceTotalMem(size_t *bytes, CUdevice device) {
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
+    UNRECORDABLE();
     INJECT("cuDevicePrimaryCtxRetain");
     NEED_DEVICE(device);
     *context = &contexts[device - FIRST_DEVICE];
@@ -185,6 +215,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
 }
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
+    UNRECORDABLE();
     NEED_DEVICE(device);
     NEED(contexts[device - FIRST_DEVICE].references > 0, INVALID_CONTEXT);
     contexts[device - FIRST_DEVICE].references--;
@@ -225,6 +256,7 @@ CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int priority) {
+    UNRECORDABLE();
     INJECT("cuStreamCreateWithPriority");
     NEED(current() && stream_count < OBJECTS_MAX, INVALID_CONTEXT);
     *stream = &streams[stream_count];
@@ -234,6 +266,7 @@ CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int pr
 }
 
 CUresult cuStreamDestroy(CUstream stream) {
+    UNRECORDABLE();
     NEED((uintptr_t)stream > 2 && context_of(stream), INVALID_HANDLE);
     stream->living = 0;
     record("stream %d destroyed", stream->number);
@@ -272,6 +305,7 @@ CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags) {
 }
 
 CUresult cuEventCreate(CUevent *event, unsigned int flags) {
+    UNRECORDABLE();
     NEED(current() && event_count < OBJECTS_MAX, INVALID_CONTEXT);
     *event = &events[event_count];
     **event = (struct CUevent_st){current(), event_count, 0, 1};
@@ -280,6 +314,7 @@ CUresult cuEventCreate(CUevent *event, unsigned int flags) {
 }
 
 CUresult cuEventDestroy(CUevent event) {
+    UNRECORDABLE();
     NEED_EVENT(event);
     event->living = 0;
     record("event %d destroyed", event->number);
@@ -297,6 +332,7 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 
 #ifndef WITHOUT_EVENT_QUERY
 CUresult cuEventQuery(CUevent event) {
+    UNRECORDABLE();
     INJECT("cuEventQuery");
     NEED(current(), INVALID_CONTEXT);
     NEED_EVENT(event);
@@ -305,6 +341,7 @@ CUresult cuEventQuery(CUevent event) {
 #endif
 
 CUresult cuEventSynchronize(CUevent event) {
+    UNRECORDABLE();
     NEED(current(), INVALID_CONTEXT);
     NEED_EVENT(event);
     event->queries_until_done = 0;
@@ -313,6 +350,7 @@ CUresult cuEventSynchronize(CUevent event) {
 }
 
 CUresult cuMemAlloc(CUdeviceptr *address, size_t bytes) {
+    UNRECORDABLE();
     INJECT("cuMemAlloc");
     NEED(current(), INVALID_CONTEXT);
     NEED(bytes, INVALID_VALUE);
@@ -322,6 +360,7 @@ CUresult cuMemAlloc(CUdeviceptr *address, size_t bytes) {
 }
 
 CUresult cuMemFree(CUdeviceptr address) {
+    UNRECORDABLE();
     NEED(current(), INVALID_CONTEXT);
     free((void *)(uintptr_t)address);
     record("device memory freed");
@@ -348,6 +387,7 @@ static int unpin(char *base) {
 }
 
 CUresult cuMemHostAlloc(void **host, size_t bytes, unsigned int flags) {
+    UNRECORDABLE();
     INJECT("cuMemHostAlloc");
     NEED(current(), INVALID_CONTEXT);
     *host = aligned_alloc(4096, (bytes + 4095) & ~(size_t)4095);
@@ -357,6 +397,7 @@ CUresult cuMemHostAlloc(void **host, size_t bytes, unsigned int flags) {
 }
 
 CUresult cuMemFreeHost(void *host) {
+    UNRECORDABLE();
     NEED(current(), INVALID_CONTEXT);
     NEED(unpin(host), INVALID_VALUE);
     free(host);
@@ -365,6 +406,7 @@ CUresult cuMemFreeHost(void *host) {
 }
 
 CUresult cuMemHostRegister(void *host, size_t bytes, unsigned int flags) {
+    UNRECORDABLE();
     INJECT("cuMemHostRegister");
     NEED(current(), INVALID_CONTEXT);
     NEED(pin(host, bytes), INVALID_VALUE);
@@ -373,6 +415,7 @@ CUresult cuMemHostRegister(void *host, size_t bytes, unsigned int flags) {
 }
 
 CUresult cuMemHostUnregister(void *host) {
+    UNRECORDABLE();
     NEED(current(), INVALID_CONTEXT);
     NEED(unpin(host), INVALID_VALUE);
     record("unregistered");
@@ -380,6 +423,7 @@ CUresult cuMemHostUnregister(void *host) {
 }
 
 CUresult cuMemHostGetDevicePointer(CUdeviceptr *address, void *host, unsigned int flags) {
+    UNRECORDABLE();
     INJECT("cuMemHostGetDevicePointer");
     NEED(current(), INVALID_CONTEXT);
     NEED(flags == 0, INVALID_VALUE);
@@ -392,6 +436,7 @@ CUresult cuMemHostGetDevicePointer(CUdeviceptr *address, void *host, unsigned in
 }
 
 CUresult cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUstream stream) {
+    UNRECORDABLE();
     INJECT("cuMemcpyAsync");
     NEED(current(), INVALID_CONTEXT);
     NEED(context_of(stream) == current(), INVALID_HANDLE);
@@ -456,6 +501,7 @@ CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint
 }
 
 CUresult cuModuleLoadData(CUmodule *loaded, const void *image) {
+    UNRECORDABLE();
     INJECT("cuModuleLoadData");
     NEED(current(), INVALID_CONTEXT);
     NEED(*(const uint32_t *)image == 0xBA55ED50u && (uintptr_t)image % 16 == 0, INVALID_VALUE);
@@ -466,6 +512,7 @@ CUresult cuModuleLoadData(CUmodule *loaded, const void *image) {
 }
 
 CUresult cuModuleUnload(CUmodule loaded) {
+    UNRECORDABLE();
     NEED(current(), INVALID_CONTEXT);
     NEED(loaded == &module && module.living, INVALID_HANDLE);
     module.living = 0;
@@ -484,6 +531,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule loaded, const char *
 
 #ifndef WITHOUT_FUNCTION_LOAD
 CUresult cuFuncLoad(CUfunction function) {
+    UNRECORDABLE();
     NEED(function >= functions && function < functions + function_count, INVALID_HANDLE);
     record("%s loaded", function->name);
     return CUDA_SUCCESS;

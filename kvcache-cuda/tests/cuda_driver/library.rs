@@ -90,6 +90,36 @@ pub(super) fn engine_stream(device: c_int, capturing: bool) -> u64 {
     }
 }
 
+/// Another thread begins to record a CUDA graph in the mode "global", or ends.
+pub(super) fn record_elsewhere(begin: bool) {
+    // SAFETY: the signature of `fake_record` in `libcuda.c`.
+    unsafe {
+        let record: unsafe extern "C" fn(c_int) = std::mem::transmute(symbol(c"fake_record"));
+        record(c_int::from(begin));
+    }
+}
+
+/// Whether a call of ours has broken that graph.
+pub(super) fn graph_is_broken() -> bool {
+    // SAFETY: the signature of `fake_recording_is_broken` in `libcuda.c`.
+    unsafe {
+        let is_broken: unsafe extern "C" fn() -> c_int =
+            std::mem::transmute(symbol(c"fake_recording_is_broken"));
+        is_broken() != 0
+    }
+}
+
+/// Sets the calling thread's capture mode; what it was.
+pub(super) fn exchange_capture_mode(mut mode: c_int) -> c_int {
+    // SAFETY: the signature in `libcuda.c`, and a number to read and to write to.
+    unsafe {
+        let exchange: unsafe extern "C" fn(*mut c_int) -> c_int =
+            std::mem::transmute(symbol(c"cuThreadExchangeStreamCaptureMode"));
+        assert_eq!(exchange(&mut mode), 0);
+    }
+    mode
+}
+
 /// The calling thread's context, or null.
 pub(super) fn current_context() -> *mut c_void {
     let mut context = std::ptr::null_mut();
@@ -115,7 +145,8 @@ pub(super) fn use_device(device: c_int) {
     }
 }
 
-fn symbol(name: &CStr) -> *mut c_void {
+/// A function of the library.
+pub(super) fn symbol(name: &CStr) -> *mut c_void {
     // SAFETY: NUL-terminated names; the library is the one that the driver has opened.
     let address = unsafe {
         let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);

@@ -2,6 +2,7 @@
 //! compiler these tests do not link either.
 #![expect(clippy::unwrap_used, reason = "tests panic")]
 
+mod capture;
 mod library;
 mod memory;
 mod opening;

@@ -5,6 +5,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys::{self, CUresult};
 
+use super::capture_mode::Relaxed;
 use super::devices;
 use super::library::Library;
 use crate::driver::{DriverError, Stream};
@@ -29,23 +30,30 @@ impl PrimaryContext {
         ordinal: u32,
     ) -> Result<Self, DriverError> {
         let mut context = null_mut();
+        // Another device's engine may be recording in this process. The mode is a matter of the thread and should not need a
+        // context; where a driver sees that differently, there is none of this thread's to harm.
+        let _relaxed = Relaxed::enter(library).ok();
         // SAFETY: a handle to write to, and a device that the driver named.
         unsafe { library.primary_context_retain(&mut context, device) }?;
         Ok(Self { library, device, ordinal, context })
     }
 
-    /// Makes it the calling thread's context until the guard is dropped. Where it is that already, which is so on an
-    /// engine's threads, this reads a thread-local variable of the driver.
+    /// Makes it the calling thread's context until the guard is dropped, and keeps the thread's calls out of graphs that other
+    /// threads record. Where it is current already, which is so on an engine's threads, this reads and writes what the
+    /// driver holds about the thread.
     pub(super) fn make_current(&self) -> Result<Current<'_>, DriverError> {
         let mut current = null_mut();
         // SAFETY: a handle to write to.
         unsafe { self.library.context_current(&mut current) }?;
-        let pushed = current != self.context;
-        if pushed {
+        let pushed = if current == self.context {
+            None
+        } else {
             // SAFETY: a living context, since we hold a reference.
             unsafe { self.library.context_push(self.context) }?;
-        }
-        Ok(Current { library: self.library, pushed, of_this_thread: PhantomData, context: PhantomData })
+            Some(Pushed { library: self.library, of_this_thread: PhantomData })
+        };
+        let relaxed = Relaxed::enter(self.library)?;
+        Ok(Current { _relaxed: relaxed, _pushed: pushed, context: PhantomData })
     }
 
     /// See [`Driver::check_stream`](crate::driver::Driver::check_stream).
@@ -95,27 +103,33 @@ impl PrimaryContext {
 
 impl Drop for PrimaryContext {
     fn drop(&mut self) {
+        // The last reference ends the context, which no graph may see either.
+        let _relaxed = Relaxed::enter(self.library).ok();
         // SAFETY: the reference of `retain`. A driver that has shut down answers with an error, and has no contexts.
         let _ = unsafe { self.library.primary_context_release(self.device) };
     }
 }
 
-/// While this lives the context is current on the thread that made it.
+/// While this lives the context is current on the thread that made it, and the thread takes no part in others' captures.
 pub(super) struct Current<'a> {
-    library: &'static Library,
-    pushed: bool,
-    /// A raw pointer keeps it on its thread.
-    of_this_thread: PhantomData<*const ()>,
+    /// Before the context, so that both end in reverse order.
+    _relaxed: Relaxed,
+    _pushed: Option<Pushed>,
     context: PhantomData<&'a PrimaryContext>,
 }
 
-impl Drop for Current<'_> {
+/// A context that was put on the thread's stack.
+struct Pushed {
+    library: &'static Library,
+    /// A raw pointer keeps it on its thread.
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Pushed {
     fn drop(&mut self) {
-        if self.pushed {
-            let mut popped = null_mut();
-            // SAFETY: takes off what this guard has put on; guards of one thread end in reverse order.
-            let _ = unsafe { self.library.context_pop(&mut popped) };
-        }
+        let mut popped = null_mut();
+        // SAFETY: takes off what this guard has put on; guards of one thread end in reverse order.
+        let _ = unsafe { self.library.context_pop(&mut popped) };
     }
 }
 

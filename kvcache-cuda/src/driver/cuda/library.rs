@@ -112,6 +112,8 @@ table! {
         context_push = "cuCtxPushCurrent" cuCtxPushCurrent_v2(context: sys::CUcontext);
         context_pop = "cuCtxPopCurrent" cuCtxPopCurrent_v2(context: *mut sys::CUcontext);
         context_device = "cuCtxGetDevice" cuCtxGetDevice(device: *mut sys::CUdevice);
+        exchange_capture_mode = "cuThreadExchangeStreamCaptureMode"
+            cuThreadExchangeStreamCaptureMode(mode: *mut sys::CUstreamCaptureMode);
         priority_range = "cuCtxGetStreamPriorityRange"
             cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int);
         stream_create = "cuStreamCreateWithPriority"
