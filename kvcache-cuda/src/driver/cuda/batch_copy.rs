@@ -57,20 +57,23 @@ type Cuda13 = unsafe extern "C" fn(
 impl BatchCopy {
     /// The newest version that we and the driver know.
     pub(super) fn find(library: &Library) -> Option<Self> {
-        let newest = entry_point(library, CUDA_13_VERSION).map(|address| {
-            // SAFETY: what the driver has under this name and version has this signature, by NVIDIA's cudaTypedefs.h.
-            Self::Cuda13(unsafe { std::mem::transmute::<*mut c_void, Cuda13>(address) })
-        });
-        newest.or_else(|| {
-            entry_point(library, BATCH_COPY_VERSION).map(|address| {
-                // SAFETY: as above.
-                Self::Cuda12(unsafe { std::mem::transmute::<*mut c_void, Cuda12>(address) })
-            })
-        })
+        if library.version >= CUDA_13_VERSION {
+            let address = entry_point(library, CUDA_13_VERSION)?;
+            // SAFETY: what a driver of at least this version has under this name and version has this signature, by NVIDIA's
+            // cudaTypedefs.h.
+            Some(Self::Cuda13(unsafe { std::mem::transmute::<*mut c_void, Cuda13>(address) }))
+        } else if library.version >= BATCH_COPY_VERSION {
+            let address = entry_point(library, BATCH_COPY_VERSION)?;
+            // SAFETY: as above.
+            Some(Self::Cuda12(unsafe { std::mem::transmute::<*mut c_void, Cuda12>(address) }))
+        } else {
+            None
+        }
     }
 }
 
-/// What the driver has for this version; it refuses versions that are newer than itself.
+/// What the driver has for this version, which is not newer than itself: asked for a newer one it may answer with the newest
+/// that it has, whose signature is another.
 fn entry_point(library: &Library, version: u32) -> Option<*mut c_void> {
     let version = c_int::try_from(version).ok()?;
     let mut function = null_mut();
