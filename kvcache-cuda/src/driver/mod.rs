@@ -31,7 +31,8 @@ pub struct Stream(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Event(pub u64);
 
-/// A driver call that did not succeed.
+/// A driver call that did not succeed. What it means for others: [`loses_context`](Self::loses_context),
+/// [`is_transient`](Self::is_transient).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{operation} failed: {name} ({code})")]
 pub struct DriverError {

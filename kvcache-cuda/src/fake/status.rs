@@ -41,6 +41,10 @@ statuses! {
     NOT_SUPPORTED = 801, "CUDA_ERROR_NOT_SUPPORTED";
     /// A stream that records a graph.
     STREAM_CAPTURE_UNSUPPORTED = 900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+    /// Somebody's graph that is being recorded has been broken.
+    STREAM_CAPTURE_INVALIDATED = 901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+    /// The default stream, while somebody records in a stream that waits for it.
+    STREAM_CAPTURE_IMPLICIT = 906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT";
 }
 
 impl Status {

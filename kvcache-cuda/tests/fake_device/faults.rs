@@ -174,3 +174,41 @@ fn work_that_fails_loses_the_context() {
         assert_eq!(device.violations(), [""; 0]);
     }
 }
+
+/// What somebody's recording of a graph refuses has not happened, and what is in flight goes on.
+#[test]
+fn refusals_on_account_of_a_recording_end_nothing() {
+    let statuses = [
+        Status::STREAM_CAPTURE_UNSUPPORTED,
+        Status::STREAM_CAPTURE_INVALIDATED,
+        Status::STREAM_CAPTURE_IMPLICIT,
+    ];
+    for (seed, status) in (0..30).zip(statuses.into_iter().cycle()) {
+        let device = FakeDevice::new(seed);
+        let tensor = Tensor::on(&device, 3 * BYTES);
+        let (stream, from) = (device.stream(), device.pinned(1));
+        for index in 0..3 {
+            device.copies(from, tensor.at() + index * BYTES, stream).unwrap();
+        }
+        let event = device.recorded(stream);
+        let (pending, schedule) = (device.pending(), device.schedule());
+        device.inject(Call::QueryEvent, When::From(0), status);
+        device.inject(Call::RegisterHost, When::Nth(0), status);
+        for _ in 0..100 {
+            let error = device.query_event(event).unwrap_err();
+            assert!(error.is_transient() && !error.loses_context(), "{error}");
+        }
+        let slab = Tensor::new(BYTES);
+        // SAFETY: the slab outlives its registration.
+        let register = || unsafe { device.register_host(slab.at(), BYTES) };
+        assert_eq!(code(register()), status.code);
+        assert_eq!((device.pending(), device.schedule()), (pending, schedule), "nothing ran, nothing ended");
+        register().unwrap();
+        device.unregister_host(slab.at());
+        device.clear_faults();
+        while !device.query_event(event).unwrap() {}
+        device.host_reads(tensor.range());
+        assert!(bytes(tensor.at(), 3 * BYTES) == [1; 3 * BYTES]);
+        assert_eq!(device.settle(), [""; 0]);
+    }
+}
