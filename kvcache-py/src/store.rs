@@ -135,6 +135,7 @@ impl Store {
             }
         };
         config.numa_node = device.as_ref().and_then(|device| device.numa_node);
+        config.for_device = device.is_some();
         let slots = py
             .detach(|| RankSlots::open(&config, rank != leader, verify_l1))
             .map_err(|error| PyValueError::new_err(our_words(&error)))?;

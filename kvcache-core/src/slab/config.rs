@@ -20,6 +20,8 @@ pub struct SlabConfig {
     pub prefault: bool,
     /// The NUMA node that the memory should come from while it has some: that of the device that copies it.
     pub numa_node: Option<u32>,
+    /// Whether a device copies from and to the slots, whose memory is then to be pinned.
+    pub for_device: bool,
 }
 
 /// Where a slab's memory comes from.
@@ -93,6 +95,7 @@ impl SlabConfig {
             huge_pages: HugePages::Transparent,
             prefault: true,
             numa_node: None,
+            for_device: false,
         }
     }
 

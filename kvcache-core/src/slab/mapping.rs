@@ -199,6 +199,17 @@ impl Mapping {
         };
     }
 
+    /// Leaves a range out of processes that are forked from this one. Otherwise the kernel copies each page that a device has
+    /// pinned during the fork, for children that mostly execute another program at once.
+    pub(super) fn keep_from_children(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.bytes, "range outside of the mapping");
+        // SAFETY: the range lies within the mapping; the advice changes nothing of this process.
+        let _ = unsafe {
+            let start = self.base.add(range.start);
+            libc::madvise(start.as_ptr().cast(), range.len(), libc::MADV_DONTFORK)
+        };
+    }
+
     /// Tells the kernel a wish; it may not know it.
     fn advise(&self, advice: libc::c_int) {
         // SAFETY: only advice that changes no content is passed, for exactly this mapping.

@@ -1,6 +1,6 @@
 //! The slab of another rank whose bytes are the same as this one's: stored once, read by both.
 //!
-//! The rank that fills the slots owns the file. A replica maps the slots for reading only, and writes nothing but the state of
+//! The rank that fills the slots owns the file. A replica only reads the slots, and writes nothing but the state of
 //! a fill that it knows to be worthless ([`SlotTable::void`]).
 
 use std::fs::{self, File};
@@ -75,8 +75,9 @@ impl SlabReplica {
         // Voiding a fill writes into the table; nothing here writes into the slots.
         let table =
             Mapping::shared(file, shape.data_offset, config.huge_pages).map_err(failed(shape.data_offset))?;
-        let data =
-            Mapping::shared_for_reading(file, shape.bytes, config.huge_pages).map_err(failed(shape.bytes))?;
+        // A driver pins only what could be written as well.
+        let map = if config.for_device { Mapping::shared } else { Mapping::shared_for_reading };
+        let data = map(file, shape.bytes, config.huge_pages).map_err(failed(shape.bytes))?;
         let table = SlotTable::existing(Arc::new(table), &shape.description, boot());
         let Some(table) = table.filter(|table| table.opened_by() == place.owner.mark()) else {
             // Closed between two looks.

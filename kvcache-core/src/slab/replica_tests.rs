@@ -71,6 +71,21 @@ fn a_replica_reads_what_the_owner_fills() {
     assert_eq!(replica.table().ready(SlotId(3)), None);
 }
 
+/// A CUDA driver refuses to pin what is mapped for reading only.
+#[test]
+fn a_replica_can_be_pinned_where_a_device_copies() {
+    let directory = TestDirectory::new();
+    let config = config(&directory, true, 1);
+    let _slab = Slab::open(&config).unwrap();
+    for (for_device, permissions) in [(false, "r--s"), (true, "rw-s")] {
+        let replica = SlabReplica::open(&SlabConfig { for_device, ..config.clone() }).unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let start = format!("{:x}-", replica.data.base().as_ptr() as usize);
+        let line = maps.lines().find(|line| line.starts_with(&start)).expect("the mapping is listed");
+        assert_eq!(line.split(' ').nth(1), Some(permissions), "{line}");
+    }
+}
+
 #[test]
 fn a_replica_waits_for_its_owner_and_gives_up() {
     let directory = TestDirectory::new();

@@ -247,6 +247,10 @@ impl Slab {
         if let Some(node) = config.numa_node {
             mapping.prefer_node(node);
         }
+        if config.for_device {
+            // The table stays: a child that drops the slab writes there.
+            mapping.keep_from_children(shape.data_offset..shape.bytes);
+        }
         let mapping = Arc::new(mapping);
         let table = SlotTable::create(Arc::clone(&mapping), &shape.description, boot());
         let reservation = if config.prefault {

@@ -42,7 +42,7 @@ impl RankSlots {
                 return Err(error);
             }
             let slot_count = (config.slot_count / (backing.replicas as usize + 1)).max(1);
-            let own = SlabConfig::anonymous(config.slot_bytes, slot_count);
+            let own = SlabConfig { slot_count, backing: Backing::Anonymous, ..config.clone() };
             let warning =
                 format!("{error}; ranks that hold the same bytes store them once each, in anonymous memory");
             Self::own(&own, checksums, vec![warning])
@@ -101,6 +101,19 @@ mod tests {
         SlabConfig::shared(4096, SLOTS, backing)
     }
 
+    /// What the kernel says of the mapping that holds a rank's first slot.
+    fn kernel_flags(opened: &RankSlots) -> Vec<String> {
+        let address = opened.memory().slot_address(crate::eviction::SlotId(0)).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let range = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+        };
+        let mut lines = maps.lines().skip_while(|line| !range(line).is_some_and(|at| at.contains(&address)));
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+        flags.split_whitespace().map(str::to_owned).collect()
+    }
+
     fn slots(opened: &RankSlots) -> (u32, bool) {
         (opened.memory().slot_count(), opened.memory().is_replica())
     }
@@ -123,6 +136,18 @@ mod tests {
         });
         let RankSlots::Own(again, _) = RankSlots::open(&config, false, false).unwrap() else { panic!() };
         assert!(again.slab().report().recreated, "a rank has given up: nothing of it is found");
+        std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_rank_that_cannot_share_still_opens_memory_for_its_device() {
+        let folder = folder("device");
+        for for_device in [false, true] {
+            let lonely = SlabConfig { for_device, ..config(&folder, 1) };
+            let lonely = RankSlots::open(&lonely, true, false).unwrap();
+            let kept_from_children = kernel_flags(&lonely).iter().any(|flag| flag == "dc");
+            assert_eq!((slots(&lonely).1, kept_from_children), (false, for_device));
+        }
         std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
     }
 
