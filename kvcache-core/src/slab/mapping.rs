@@ -226,7 +226,7 @@ impl Drop for Mapping {
 }
 
 /// The system's page, 4096 bytes nearly everywhere.
-pub(super) fn page_bytes() -> usize {
+pub(crate) fn page_bytes() -> usize {
     // SAFETY: takes a constant and returns a number.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).unwrap_or(4096)

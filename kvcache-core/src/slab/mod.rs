@@ -23,6 +23,7 @@ mod test_directory;
 pub use config::{Backing, SharedBacking, SlabConfig};
 pub use error::SlabError;
 pub use mapping::HugePages;
+pub(crate) use mapping::page_bytes;
 pub use replica::SlabReplica;
 pub use slab::{OpenReport, Slab, Verification};
 pub use slab_file::Removed;

@@ -3,7 +3,8 @@
 //! A file in shared memory starts with holes. Touching a hole when the file system is full kills the process, so slots
 //! become usable only when their storage is reserved; if that fails, the rest never does: fewer slots, no crash. The same
 //! when the machine's memory is nearly used up, since the kernel would end some process to find more.
-//! Anonymous memory is usable at once, and this only spares the first copies their page faults.
+//! Anonymous memory is usable at once, and this only spares the first copies their page faults. Whoever pins memory, which
+//! takes all its pages at once, keeps to what is [populated](Reservation::populated_bytes) already.
 
 use std::fs::File;
 use std::io;
@@ -36,6 +37,8 @@ pub(super) struct Reservation {
 struct Progress {
     /// Bytes from the start of the mapping that may be touched. Released after the storage is there.
     usable_bytes: AtomicUsize,
+    /// Bytes from the start of the mapping whose memory is taken already. Released after it is.
+    populated_bytes: AtomicUsize,
     /// Set once. Relaxed: publishes nothing.
     stopping: AtomicBool,
     /// Why the rest will not become usable.
@@ -61,11 +64,7 @@ impl Reservation {
             Storage::File(..) => from,
             Storage::Anonymous(mapping) => mapping.bytes(),
         };
-        let progress = Arc::new(Progress {
-            usable_bytes: AtomicUsize::new(usable),
-            stopping: AtomicBool::new(false),
-            warning: Mutex::new(None),
-        });
+        let progress = Arc::new(Progress::new(usable, from));
         let shared = Arc::clone(&progress);
         let thread = std::thread::Builder::new().name("kvcache-reserve".to_owned()).spawn(move || {
             thread_placement::place(&[], NICE);
@@ -76,18 +75,19 @@ impl Reservation {
 
     /// Everything is usable, and nothing is taken ahead of its use.
     pub(super) fn none(bytes: usize) -> Self {
-        let progress = Progress {
-            usable_bytes: AtomicUsize::new(bytes),
-            stopping: AtomicBool::new(false),
-            warning: Mutex::new(None),
-        };
-        Reservation { progress: Arc::new(progress), thread: None }
+        Reservation { progress: Arc::new(Progress::new(bytes, bytes)), thread: None }
     }
 
     /// Bytes from the start of the mapping that may be touched. Only grows.
     #[inline]
     pub(super) fn usable_bytes(&self) -> usize {
         self.progress.usable_bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes from the start of the mapping whose memory is taken already, so that pinning them takes none. At most the usable
+    /// ones; all that are usable in the end, unless memory is short. Only grows.
+    pub(super) fn populated_bytes(&self) -> usize {
+        self.progress.populated_bytes.load(Ordering::Acquire)
     }
 
     /// Whether the thread is still at work.
@@ -111,6 +111,15 @@ impl Drop for Reservation {
 }
 
 impl Progress {
+    fn new(usable_bytes: usize, populated_bytes: usize) -> Self {
+        Self {
+            usable_bytes: AtomicUsize::new(usable_bytes),
+            populated_bytes: AtomicUsize::new(populated_bytes),
+            stopping: AtomicBool::new(false),
+            warning: Mutex::new(None),
+        }
+    }
+
     fn run(&self, storage: &Storage, from: usize, memory_bytes: MemoryBytes) {
         let (Storage::File(mapping, ..) | Storage::Anonymous(mapping)) = storage;
         let pieces = |start: usize, end: usize| {
@@ -133,6 +142,7 @@ impl Progress {
                 (Storage::File(_, _, table), Ok(())) => {
                     table.set_reserved_bytes(piece.end as u64);
                     self.usable_bytes.store(piece.end, Ordering::Release);
+                    self.populated_bytes.store(piece.end, Ordering::Release);
                 }
                 (Storage::File(..), Err(error)) => {
                     *self.warning.lock() = Some(format!(
@@ -143,10 +153,39 @@ impl Progress {
                     ));
                     return;
                 }
-                (Storage::Anonymous(_), Ok(())) => {}
-                // The kernel is too old, or memory is short: pages come when they are touched.
+                (Storage::Anonymous(_), Ok(())) => self.populated_bytes.store(piece.end, Ordering::Release),
+                // A kernel before 5.14 cannot: pages come when they are touched, or pinned.
+                (Storage::Anonymous(_), Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.populated_bytes.store(mapping.bytes(), Ordering::Release);
+                    return;
+                }
+                // Memory is short: pages come when they are touched, if there are any left then.
                 (Storage::Anonymous(_), Err(_)) => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mapping::HugePages;
+    use super::*;
+
+    fn populated(memory_bytes: MemoryBytes) -> (usize, usize) {
+        let mapping = Arc::new(Mapping::anonymous(2 * PIECE_BYTES, HugePages::Off).unwrap());
+        let mut reservation = Reservation::start(Storage::Anonymous(mapping), 0, memory_bytes).unwrap();
+        reservation.thread.take().map(|thread| thread.join().unwrap());
+        (reservation.populated_bytes(), reservation.usable_bytes())
+    }
+
+    /// Of two pieces: usable are both, since a touch may still find memory.
+    #[test]
+    fn anonymous_memory_is_populated_as_far_as_there_is_enough() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let until_second = || Some(if CALLS.fetch_add(1, Ordering::Relaxed) == 0 { u64::MAX } else { 0 });
+        assert_eq!(populated(|| Some(0)), (0, 2 * PIECE_BYTES));
+        assert_eq!(populated(until_second), (PIECE_BYTES, 2 * PIECE_BYTES));
+        assert_eq!(populated(|| None), (2 * PIECE_BYTES, 2 * PIECE_BYTES));
+        assert_eq!(Reservation::none(7).populated_bytes(), 7);
     }
 }

@@ -121,8 +121,17 @@ impl Slab {
     /// unless shared memory runs out: then [`warnings`](Self::warnings) says so.
     #[inline]
     pub fn usable_slots(&self) -> usize {
-        let bytes = self.reservation.usable_bytes().saturating_sub(self.data_offset);
-        (bytes / self.stride_bytes).min(self.slot_count())
+        self.slots_in(self.reservation.usable_bytes())
+    }
+
+    /// Number of slots, from slot 0, whose memory is taken already: pinning those takes none. At most the usable ones, and all
+    /// of them once it is [not reserving](Self::is_reserving) any more, unless memory is short. Only grows.
+    pub fn populated_slots(&self) -> usize {
+        self.slots_in(self.reservation.populated_bytes())
+    }
+
+    fn slots_in(&self, bytes: usize) -> usize {
+        (bytes.saturating_sub(self.data_offset) / self.stride_bytes).min(self.slot_count())
     }
 
     /// The first byte of a slot: 64-byte aligned, page aligned where `slot_bytes` is a multiple of the page. `None` when the

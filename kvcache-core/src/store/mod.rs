@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use layout::{BadBlock, EngineLayout, LayerBinding, LayoutError, PageLayout};
-pub use pinned_slots::{PinnedSlots, Pinning};
+pub use pinned_slots::{PinFailure, PinnedSlots, Pinning};
 pub use probe::ProbeError;
 pub use rank_slots::RankSlots;
 pub use remote_jobs::{FETCHES_IN_FLIGHT_MAX, RemoteLink, RemoteLinkStats};

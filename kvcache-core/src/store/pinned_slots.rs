@@ -1,7 +1,8 @@
 //! Slots that become usable as their memory is prepared for a device.
 //!
 //! Pinning takes about a second for some gigabytes, so it happens in pieces on a thread of its own while the engine starts: a
-//! slot is usable when its bytes are pinned. What an earlier process left is usable before, since forgetting it would cost more
+//! slot is usable when its bytes are pinned. Pinning takes the memory that is not taken yet, without asking how much is left: it
+//! follows behind whoever does ask ([`SlotMemory::populated_slots`]). What an earlier process left is usable before, since forgetting it would cost more
 //! than the few slow loads from memory that is not pinned yet.
 
 use std::sync::Arc;
@@ -16,15 +17,20 @@ use crate::BlockKey;
 use crate::copy_engine::{CopyEngine, CopyFailure};
 use crate::directory::{FillId, Resident};
 use crate::eviction::SlotId;
+use crate::slab::page_bytes;
 
-/// Bytes that are pinned at once: some tens of milliseconds, so that slots become usable soon and an end is not delayed.
-const PIECE_BYTES: usize = 256 << 20;
+/// Bytes that are pinned at once. While a call lasts, no other process of the host gets anything of the driver, so that calls
+/// are short and far between: see [`rest_after`].
+const PIECE_BYTES: usize = 32 << 20;
+
+/// The longest rest between two calls.
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// After how long a call that the driver did not want at that moment is made again.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often growth of the memory behind the slots is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// Ranges start and end at pages, which is what is pinned.
-const PAGE_BYTES: usize = 4096;
 
 /// How far pinning has come.
 #[derive(Clone, PartialEq, Debug)]
@@ -36,7 +42,24 @@ pub struct Pinning {
     /// Time that the calls took.
     pub took: Duration,
     /// Why it ended early, if it did.
-    pub failure: Option<CopyFailure>,
+    pub failure: Option<PinFailure>,
+}
+
+/// Why not all slots are pinned, and will not be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinFailure {
+    /// The device's driver.
+    #[error(transparent)]
+    Refused(#[from] CopyFailure),
+    /// The rest of the slots has no memory, or would take what others need.
+    #[error("memory is short after {populated} of {slot_count} slots: free some, or lower the capacity")]
+    MemoryShort {
+        /// Slots that have memory.
+        populated: u32,
+        /// Slots there should be.
+        slot_count: u32,
+    },
 }
 
 /// See the [module documentation](self).
@@ -58,7 +81,7 @@ struct Shared {
     ended: AtomicBool,
     stopping: Mutex<bool>,
     stop: Condvar,
-    report: Mutex<(Duration, Option<CopyFailure>)>,
+    report: Mutex<(Duration, Option<PinFailure>)>,
     bases: Mutex<Vec<usize>>,
 }
 
@@ -105,38 +128,77 @@ impl PinnedSlots {
     }
 }
 
+/// What came of a call.
+enum Outcome {
+    /// It took so long.
+    Pinned(Duration),
+    /// Not now.
+    Later,
+    Refused,
+}
+
+/// The driver's work for others gets as much time as ours.
+fn rest_after(took: Duration) -> Duration {
+    took.min(REST_MAX)
+}
+
+/// Whether the driver only refuses because the engine captures a CUDA graph at this moment, which some calls of any thread
+/// would spoil.
+fn is_for_now(failure: &CopyFailure) -> bool {
+    // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, _INVALIDATED, _IMPLICIT, and CUDA_ERROR_CAPTURED_EVENT.
+    matches!(failure, CopyFailure::Driver { code: 900 | 901 | 906 | 907, .. })
+}
+
 impl Shared {
+    /// Waits; whether to go on.
+    fn pause(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut stopping = self.stopping.lock();
+        while !*stopping {
+            if self.stop.wait_until(&mut stopping, until).timed_out() {
+                return !*stopping;
+            }
+        }
+        false
+    }
+
     fn run(&self) {
+        let page = page_bytes();
         let mut next = None;
         loop {
             let is_last = !self.inner.is_growing();
-            let count = self.inner.usable_slots();
+            let count = self.inner.populated_slots();
             if let Some((base, end)) = self.range(count) {
                 let mut at = next.unwrap_or(base);
                 // A page that is not whole yet comes with the next growth.
-                let end =
-                    if is_last { end.next_multiple_of(PAGE_BYTES) } else { end / PAGE_BYTES * PAGE_BYTES };
+                let end = if is_last { end.next_multiple_of(page) } else { end / page * page };
                 while at < end {
-                    if *self.stopping.lock() {
-                        return;
-                    }
                     let bytes = self.piece_bytes.min(end - at);
-                    if !self.pin(at, bytes) {
+                    let pause = match self.pin(at, bytes) {
+                        Outcome::Refused => return,
+                        Outcome::Later => TRY_AGAIN,
+                        Outcome::Pinned(took) => {
+                            at += bytes;
+                            self.usable.store(self.slots_below(at, base, count), Ordering::Release);
+                            rest_after(took)
+                        }
+                    };
+                    if !self.pause(pause) {
                         return;
                     }
-                    at += bytes;
-                    self.usable.store(self.slots_below(at, base, count), Ordering::Release);
                 }
                 next = Some(at);
             }
             if is_last {
+                let slot_count = self.inner.slot_count();
+                if count < slot_count {
+                    self.report.lock().1 = Some(PinFailure::MemoryShort { populated: count, slot_count });
+                }
                 return;
             }
-            let mut stopping = self.stopping.lock();
-            if *stopping {
+            if !self.pause(LOOK_AGAIN) {
                 return;
             }
-            self.stop.wait_for(&mut stopping, LOOK_AGAIN);
         }
     }
 
@@ -144,7 +206,8 @@ impl Shared {
     fn range(&self, count: u32) -> Option<(usize, usize)> {
         let first = self.inner.slot_address(SlotId(0))?;
         let last = self.inner.slot_address(SlotId(count.checked_sub(1)?))?;
-        Some((first / PAGE_BYTES * PAGE_BYTES, last + self.inner.slot_bytes()))
+        let page = page_bytes();
+        Some((first / page * page, last + self.inner.slot_bytes()))
     }
 
     /// Slots of `count` that end at or before `end`.
@@ -158,22 +221,24 @@ impl Shared {
         count.min(u32::try_from(whole).unwrap_or(u32::MAX))
     }
 
-    fn pin(&self, base: usize, bytes: usize) -> bool {
+    fn pin(&self, base: usize, bytes: usize) -> Outcome {
         let began = Instant::now();
         // SAFETY: the slots' pages are mapped as long as `inner` lives, which is longer than we do; the drop of `PinnedSlots`
         // unregisters them first.
         let outcome = unsafe { self.copies.register(base, bytes) };
+        let took = began.elapsed();
         let mut report = self.report.lock();
-        report.0 += began.elapsed();
+        report.0 += took;
         match outcome {
             Ok(()) => {
                 self.bases.lock().push(base);
                 self.bytes.fetch_add(bytes, Ordering::Relaxed);
-                true
+                Outcome::Pinned(took)
             }
+            Err(failure) if is_for_now(&failure) => Outcome::Later,
             Err(failure) => {
-                report.1 = Some(failure);
-                false
+                report.1 = Some(failure.into());
+                Outcome::Refused
             }
         }
     }
@@ -261,99 +326,5 @@ impl SlotMemory for PinnedSlots {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fakes::fake_copies::{CopyBehaviour, LazyCopies};
-    use crate::fakes::fake_memory::{FakeMemory, MemoryBugs, Slab};
-    use crate::slab::{Slab as RealSlab, SlabConfig};
-    use crate::store::SlabSlots;
-
-    fn wait_until(what: impl Fn() -> bool) {
-        let began = Instant::now();
-        while !what() {
-            assert!(began.elapsed() < Duration::from_secs(20), "it never happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn ended(slots: &PinnedSlots) -> Pinning {
-        wait_until(|| !slots.is_growing());
-        slots.pinning()
-    }
-
-    fn copies() -> Arc<LazyCopies> {
-        Arc::new(LazyCopies::new(1, CopyBehaviour::default()))
-    }
-
-    #[test]
-    fn all_pages_are_pinned_once_and_given_back() {
-        let copies = copies();
-        // Slots of one and a half pages, so that pieces end within slots.
-        let slab = RealSlab::open(&SlabConfig::anonymous(6000, 11)).unwrap();
-        let (base, bytes) = (slab.base().as_ptr() as usize, slab.data_bytes());
-        let inner = Arc::new(SlabSlots::new(slab, false));
-        let slots = PinnedSlots::with_pieces(inner, Arc::clone(&copies) as _, 2 * PAGE_BYTES).unwrap();
-        let pinning = ended(&slots);
-        assert_eq!((slots.usable_slots(), pinning.failure), (11, None));
-        let ranges = copies.registered();
-        assert_eq!(ranges[0].0, base);
-        assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{ranges:?}");
-        let end = ranges.last().map(|(start, bytes)| start + bytes).unwrap();
-        assert!(
-            end >= base + bytes - PAGE_BYTES && end.is_multiple_of(PAGE_BYTES) && pinning.bytes == end - base
-        );
-        drop(slots);
-        assert!(copies.registered().is_empty());
-    }
-
-    #[test]
-    fn slots_are_usable_up_to_where_pinning_has_come() {
-        let copies = copies();
-        copies.refuse_to_register_after(5 * PAGE_BYTES);
-        let slab = RealSlab::open(&SlabConfig::anonymous(6144, 11)).unwrap();
-        let stride = slab.stride_bytes();
-        let inner = Arc::new(SlabSlots::new(slab, false));
-        let slots = PinnedSlots::with_pieces(inner, Arc::clone(&copies) as _, PAGE_BYTES).unwrap();
-        let pinning = ended(&slots);
-        assert_eq!(pinning.bytes, 5 * PAGE_BYTES);
-        let whole = (0..11).take_while(|slot| slot * stride + 6144 <= 5 * PAGE_BYTES).count();
-        assert_eq!(slots.usable_slots() as usize, whole);
-        assert!(matches!(pinning.failure, Some(CopyFailure::Driver { .. })) && whole > 1);
-    }
-
-    #[test]
-    fn memory_that_grows_is_pinned_as_it_does() {
-        let copies = copies();
-        let slab = Slab::new(8, PAGE_BYTES);
-        let memory = FakeMemory::new(&slab, 0, MemoryBugs::default());
-        let slots =
-            PinnedSlots::with_pieces(Arc::clone(&memory) as _, Arc::clone(&copies) as _, 1 << 20).unwrap();
-        assert!(slots.usable_slots() == 0 && slots.is_growing());
-        memory.grow(3);
-        // The fake's slots do not start at a page: the last of them is not whole before the next growth.
-        wait_until(|| slots.usable_slots() >= 2);
-        memory.grow(5);
-        ended(&slots);
-        assert_eq!(slots.usable_slots(), 8);
-    }
-
-    #[test]
-    fn what_was_found_filled_is_usable_at_once() {
-        let copies = copies();
-        copies.refuse_to_register_after(0);
-        let slab = Slab::new(8, PAGE_BYTES);
-        let memory = FakeMemory::new(&slab, 8, MemoryBugs::default());
-        let label = SlotLabel {
-            key: BlockKey([1; 16]),
-            parent: BlockKey::default(),
-            engine_hash: Default::default(),
-            fill: FillId(1),
-            epoch: 0,
-        };
-        memory.begin_fill(SlotId(4), &label);
-        memory.publish(SlotId(4), FillId(1));
-        let slots = PinnedSlots::with_pieces(memory, copies, 1 << 20).unwrap();
-        ended(&slots);
-        assert_eq!(slots.usable_slots(), 5);
-    }
-}
+#[path = "pinned_slots_tests.rs"]
+mod tests;

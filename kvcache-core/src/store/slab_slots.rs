@@ -40,6 +40,10 @@ impl SlotMemory for SlabSlots {
         self.slab.usable_slots() as u32
     }
 
+    fn populated_slots(&self) -> u32 {
+        self.slab.populated_slots() as u32
+    }
+
     fn is_growing(&self) -> bool {
         self.slab.is_reserving()
     }

@@ -31,7 +31,13 @@ pub trait SlotMemory: Send + Sync {
     /// Slots with memory behind them: those below this index. Grows, never shrinks.
     fn usable_slots(&self) -> u32;
 
-    /// Whether more slots may become usable.
+    /// Slots whose memory is taken already: those below this index, at most the usable ones. Pinning them takes no more. Grows,
+    /// never shrinks. Fewer than all slots when nothing [grows](Self::is_growing) any more: memory is short.
+    fn populated_slots(&self) -> u32 {
+        self.usable_slots()
+    }
+
+    /// Whether more slots may become usable, or populated.
     fn is_growing(&self) -> bool {
         self.usable_slots() < self.slot_count()
     }

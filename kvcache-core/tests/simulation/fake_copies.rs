@@ -84,6 +84,9 @@ struct State {
     ordered: Vec<(Ticket, u64)>,
     registered: Vec<(usize, usize)>,
     register_bytes_max: usize,
+    /// Refusals of registrations to come, and with which code.
+    refuse_registrations: (i64, usize),
+    refusals: usize,
 }
 
 /// See the module's head.
@@ -107,6 +110,8 @@ impl LazyCopies {
             ordered: Vec::new(),
             registered: Vec::new(),
             register_bytes_max: usize::MAX,
+            refuse_registrations: (0, 0),
+            refusals: 0,
         }))
     }
 
@@ -136,6 +141,16 @@ impl LazyCopies {
     /// Refuses to register more than so many bytes in all.
     pub(crate) fn refuse_to_register_after(&self, bytes: usize) {
         self.state().register_bytes_max = bytes;
+    }
+
+    /// Refuses the next `times` registrations with the driver's `code`.
+    pub(crate) fn refuse_to_register(&self, code: i64, times: usize) {
+        self.state().refuse_registrations = (code, times);
+    }
+
+    /// Registrations that were refused that way.
+    pub(crate) fn refusals(&self) -> usize {
+        self.state().refusals
     }
 
     /// The streams that wait for batches since the last call.
@@ -367,6 +382,13 @@ impl CopyEngine for LazyCopies {
 
     unsafe fn register(&self, base: usize, bytes: usize) -> Result<(), CopyFailure> {
         let mut state = self.state();
+        let (code, times) = state.refuse_registrations;
+        if times > 0 {
+            state.refuse_registrations.1 -= 1;
+            state.refusals += 1;
+            let name = format!("CUDA_ERROR {code}");
+            return Err(CopyFailure::Driver { operation: "cuMemHostRegister", code, name });
+        }
         let all: usize = state.registered.iter().map(|(_, bytes)| bytes).sum();
         if all + bytes > state.register_bytes_max {
             let name = "CUDA_ERROR_OUT_OF_MEMORY".to_owned();

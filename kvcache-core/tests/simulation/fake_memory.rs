@@ -130,6 +130,9 @@ pub(crate) struct MemoryBugs {
 pub(crate) struct FakeMemory {
     slab: Arc<Slab>,
     usable: AtomicU32,
+    populated: AtomicU32,
+    /// Whether more will be.
+    populating: AtomicBool,
     alive: AtomicBool,
     replica: bool,
     bugs: MemoryBugs,
@@ -147,7 +150,8 @@ impl FakeMemory {
 
     fn of(slab: &Arc<Slab>, usable: u32, replica: bool, bugs: MemoryBugs) -> Arc<Self> {
         let (usable, alive) = (AtomicU32::new(usable), AtomicBool::new(true));
-        Arc::new(Self { slab: Arc::clone(slab), usable, alive, replica, bugs })
+        let (populated, populating) = (AtomicU32::new(u32::MAX), AtomicBool::new(false));
+        Arc::new(Self { slab: Arc::clone(slab), usable, populated, populating, alive, replica, bugs })
     }
 
     /// The process is dead: nothing it still tries reaches the slab.
@@ -158,6 +162,12 @@ impl FakeMemory {
     pub(crate) fn grow(&self, slots: u32) {
         let usable = self.usable.load(Ordering::SeqCst).saturating_add(slots).min(self.slot_count());
         self.usable.store(usable, Ordering::SeqCst);
+    }
+
+    /// Only that many slots have memory so far, and whether there will be more.
+    pub(crate) fn populate(&self, slots: u32, more: bool) {
+        self.populated.store(slots, Ordering::SeqCst);
+        self.populating.store(more, Ordering::SeqCst);
     }
 
     fn change(&self, slot: SlotId, change: impl FnOnce(&mut Option<Record>)) {
@@ -176,6 +186,14 @@ impl SlotMemory for FakeMemory {
 
     fn usable_slots(&self) -> u32 {
         self.usable.load(Ordering::SeqCst)
+    }
+
+    fn populated_slots(&self) -> u32 {
+        self.populated.load(Ordering::SeqCst).min(self.usable_slots())
+    }
+
+    fn is_growing(&self) -> bool {
+        self.usable_slots() < self.slot_count() || self.populating.load(Ordering::SeqCst)
     }
 
     fn slot_bytes(&self) -> usize {
