@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::{BadBlock, Store};
 use crate::BlockKey;
-use crate::copy_engine::{CopyBatch, CopyFailure, CopyState, Direction};
+use crate::copy_engine::{CopyBatch, CopyFailure, CopyState, Direction, Rejected};
 use crate::directory::FillId;
 use crate::eviction::SlotId;
 use crate::plan::{EngineHash, Transfer};
+use crate::slab::page_bytes;
 
 /// A block that could not be read or written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,6 +28,11 @@ pub enum ProbeError {
         /// Bytes of a slot.
         slot_bytes: usize,
     },
+    /// The copy engine writes to pinned memory only, and there can be none.
+    #[error(
+        "host memory cannot be pinned: {0}; raise the limit on locked memory (ulimit -l, docker run --ulimit memlock=-1)"
+    )]
+    NotPinned(CopyFailure),
     /// The copy engine cannot do it.
     #[error("the copy of a block failed: {0}")]
     Copy(#[from] CopyFailure),
@@ -74,9 +80,10 @@ impl Store {
             blocks,
         };
         // Whole pages of our own: that is what a device engine pins.
-        let length = bytes.len().next_multiple_of(PAGE_BYTES);
-        let mut pages = vec![0u8; length + PAGE_BYTES];
-        let start = pages.as_ptr().align_offset(PAGE_BYTES);
+        let unit = page_bytes();
+        let length = bytes.len().next_multiple_of(unit);
+        let mut pages = vec![0u8; length + unit];
+        let start = pages.as_ptr().align_offset(unit);
         let page = &mut pages[start..start + length];
         page[..bytes.len()].copy_from_slice(bytes);
         let address = page.as_mut_ptr() as usize;
@@ -84,8 +91,8 @@ impl Store {
         for layer in 0..self.layout.layers().len() {
             self.layout.pieces(layer, &transfer, address, direction, &mut pieces)?;
         }
-        // SAFETY: the pages live to the end of this function, which unregisters them.
-        unsafe { self.copies.register(address, length) }?;
+        // SAFETY: the pages live to the end of this function, which unregisters them if they are.
+        let registered = unsafe { self.copies.register(address, length) };
         let batch = CopyBatch { pieces, direction, fence: None, streaming: false, urgent: false };
         // SAFETY: one side is a checked block of the registered tensors, which the caller says nobody uses; the other is
         // `page`, which outlives the copy: the end of the batch is waited for.
@@ -97,12 +104,17 @@ impl Store {
                     CopyState::Failed(failure) => break Err(failure),
                 }
             },
-            Err(rejected) => Err(CopyFailure::Other(rejected.reason().to_owned())),
+            Err(rejected) => match &registered {
+                Err(failure) if matches!(rejected, Rejected::Unsupported(..)) => {
+                    return Err(ProbeError::NotPinned(failure.clone()));
+                }
+                _ => Err(CopyFailure::Other(rejected.reason().to_owned())),
+            },
         };
-        self.copies.unregister(address);
+        if registered.is_ok() {
+            self.copies.unregister(address);
+        }
         bytes.copy_from_slice(&pages[start..start + bytes.len()]);
         Ok(outcome?)
     }
 }
-
-const PAGE_BYTES: usize = 4096;

@@ -1,3 +1,4 @@
+mod probe;
 mod remote;
 mod streams;
 

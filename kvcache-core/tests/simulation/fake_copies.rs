@@ -30,6 +30,8 @@ pub(crate) struct CopyBehaviour {
     pub(crate) refuses_order: bool,
     /// It is better off with batches of that many bytes.
     pub(crate) batch_bytes: usize,
+    /// Offloads go to registered memory only.
+    pub(crate) pinned_offloads: bool,
 }
 
 impl Default for CopyBehaviour {
@@ -43,6 +45,7 @@ impl Default for CopyBehaviour {
             lazy_streams: false,
             refuses_order: false,
             batch_bytes: 0,
+            pinned_offloads: false,
         }
     }
 }
@@ -276,6 +279,16 @@ impl CopyEngine for LazyCopies {
         let mut state = self.state();
         if state.dead {
             return Err(Rejected::Unsupported(batch, "the process is dead"));
+        }
+        let is_pinned = |piece: &Piece| {
+            let mut ranges = state.registered.iter();
+            ranges.any(|(base, bytes)| (*base..base + bytes).contains(&piece.dst))
+        };
+        if state.behaviour.pinned_offloads
+            && batch.direction == Direction::Offload
+            && !batch.pieces.iter().all(is_pinned)
+        {
+            return Err(Rejected::Unsupported(batch, "offloads go to pinned memory only"));
         }
         let refuse = state.behaviour.refuse;
         if state.running.len() + state.ended.len() >= state.behaviour.batches_max

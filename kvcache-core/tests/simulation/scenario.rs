@@ -126,6 +126,7 @@ impl Scenario {
                 lazy_streams: false,
                 refuses_order: r.chance(100),
                 batch_bytes: if r.chance(700) { 0 } else { r.below(200) },
+                pinned_offloads: false,
             },
             pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),
             abort: often(r, 60),
