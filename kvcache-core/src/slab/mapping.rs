@@ -183,20 +183,28 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Pages that are backed from now on come from a NUMA node while it has memory. A wish: a system without nodes has none to
-    /// fulfil, and where it fails pages come from wherever the thread runs that touches them first.
-    pub(super) fn prefer_node(&self, node: u32) {
+    /// Pages that are backed from now on come from a NUMA node while it has memory. A kernel without nodes has no wish to
+    /// fulfil. After an error, as in containers that may not ask (`CAP_SYS_NICE`), pages come from wherever the thread runs that
+    /// touches them first.
+    pub(super) fn prefer_node(&self, node: u32) -> io::Result<()> {
         const MPOL_PREFERRED: libc::c_int = 1;
         const NODES: usize = 1024;
         let mut mask = [0u64; NODES / 64];
-        let Some(word) = mask.get_mut(node as usize / 64) else { return };
+        let Some(word) = mask.get_mut(node as usize / 64) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
         *word |= 1 << (node % 64);
         // SAFETY: the range is this mapping and the mask has as many bits as are said; a policy changes no byte. The kernel
         // takes the number of bits plus one.
-        let _ = unsafe {
+        let status = unsafe {
             let start = self.base.as_ptr();
             libc::syscall(libc::SYS_mbind, start, self.bytes, MPOL_PREFERRED, mask.as_ptr(), NODES + 1, 0)
         };
+        match (status, io::Error::last_os_error()) {
+            (0, _) => Ok(()),
+            (_, error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            (_, error) => Err(error),
+        }
     }
 
     /// Leaves a range out of processes that are forked from this one. Otherwise the kernel copies each page that a device has
@@ -261,13 +269,13 @@ mod tests {
     #[test]
     fn a_node_is_preferred() {
         let mapping = Mapping::anonymous(3 << 20, HugePages::Off).unwrap();
-        mapping.prefer_node(0);
-        mapping.prefer_node(100_000);
+        let refused = mapping.prefer_node(0).is_err();
+        assert!(mapping.prefer_node(100_000).is_err());
         mapping.populate(0..mapping.bytes()).unwrap();
         let Ok(maps) = std::fs::read_to_string("/proc/self/numa_maps") else { return };
         let start = format!("{:x} ", mapping.base().as_ptr() as usize);
         let line = maps.lines().find(|line| line.starts_with(&start)).expect("the mapping is listed");
-        assert!(line.contains("prefer:0") || line.contains("prefer (many):0"), "{line}");
+        assert!(refused || line.contains("prefer:0") || line.contains("prefer (many):0"), "{line}");
     }
 
     #[test]

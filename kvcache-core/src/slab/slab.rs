@@ -248,14 +248,12 @@ impl Slab {
         config: &SlabConfig,
         shape: &Shape,
         room: &dyn Room,
-        report: OpenReport,
+        mut report: OpenReport,
     ) -> Result<Slab, SlabError> {
         check_memory(shape.bytes as u64, room)?;
         let mapping = Mapping::anonymous(shape.bytes, config.huge_pages)
             .map_err(|source| SlabError::Map { bytes: shape.bytes, source })?;
-        if let Some(node) = config.numa_node {
-            mapping.prefer_node(node);
-        }
+        prefer_node(config, &mapping, &mut report);
         if config.for_device {
             // The table stays: a child that drops the slab writes there.
             mapping.keep_from_children(shape.data_offset..shape.bytes);
@@ -337,9 +335,7 @@ impl Slab {
 
         let mapping = Mapping::shared(file, shape.bytes, config.huge_pages)
             .map_err(|source| SlabError::Map { bytes: shape.bytes, source })?;
-        if let Some(node) = config.numa_node {
-            mapping.prefer_node(node);
-        }
+        prefer_node(config, &mapping, report);
         let mapping = Arc::new(mapping);
         // Header and table are touched below: without storage that would be the end of the process. A small slab is
         // usable as a whole when it is opened, a large one as far as 20 ms get.
@@ -371,6 +367,18 @@ impl Slab {
         let reservation =
             Reservation::start(storage, from, memory_bytes).map_err(|source| SlabError::Thread { source })?;
         Ok((mapping, table, reservation))
+    }
+}
+
+fn prefer_node(config: &SlabConfig, mapping: &Mapping, report: &mut OpenReport) {
+    let asked = config.numa_node.map(|node| mapping.prefer_node(node));
+    if let Some(Err(error)) = asked {
+        let warning = "the slab may lie on another NUMA node than the device";
+        let warning = format!("{warning}: {error}; loads and offloads may be slower");
+        // Anonymous memory is asked for after a file that did not fit.
+        if !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
     }
 }
 

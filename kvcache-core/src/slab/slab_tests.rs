@@ -87,6 +87,18 @@ fn anonymous_slots_are_separate_aligned_and_bounded() {
     assert!(slab.warm_slots().is_empty() && !slab.is_shared());
 }
 
+/// There is no such node; a container that may not ask is told so in the same way.
+#[test]
+fn a_slab_far_from_its_device_warns() {
+    let directory = TestDirectory::new();
+    for near in [SlabConfig::anonymous(SLOT_BYTES, 4), config(&directory, 4)] {
+        assert_eq!(open(&near).warnings(), [""; 0]);
+        let far = open(&SlabConfig { numa_node: Some(100_000), ..near });
+        assert!(far.warnings().iter().any(|line| line.contains("another NUMA node")), "{:?}", far.warnings());
+        assert_eq!(far.usable_slots(), 4);
+    }
+}
+
 #[test]
 fn blocks_in_a_file_survive_reopening() {
     let directory = TestDirectory::new();
