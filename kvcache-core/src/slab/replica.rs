@@ -145,7 +145,7 @@ impl SlabReplica {
 
     /// Whether the owner may still be making slots usable.
     pub fn is_growing(&self) -> bool {
-        self.usable_slots() < self.slot_count()
+        !self.table.reserving_ended() && self.usable_slots() < self.slot_count()
     }
 
     /// This rank gives up, and with it goes what all ranks compute: no later engine finds anything of this slab.

@@ -71,6 +71,22 @@ fn a_replica_reads_what_the_owner_fills() {
     assert_eq!(replica.table().ready(SlotId(3)), None);
 }
 
+#[test]
+fn a_replica_waits_for_no_more_than_its_owner_will_reserve() {
+    let directory = TestDirectory::new();
+    let config = config(&directory, true, 1);
+    let slab = Slab::open(&config).unwrap();
+    let replica = SlabReplica::open(&config).unwrap();
+    while slab.is_reserving() {
+        sleep(Duration::from_millis(1));
+    }
+    // As if shared memory had ended in the middle.
+    slab.table().set_reserved_bytes((replica.data_offset + 7 * replica.stride_bytes) as u64);
+    assert_eq!((replica.usable_slots(), replica.is_growing()), (7, false));
+    slab.table().set_reserving_ended(false);
+    assert!(replica.is_growing());
+}
+
 /// A CUDA driver refuses to pin what is mapped for reading only.
 #[test]
 fn a_replica_can_be_pinned_where_a_device_copies() {

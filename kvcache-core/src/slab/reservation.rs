@@ -69,6 +69,9 @@ impl Reservation {
         let thread = std::thread::Builder::new().name("kvcache-reserve".to_owned()).spawn(move || {
             thread_placement::place(&[], NICE);
             shared.run(&storage, from, memory_bytes);
+            if let Storage::File(_, _, table) = &storage {
+                table.set_reserving_ended(true);
+            }
         })?;
         Ok(Reservation { progress, thread: Some(thread) })
     }
@@ -169,6 +172,8 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::super::mapping::HugePages;
+    use super::super::slot_table::Description;
+    use super::super::test_directory::TestDirectory;
     use super::*;
 
     fn populated(memory_bytes: MemoryBytes) -> (usize, usize) {
@@ -176,6 +181,29 @@ mod tests {
         let mut reservation = Reservation::start(Storage::Anonymous(mapping), 0, memory_bytes).unwrap();
         reservation.thread.take().map(|thread| thread.join().unwrap());
         (reservation.populated_bytes(), reservation.usable_bytes())
+    }
+
+    /// However that ends, replicas must not wait for more.
+    #[test]
+    fn the_table_says_when_nothing_more_is_reserved() {
+        let directory = TestDirectory::new();
+        let description =
+            Description { layout: [1; 16], namespace: [2; 16], slot_bytes: 4096, slot_count: 8 };
+        let from = description.data_offset().unwrap();
+        for (memory_bytes, bytes) in [((|| Some(0)) as MemoryBytes, from), (|| None, from + 8 * 4096)] {
+            let path = directory.path().join("slab");
+            let file =
+                File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+            file.set_len((from + 8 * 4096) as u64).unwrap();
+            let mapping = Arc::new(Mapping::shared(&file, from + 8 * 4096, HugePages::Off).unwrap());
+            let table = Arc::new(SlotTable::create(Arc::clone(&mapping), &description, 1));
+            table.set_reserved_bytes(from as u64);
+            assert!(!table.reserving_ended());
+            let storage = Storage::File(mapping, file, Arc::clone(&table));
+            let mut reservation = Reservation::start(storage, from, memory_bytes).unwrap();
+            reservation.thread.take().map(|thread| thread.join().unwrap());
+            assert_eq!((table.reserving_ended(), table.reserved_bytes()), (true, bytes as u64));
+        }
     }
 
     /// Of two pieces: usable are both, since a touch may still find memory.

@@ -362,6 +362,8 @@ impl Slab {
         };
         let table = Arc::new(table);
         let from = table.reserved_bytes() as usize;
+        // What the last owner left there. Replicas look at it only when the slab is open.
+        table.set_reserving_ended(false);
         let file = file.try_clone().map_err(failed("duplicate the descriptor of"))?;
         let storage = Storage::File(Arc::clone(&mapping), file, Arc::clone(&table));
         let reservation =

@@ -121,6 +121,8 @@ struct Header {
     opened_by: AtomicU64,
     /// Ranks that have mapped the slab besides its owner, since it was opened.
     attached: AtomicU64,
+    /// 1 when the owner reserves no more than `reserved_bytes`, whether that is all or not.
+    reserving_ended: AtomicU64,
 }
 
 // SAFETY: atomics only, 64-byte aligned.
@@ -173,6 +175,7 @@ impl SlotTable {
         header.reserved_bytes.store(0, Ordering::Relaxed);
         header.opened_by.store(0, Ordering::Relaxed);
         header.attached.store(0, Ordering::Relaxed);
+        header.reserving_ended.store(0, Ordering::Relaxed);
         header.checksum.store(hash_words(&words), Ordering::Release);
         table
     }
@@ -299,6 +302,16 @@ impl SlotTable {
 
     pub(super) fn set_reserved_bytes(&self, bytes: u64) {
         self.header().reserved_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// Whether the owner has reserved all that it will.
+    pub(super) fn reserving_ended(&self) -> bool {
+        // Acquire: with the answer comes how much that is.
+        self.header().reserving_ended.load(Ordering::Acquire) != 0
+    }
+
+    pub(super) fn set_reserving_ended(&self, ended: bool) {
+        self.header().reserving_ended.store(u64::from(ended), Ordering::Release);
     }
 
     /// The slab is in use by the engine that bears `mark`, or with 0 by nobody.
