@@ -57,7 +57,7 @@ fn after_sigkill_every_ready_slot_is_complete() {
         lost += SLOT_COUNT - warm.len();
     }
     println!("{ready} ready slots checked, {lost} absent, {newest} fills");
-    assert!(newest > 10 * ROUNDS, "the children hardly wrote: {newest} fills");
+    assert!(newest > 2 * ROUNDS, "the children hardly wrote: {newest} fills");
     assert!(lost > 0 && ready > 0);
 }
 
