@@ -1,9 +1,9 @@
 //! Slots that become usable as their memory is prepared for a device.
 //!
-//! Pinning takes about a second for some gigabytes, so it happens in pieces on a thread of its own while the engine starts: a
-//! slot is usable when its bytes are pinned. Pinning takes the memory that is not taken yet, without asking how much is left: it
-//! follows behind whoever does ask ([`SlotMemory::populated_slots`]). What an earlier process left is usable before, since forgetting it would cost more
-//! than the few slow loads from memory that is not pinned yet.
+//! Pinning takes about a second for some gigabytes, so it happens in pieces on a thread of its own while the engine
+//! starts: a slot is usable when its bytes are pinned. It would take the memory that nobody has taken yet, without asking
+//! how much is left, and so follows behind whoever does ask ([`SlotMemory::populated_slots`]). What an earlier process left
+//! is usable before, since forgetting it would cost more than the few slow loads from memory that is not pinned yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
