@@ -179,7 +179,9 @@ mod tests {
     fn populated(memory_bytes: MemoryBytes) -> (usize, usize) {
         let mapping = Arc::new(Mapping::anonymous(2 * PIECE_BYTES, HugePages::Off).unwrap());
         let mut reservation = Reservation::start(Storage::Anonymous(mapping), 0, memory_bytes).unwrap();
-        reservation.thread.take().map(|thread| thread.join().unwrap());
+        if let Some(thread) = reservation.thread.take() {
+            thread.join().unwrap();
+        }
         (reservation.populated_bytes(), reservation.usable_bytes())
     }
 
@@ -201,7 +203,9 @@ mod tests {
             assert!(!table.reserving_ended());
             let storage = Storage::File(mapping, file, Arc::clone(&table));
             let mut reservation = Reservation::start(storage, from, memory_bytes).unwrap();
-            reservation.thread.take().map(|thread| thread.join().unwrap());
+            if let Some(thread) = reservation.thread.take() {
+                thread.join().unwrap();
+            }
             assert_eq!((table.reserving_ended(), table.reserved_bytes()), (true, bytes as u64));
         }
     }
