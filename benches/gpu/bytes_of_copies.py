@@ -37,6 +37,9 @@ KINDS = (
     Kind("many small", 512, 16 << 10, 8),
 )
 
+IN_TURNS = Kind("odd sizes and places, in small batches", 4 << 10, 2 << 20, 1)
+"""Few enough for all batches to be in flight at once: an engine takes no more than some hundred single copies."""
+
 Piece = tuple[int, int, int]
 """Source, destination and bytes: offsets here, addresses for the engine."""
 
@@ -117,7 +120,7 @@ class Arenas:
 
     def both_ways(self) -> list[str]:
         """Loads and offloads in many small batches, in turns."""
-        transfers = [self._prepare(direction, KINDS[1], index) for index, direction in enumerate(DIRECTIONS)]
+        transfers = [self._prepare(direction, IN_TURNS, index) for index, direction in enumerate(DIRECTIONS)]
         tickets: list[list[int]] = [[], []]
         most = max(len(transfer.pieces) for transfer in transfers)
         # Kernels have tables for 28 batches in flight, and leave what is beyond to another path.

@@ -65,7 +65,8 @@ class Ordered:
         self._machine = machine
         self._skip_waits = options.sabotage == "wait"
         self._slot = 4096 if options.fake else 64 << 10
-        self._slots = 32 if options.fake else 1024
+        # An engine takes no more than some hundred single copies at a time.
+        self._slots = 32 if options.fake else 384
         count = self._slot * self._slots
         self._bytes = count
         self._rng = np.random.default_rng(7)

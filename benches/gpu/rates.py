@@ -20,6 +20,8 @@ from benches.gpu.report import Options, Report
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 8 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 256 * KIB, 2 * MIB, 8 * MIB)
 COUNTS = (16, 128, 1024, 4096)
+CALLS = 512
+"""Pieces in flight: the engine takes no batch behind as many single copies."""
 MEASURE_S = 100.0
 """The points of the whole table get no more; what is left out is said."""
 
@@ -90,8 +92,9 @@ class Rates:
         self.half_bytes = arena_bytes // 2
         # The first half of both is for loads, the second for offloads.
         self._device = machine.on_device(arena_bytes)
-        names = machine.copies("auto", []).describe()["paths"]
-        self.engines = {name: machine.copies(name, [self._device]) for name in ("auto", *names)}
+        auto = machine.copies("auto", [self._device])
+        names = auto.describe()["paths"]
+        self.engines = {"auto": auto, **{name: machine.copies(name, [self._device]) for name in names}}
         # An engine knows what it has pinned itself, and the driver pins memory once: each engine has its own.
         self._host = {name: on_host(arena_bytes) for name in self.engines}
         for name, engine in self.engines.items():
@@ -202,7 +205,7 @@ class Rates:
     def _run(self, path: str, mix: list[Point], hold_s: float) -> "Run":
         """Some batches of each point, behind a kernel of `hold_s`."""
         engine, machine = self.engines[path], self._machine
-        repeats = max(1, min(8, (64 * KIB if self._options.fake else 48 * MIB) // mix[0].bytes))
+        repeats = max(1, min(8, CALLS // mix[0].count, (64 * KIB if self._options.fake else 48 * MIB) // mix[0].bytes))
         batches = [(point.direction, self._pieces(path, point)) for _ in range(repeats) for point in mix]
         machine.synchronize()
         held = machine.mark()
