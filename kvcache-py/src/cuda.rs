@@ -46,7 +46,9 @@ pub(crate) fn open_fake(memory: &[(usize, usize)], path: &str, seed: u64) -> PyR
         device.add_device_memory(*base, *bytes);
     }
     let stream = device.cpu_engine_stream();
-    let engine = CudaCopyEngine::new(Arc::clone(&device) as _, config(path)?).map_err(value_error)?;
+    // There is nothing to measure.
+    let config = CudaCopyConfig { calibrate: false, ..config(path)? };
+    let engine = CudaCopyEngine::new(Arc::clone(&device) as _, config).map_err(value_error)?;
     Ok(Device { engine: Arc::new(engine), numa_node: None, fake: Some(Fake { device, stream }) })
 }
 

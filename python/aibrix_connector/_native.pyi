@@ -298,7 +298,7 @@ class CudaCopies:
         fake_memory: Sequence[tuple[int, int]] | None = None,
         seed: int = 0,
     ) -> Self:
-        """Opens a device and measures its paths: some milliseconds.
+        """Opens a device and measures its paths: some ten milliseconds. A fake one's are chosen by rules of thumb.
 
         Args:
             device: ``cuda:N``.

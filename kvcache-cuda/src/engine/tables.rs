@@ -10,11 +10,11 @@ use kvcache_core::copy_engine::Piece;
 use crate::driver::{Driver, DriverError, HostAllocation, Stream};
 use crate::kernels::{PieceEntry, table_bytes};
 
-/// Entries of one table: 192 KiB.
-pub(super) const TABLE_ENTRIES: usize = 8192;
+/// Entries of one table: 48 KiB. A launch has a table of its own, and most batches are one layer of some hundred blocks.
+pub(super) const TABLE_ENTRIES: usize = 2048;
 
-/// Tables in all: enough for over 200,000 pieces in flight.
-const TABLES: usize = 28;
+/// Tables in all: enough for the layers of a large model, or for over 200,000 pieces in flight.
+const TABLES: usize = 112;
 
 const TABLE_BYTES: usize = TABLE_ENTRIES * size_of::<PieceEntry>();
 
