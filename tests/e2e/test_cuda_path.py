@@ -79,7 +79,8 @@ def check(run: dict[str, Any], expected: list[list[int]]) -> None:
     assert run["violations"] == []
     assert 2 * 256 <= run["hits"] <= 2 * 299
     assert run["store"]["loaded_bytes"] > 0
-    assert run["store"]["failed_load_jobs"] == run["store"]["failed_offloads"] == 0
+    assert [problem for problem in run["problems"] if "copies have failed" in problem] == []
+    assert (run["store"]["failed_load_jobs"], run["store"]["failed_offloads"]) == (0, 0)
     assert run["planner"]["refused"] == run["planner"]["failed_stores"] == run["planner"]["failed_loads"] == 0
     assert [completion["tokens"] for completion in run["first"]] == expected
     assert [completion["tokens"] for completion in run["again"]] == expected
@@ -104,12 +105,12 @@ def test_replayed_graphs_find_their_loads_there(scenarios: Scenarios, reference:
 
 
 def test_l1_ends_where_pinning_is_refused(scenarios: Scenarios, reference: Reference) -> None:
-    """Memory is pinned in pieces of 256 MiB: of two, the second is refused."""
+    """Memory is pinned in pieces of 32 MiB: the tenth is refused."""
     drill = f"fake_cuda,pin_bytes_max={300 << 20}"
     options = EngineOptions(connector={"capacity": "512MiB", "drill": drill, "load_mode": "layerwise"})
     run = scenarios.run(_run_twice, options)
     check(run, reference(options, PROMPTS))
-    assert run["device"]["pinned_bytes"] == 256 << 20
+    assert run["device"]["pinned_bytes"] == 9 * 32 << 20
     (problem,) = run["problems"]
     assert "because no more host memory could be pinned: copy failed: drill" in problem
 
