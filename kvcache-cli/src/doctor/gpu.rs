@@ -82,14 +82,19 @@ fn judge_devices(
     // One driver for all of them.
     let version = devices.first().map_or(0, |device| device.driver_version);
     let cuda = format!("{}.{}", version / 1000, version % 1000 / 10);
-    let batch_copies = version >= BATCH_COPY_VERSION;
-    if !batch_copies {
+    let shared = devices.iter().all(|device| device.host_addresses_are_shared);
+    let batch_copies = version >= BATCH_COPY_VERSION && shared;
+    if version < BATCH_COPY_VERSION {
         remedies.push(
             "many small copies are slow: update the driver to release 570 or newer, which copies in batches",
         );
     }
     let release = kernel.release.map_or_else(String::new, |release| format!(" {release}"));
-    let batch_text = if batch_copies { "batch copies" } else { "no batch copies" };
+    let batch_text = match (batch_copies, shared) {
+        (true, _) => "batch copies",
+        (false, true) => "no batch copies",
+        (false, false) => "no batch copies, as a device does not take the host's addresses of pinned memory",
+    };
     found.push(format!("driver{release} of CUDA {cuda}: {batch_text}"));
     remedies.dedup();
     let finding = if remedies.is_empty() {
@@ -145,6 +150,7 @@ mod tests {
             multiprocessors: 132,
             memory_bytes: 141 << 30,
             driver_version,
+            host_addresses_are_shared: true,
         }
     }
 
@@ -189,6 +195,21 @@ mod tests {
         assert_eq!(values["devices"][0]["numa_node"], 1);
         assert_eq!(values["devices"][1]["numa_node"], Value::Null);
         assert_eq!(values["devices"][1]["copy_kernels"], "ptx");
+    }
+
+    #[test]
+    fn a_device_that_does_not_take_host_addresses_has_no_batches_and_no_remedy() {
+        let other = DeviceInfo { host_addresses_are_shared: false, ..device(0, (9, 0), 13_000) };
+        let finding = judge(&KERNEL, Ok(vec![other]), |_| None);
+        assert_eq!((finding.grade, &finding.remedy), (Grade::Fine, &None));
+        assert_eq!(finding.values["batch_copies"], json!(false));
+        assert!(
+            finding.found.ends_with(
+                ": no batch copies, as a device does not take the host's addresses of pinned memory"
+            ),
+            "{}",
+            finding.found
+        );
     }
 
     #[test]

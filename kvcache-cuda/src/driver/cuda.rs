@@ -217,7 +217,7 @@ impl Driver for CudaDriver {
     }
 
     fn has_batch_copy(&self) -> bool {
-        self.library.batch_copy.is_some()
+        self.library.batch_copy.is_some() && self.info.host_addresses_are_shared
     }
 
     unsafe fn copy_batch(
@@ -226,6 +226,11 @@ impl Driver for CudaDriver {
         order: SourceOrder,
         stream: Stream,
     ) -> Result<(), DriverError> {
+        // A plain copy finds out what an address is; a batch takes it for one of the device's. (sgl-project/sglang issue 40232.)
+        if !self.info.host_addresses_are_shared {
+            let why = "the device does not take the host's addresses of registered memory".to_owned();
+            return Err(context::refused("cuMemcpyBatchAsync", sys::CUresult::CUDA_ERROR_NOT_SUPPORTED, why));
+        }
         let _current = self.context.make_current()?;
         // SAFETY: as this method's contract says.
         unsafe { batch_copy::submit(self.library, descriptors, order, stream) }

@@ -67,6 +67,9 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// The driver's CUDA version as it tells it: 1000 × major + 10 × minor.
     pub driver_version: u32,
+    /// Whether the device takes the host's own addresses of memory of [`Driver::register_host`]. Where it does not, as under
+    /// WSL2, a batch copy of such memory would lose the context, so that there are none.
+    pub host_addresses_are_shared: bool,
 }
 
 /// How soon a stream's kernels are scheduled against those of others. Copy engines do not look at it.
@@ -193,7 +196,8 @@ pub trait Driver: Send + Sync {
     /// Both ranges stay valid, the source unchanged and the destination untouched by others, until the copy has ended.
     unsafe fn copy(&self, piece: Piece, stream: Stream) -> Result<(), DriverError>;
 
-    /// Whether [`copy_batch`](Self::copy_batch) is there: drivers of CUDA 12.8 and newer.
+    /// Whether [`copy_batch`](Self::copy_batch) is there: drivers of CUDA 12.8 and newer, on devices that take the host's
+    /// addresses ([`DeviceInfo::host_addresses_are_shared`]).
     fn has_batch_copy(&self) -> bool;
 
     /// Many copies at the cost of one call, in no order among themselves.

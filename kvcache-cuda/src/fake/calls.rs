@@ -183,7 +183,7 @@ impl Driver for FakeDevice {
     }
 
     fn has_batch_copy(&self) -> bool {
-        self.batch_copy
+        self.batch_copy && self.info.host_addresses_are_shared
     }
 
     unsafe fn copy_batch(
@@ -193,7 +193,7 @@ impl Driver for FakeDevice {
         stream: Stream,
     ) -> Result<(), DriverError> {
         self.call(Call::CopyBatch, descriptors.sizes.iter().sum(), |state| {
-            if !self.batch_copy {
+            if !self.has_batch_copy() {
                 return Err(Status::NOT_SUPPORTED.of(Call::CopyBatch));
             }
             // The driver has no batches on the legacy default stream.

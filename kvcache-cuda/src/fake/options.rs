@@ -27,6 +27,7 @@ impl Default for FakeOptions {
             multiprocessors: 132,
             memory_bytes: 1 << 30,
             driver_version: 13_000,
+            host_addresses_are_shared: true,
         };
         Self { seed: 0, strict: false, background: false, batch_copy: true, device }
     }
@@ -58,7 +59,8 @@ impl FakeOptions {
         self
     }
 
-    /// What [`Driver::device`](crate::driver::Driver::device) says. `memory_bytes` bounds what can be allocated.
+    /// What [`Driver::device`](crate::driver::Driver::device) says. `memory_bytes` bounds what can be allocated, and without
+    /// `host_addresses_are_shared` there are no batch copies.
     pub fn device(mut self, device: DeviceInfo) -> Self {
         self.device = device;
         self

@@ -2,7 +2,7 @@
  *
  * It is strict where the real one is (contexts must be current and of the object, handles must be living), runs copies
  * when they are submitted, and writes every call to the file that FAKE_CUDA_LOG names. FAKE_CUDA_VERSION is the driver's
- * version, FAKE_CUDA_INIT the status of cuInit. With -DCUDA_HEADERS it compiles against NVIDIA's own headers, which then
+ * version, FAKE_CUDA_INIT the status of cuInit, FAKE_CUDA_HOST_ADDRESSES whether the device takes the host's. With -DCUDA_HEADERS it compiles against NVIDIA's own headers, which then
  * check each signature; else against the few types below.
  */
 #include <stdarg.h>
@@ -194,6 +194,9 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
     case 16: *value = 132; return CUDA_SUCCESS; /* multiprocessors */
     case 75: *value = 9; return CUDA_SUCCESS;   /* compute capability, major */
     case 76: *value = 0; return CUDA_SUCCESS;   /* and minor */
+    case 91: /* whether the device takes host addresses of registered memory */
+        *value = (int)setting("FAKE_CUDA_HOST_ADDRESSES", 1);
+        return CUDA_SUCCESS;
     default: return (CUresult)INVALID_VALUE;
     }
 }

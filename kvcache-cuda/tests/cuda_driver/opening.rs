@@ -128,6 +128,7 @@ fn devices_are_described_without_touching_them() {
         assert_eq!(second.pci_address, "0000:2b:00.0");
         assert_eq!((second.compute_capability, second.multiprocessors), ((9, 0), 132));
         assert_eq!((second.memory_bytes, second.driver_version), (141 << 30, 12_090));
+        assert!(second.host_addresses_are_shared);
         assert!(calls().is_empty());
         assert_eq!(CudaDriver::open(1).unwrap().device(), second);
     });

@@ -114,6 +114,35 @@ fn older_drivers_have_no_batches() {
     });
 }
 
+/// As under WSL2, where a batch of registered memory faults when it runs.
+#[test]
+fn a_device_that_does_not_take_the_hosts_addresses_gets_no_batches() {
+    const TEST: &str = "work::a_device_that_does_not_take_the_hosts_addresses_gets_no_batches";
+    in_child(TEST, "", WHOLE, &[("FAKE_CUDA_HOST_ADDRESSES", "0")], || {
+        let driver = open();
+        use_device(0);
+        assert!(!driver.device().host_addresses_are_shared);
+        assert!(!driver.has_batch_copy());
+        let stream = driver.create_stream(Priority::Low).unwrap();
+        calls();
+        let (source, mut destination) = ([7u8; 16], [0u8; 16]);
+        let (src, dst) = (source.as_ptr() as usize, destination.as_mut_ptr() as usize);
+        let descriptors =
+            Descriptors { destinations: vec![dst as u64], sources: vec![src as u64], sizes: vec![16] };
+        // SAFETY: refused before anything is read.
+        let result = unsafe { driver.copy_batch(&Arc::new(descriptors), SourceOrder::Any, stream) };
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "cuMemcpyBatchAsync failed: CUDA_ERROR_NOT_SUPPORTED: the device does not take the host's addresses of registered \
+             memory (801)"
+        );
+        assert!(calls().is_empty());
+        // SAFETY: the arrays live until the end, and the library copies at once.
+        unsafe { driver.copy(Piece { src, dst, bytes: 16 }, stream) }.unwrap();
+        assert_eq!(destination, source);
+    });
+}
+
 fn pieces(table: u64) -> Arguments {
     Arguments::Pieces(PieceCopy::new(table, &[], 16).unwrap())
 }

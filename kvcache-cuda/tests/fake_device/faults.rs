@@ -122,6 +122,10 @@ fn an_old_driver_has_no_batches_and_the_default_stream_takes_none() {
         code(device.batch(&[(from, to)], SourceOrder::Any, stream))
     };
     assert_eq!(batch(&device, device.stream()), 801);
+    let info = DeviceInfo { host_addresses_are_shared: false, ..FakeDevice::new(0).device().clone() };
+    let device = FakeDevice::options().device(info).build();
+    assert!(!device.has_batch_copy());
+    assert_eq!(batch(&device, device.stream()), 801);
     assert_eq!(batch(&FakeDevice::new(0), Stream(0)), 1);
 }
 

@@ -74,6 +74,9 @@ pub(super) fn describe(library: &Library, ordinal: u32, device: CUdevice) -> Res
         multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_bytes: memory_bytes as u64,
         driver_version: library.version,
+        host_addresses_are_shared: attribute(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM,
+        )? != 0,
     })
 }
 
