@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use kvcache_core::copy_engine::Piece;
 
-use super::FakeDevice;
 use super::bytes::Promise;
 use super::launches::is_of_form;
 use super::memory::DEVICE_OFFSET;
@@ -12,6 +11,7 @@ use super::operation::{Recording, Touched, Work};
 use super::state::{Order, State};
 use super::status::{Call, Status};
 use super::streams::{Kind, Unusable};
+use super::{FakeDevice, mappings};
 use crate::driver::{
     Arguments, Descriptors, DeviceInfo, Driver, DriverError, Event, HostAllocation, LaunchShape, Priority,
     SourceOrder, Stream,
@@ -157,7 +157,7 @@ impl Driver for FakeDevice {
 
     unsafe fn register_host(&self, base: usize, bytes: usize) -> Result<u64, DriverError> {
         self.call(Call::RegisterHost, bytes, |state| {
-            if base == 0 || bytes == 0 {
+            if base == 0 || bytes == 0 || !mappings::is_writable(base, bytes) {
                 return Err(Status::INVALID_VALUE.of(Call::RegisterHost));
             }
             match state.memory.register(base, bytes) {

@@ -22,7 +22,7 @@
 //!
 //! Every address is one of the host's. [`add_device_memory`](FakeDevice::add_device_memory) declares the engine's tensors as
 //! memory of the device; [`Driver::allocate_device`] adds its own. Host memory is pinned by [`Driver::allocate_host`] and
-//! [`Driver::register_host`]; its address for kernels is another number, which nothing but a kernel takes. Whatever else the
+//! [`Driver::register_host`], which as on a GPU takes only what the process may write to; its address for kernels is another number, which nothing but a kernel takes. Whatever else the
 //! process has is pageable: a copy of it runs at once, with all that is before it in its stream, and is
 //! [counted](FakeDevice::pageable_copies).
 //!
@@ -43,6 +43,7 @@ mod calls;
 mod clock;
 mod faults;
 mod launches;
+mod mappings;
 mod memory;
 mod operation;
 mod options;

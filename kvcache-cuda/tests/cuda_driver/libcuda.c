@@ -2,8 +2,8 @@
  *
  * It is strict where the real one is (contexts must be current and of the object, handles must be living), runs copies
  * when they are submitted, and writes every call to the file that FAKE_CUDA_LOG names. FAKE_CUDA_VERSION is the driver's
- * version, FAKE_CUDA_INIT the status of cuInit, FAKE_CUDA_HOST_ADDRESSES whether the device takes the host's. With -DCUDA_HEADERS it compiles against NVIDIA's own headers, which then
- * check each signature; else against the few types below.
+ * version, FAKE_CUDA_INIT the status of cuInit, FAKE_CUDA_HOST_ADDRESSES whether the device takes the host's. With
+ * -DCUDA_HEADERS it compiles against NVIDIA's own headers, which then check each signature; else against the few types below.
  */
 #include <stdarg.h>
 #include <stddef.h>

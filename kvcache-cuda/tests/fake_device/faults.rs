@@ -216,3 +216,53 @@ fn refusals_on_account_of_a_recording_end_nothing() {
         assert_eq!(device.settle(), [""; 0]);
     }
 }
+
+/// As the kernel refuses to pin pages that a device might write to, and the program may not.
+#[test]
+fn memory_that_is_not_mapped_writable_cannot_be_pinned() {
+    const PAGE: usize = 4096;
+    let device = FakeDevice::new(1);
+    let pages = Pages::new(3 * PAGE);
+    // SAFETY: the pages outlive the device's use of them.
+    let register = |offset, bytes| unsafe { device.register_host(pages.0 + offset, bytes) };
+    register(0, 3 * PAGE).unwrap();
+    device.unregister_host(pages.0);
+    for protection in [libc::PROT_READ, libc::PROT_NONE, libc::PROT_READ | libc::PROT_EXEC] {
+        pages.protect(PAGE, PAGE, protection);
+        assert_eq!(code(register(PAGE, PAGE)), 1);
+        assert_eq!(code(register(0, 3 * PAGE)), 1, "a part of it");
+        assert_eq!(code(register(PAGE - 1, 2)), 1, "one byte of it");
+    }
+    register(0, PAGE).unwrap();
+    device.unregister_host(pages.0);
+    // SAFETY: nothing is read or written; the kernel maps nothing there.
+    assert_eq!(code(unsafe { device.register_host(PAGE, PAGE) }), 1);
+    assert_eq!(device.settle(), [""; 0]);
+}
+
+/// Anonymous memory of its own mapping.
+struct Pages(usize, usize);
+
+impl Pages {
+    fn new(bytes: usize) -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, wherever the kernel puts it.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Self(at as usize, bytes)
+    }
+
+    fn protect(&self, offset: usize, bytes: usize, protection: i32) {
+        // SAFETY: a part of the mapping, to which nothing refers.
+        assert_eq!(unsafe { libc::mprotect((self.0 + offset) as *mut _, bytes, protection) }, 0);
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, to which nothing refers any more.
+        assert_eq!(unsafe { libc::munmap(self.0 as *mut _, self.1) }, 0);
+    }
+}
