@@ -11,8 +11,8 @@ use kvcache_core::plan::StepPlan;
 use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
 use kvcache_core::store::{
-    EngineLayout, LayerBinding, Moment, PageLayout, PinnedSlots, RankSlots, SlotMemory, Store as Core,
-    StoreConfig,
+    EngineLayout, LayerBinding, Moment, PageLayout, PinFailure, PinnedSlots, RankSlots, SlotMemory,
+    Store as Core, StoreConfig,
 };
 use kvcache_cuda::engine::CudaCopyEngine;
 use parking_lot::Mutex;
@@ -209,9 +209,14 @@ impl Store {
         };
         let mut problems = cuda.remarks();
         if let Some(failure) = pinned.pinning().failure {
+            let remedy = match failure {
+                PinFailure::Refused(_) => {
+                    "; raise the limit on locked memory (ulimit -l, docker run --ulimit memlock=-1) or lower capacity"
+                }
+                _ => "",
+            };
             problems.push(format!(
-                "L1 has {} of its {} slots, because no more host memory could be pinned: {failure}; raise the limit on locked memory \
-                 (ulimit -l, docker run --ulimit memlock=-1) or lower capacity",
+                "L1 has {} of its {} slots, because no more host memory could be pinned: {failure}{remedy}",
                 pinned.usable_slots(),
                 pinned.slot_count()
             ));

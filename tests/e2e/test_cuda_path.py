@@ -105,12 +105,12 @@ def test_replayed_graphs_find_their_loads_there(scenarios: Scenarios, reference:
 
 
 def test_l1_ends_where_pinning_is_refused(scenarios: Scenarios, reference: Reference) -> None:
-    """Memory is pinned in pieces of 32 MiB: the tenth is refused."""
+    """Memory is pinned in pieces of 32 MiB at most, as it is populated."""
     drill = f"fake_cuda,pin_bytes_max={300 << 20}"
     options = EngineOptions(connector={"capacity": "512MiB", "drill": drill, "load_mode": "layerwise"})
     run = scenarios.run(_run_twice, options)
     check(run, reference(options, PROMPTS))
-    assert run["device"]["pinned_bytes"] == 9 * 32 << 20
+    assert 268 << 20 < run["device"]["pinned_bytes"] <= 300 << 20
     (problem,) = run["problems"]
     assert "because no more host memory could be pinned: copy failed: drill" in problem
 

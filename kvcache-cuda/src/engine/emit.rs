@@ -45,10 +45,13 @@ impl Emitter {
         if driver.has_batch_copy() {
             paths.insert(0, CopyPath::DmaBatch);
         } else {
-            let version = driver.device().driver_version;
-            let (major, minor) = (version / 1000, version % 1000 / 10);
-            remarks
-                .push(format!("no batch copies: the driver is of CUDA {major}.{minor}, they came with 12.8"));
+            let device = driver.device();
+            let (major, minor) = (device.driver_version / 1000, device.driver_version % 1000 / 10);
+            remarks.push(if device.host_addresses_are_shared {
+                format!("no batch copies: the driver is of CUDA {major}.{minor}, they came with 12.8")
+            } else {
+                "no batch copies: the device does not take the host's addresses of pinned memory".to_owned()
+            });
         }
         let kernels = driver.load_kernels().and_then(|()| Tables::new(Arc::clone(&driver)));
         let tables = match kernels {
