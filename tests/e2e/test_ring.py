@@ -97,7 +97,8 @@ def test_an_engine_loads_what_another_has_computed(
 def test_hybrid_models_share_their_groups(
     scenarios: Scenarios, reference: Reference, servers: list[CacheServer]
 ) -> None:
-    connector = _options(_url(servers)).connector
+    # Longer than usual, as above.
+    connector = _options(_url(servers), remote_presence_wait_ms=5000).connector
     options = EngineOptions(model="hybrid", connector=connector)
     expected = reference(options, PROMPTS)
     assert scenarios.run(_answer, options, PROMPTS)["tokens"] == expected
