@@ -119,6 +119,7 @@ fn planted_bugs_are_found() {
         ShareAfterReset,
         LoseRemoteEnds,
         WriteLate,
+        LoseShares,
     ] {
         is_found(bug);
     }

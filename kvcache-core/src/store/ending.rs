@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::fences::StreamFence;
 use super::remote_jobs::RemoteJobs;
 use super::running::Running;
+use super::submission::{submit_computed, submit_through};
 use super::{EngineLayout, FAILURES_MAX, Moment, ROOM_BYTES, Store};
 use crate::copy_engine::CopyEngine;
 use crate::plan::JobKind;
@@ -36,14 +37,14 @@ impl Store {
         self.advance_async();
         let copies = Arc::clone(&self.copies);
         let mut fence = StreamFence::new(&*copies, stream);
-        for mut offload in std::mem::take(&mut self.fresh_offloads) {
-            if self.poisoned_by.is_some() {
-                // What this step computed may stand on blocks that were not loaded.
-                offload.failed = true;
-            }
-            offload.submit_computed(last, &self.layout, &*self.copies, &mut fence);
-            self.offloads.push(offload);
+        if self.poisoned_by.is_some() {
+            // What this step computed may stand on blocks that were not loaded.
+            self.fresh_offloads.iter_mut().for_each(|offload| offload.failed = true);
         }
+        let submitted =
+            submit_computed(&mut self.fresh_offloads, last, &self.layout, &*self.copies, &mut fence);
+        self.stats.count(submitted);
+        self.offloads.append(&mut self.fresh_offloads);
         self.help();
         self.collect();
     }
@@ -86,9 +87,7 @@ impl Store {
             self.end(load);
         }
         let last = self.layout.last_layer();
-        for offload in &mut self.offloads {
-            offload.submit_through(last, &self.layout, &*self.copies);
-        }
+        self.stats.count(submit_through(&mut self.offloads, last, &self.layout, &*self.copies));
         if let Some(remote) = &mut self.remote {
             self.ended.extend(remote.collect(&*self.memory));
         }
@@ -203,9 +202,11 @@ impl Store {
         self.end_step(stream);
         let last = self.layout.last_layer();
         while self.has_copies_to_end() {
+            for jobs in [&mut self.offloads, &mut self.async_loads] {
+                self.stats.count(submit_through(jobs, last, &self.layout, &*self.copies));
+            }
             let loads = self.async_loads.iter_mut().chain(&mut self.ordered_loads);
             for running in self.offloads.iter_mut().chain(loads) {
-                running.submit_through(last, &self.layout, &*self.copies);
                 running.wait_through(last, &*self.copies, self.config.patience);
             }
             self.collect();
@@ -233,5 +234,6 @@ impl Store {
 }
 
 fn extract_ended(list: &mut Vec<Running>, layout: &EngineLayout, copies: &dyn CopyEngine) -> Vec<Running> {
-    list.extract_if(.., |running| running.poll(layout, copies)).collect()
+    let mut pending = None;
+    list.extract_if(.., |running| running.poll(layout, copies, &mut pending)).collect()
 }

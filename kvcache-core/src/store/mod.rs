@@ -16,6 +16,7 @@
 mod begin;
 mod ending;
 mod fences;
+mod flight;
 mod layout;
 mod pinned_slots;
 mod probe;
@@ -25,6 +26,7 @@ mod replica_slots;
 mod running;
 mod slab_slots;
 mod slot_memory;
+mod submission;
 mod timeline;
 mod unproven;
 
@@ -50,6 +52,7 @@ use crate::report::JobEnd;
 use fences::StreamFence;
 use remote_jobs::RemoteJobs;
 use running::Running;
+use submission::{Submitted, submit_computed, submit_layerwise, submit_through};
 use timeline::Timeline;
 
 /// Bounds of a [`Store`].
@@ -109,8 +112,19 @@ pub struct StoreStats {
     pub failed_offloads: u64,
     /// Time that the engine's thread spent waiting for layers.
     pub wait_ns: u64,
+    /// Batches that the copy engine has taken.
+    pub batches: u64,
+    /// Those of them that copy for several jobs.
+    pub shared_batches: u64,
     /// Jobs running now.
     pub jobs_in_flight: u64,
+}
+
+impl StoreStats {
+    fn count(&mut self, submitted: Submitted) {
+        self.batches += submitted.batches;
+        self.shared_batches += submitted.shared;
+    }
 }
 
 /// The worker side of the cache. See the [module documentation](self).
@@ -203,9 +217,8 @@ impl Store {
         if self.config.skip_copies {
             return;
         }
-        for load in &mut self.loads {
-            load.submit_through(self.config.layers_ahead, &self.layout, &*self.copies);
-        }
+        let ahead = self.config.layers_ahead;
+        self.stats.count(submit_layerwise(&mut self.loads, ahead, &self.layout, &*self.copies));
         self.advance_async();
     }
 
@@ -214,9 +227,7 @@ impl Store {
             return;
         }
         let last = self.layout.last_layer();
-        for load in &mut self.async_loads {
-            load.submit_through(last, &self.layout, &*self.copies);
-        }
+        self.stats.count(submit_through(&mut self.async_loads, last, &self.layout, &*self.copies));
     }
 
     /// Whether this step loads anything layer by layer: otherwise `wait_layer` needs no calls.
@@ -247,27 +258,24 @@ impl Store {
         }
         let began = Instant::now();
         let mut loads = std::mem::take(&mut self.loads);
-        for index in 0..loads.len() {
-            loop {
-                let load = &mut loads[index];
-                load.submit_through(layer, &self.layout, &*self.copies);
-                if load.failed || load.has_submitted(layer) {
-                    break;
-                }
-                // The copy engine is full: what it holds has to end, and its ends have to be seen, first.
-                if !load.wait_oldest(&*self.copies, self.config.patience) {
-                    load.failed = began.elapsed() > self.config.patience;
-                    self.make_room(&mut loads);
-                }
+        loop {
+            self.stats.count(submit_layerwise(&mut loads, layer, &self.layout, &*self.copies));
+            let is_late = |load: &&mut Running| load.has_to_submit(layer, &self.layout);
+            let Some(load) = loads.iter_mut().find(is_late) else { break };
+            // The copy engine is full: what it holds has to end, and its ends have to be seen, first.
+            if !load.wait_oldest(&*self.copies, self.config.patience) {
+                load.failed = began.elapsed() > self.config.patience;
+                self.make_room(&mut loads);
             }
-            let load = &mut loads[index];
+        }
+        for load in &mut loads {
             match stream {
                 Some(stream) => load.order_through(layer, stream, &*self.copies, self.config.patience),
                 None => load.wait_through(layer, &*self.copies, self.config.patience),
             }
-            let ahead = layer.saturating_add(self.config.layers_ahead);
-            load.submit_through(ahead, &self.layout, &*self.copies);
         }
+        let ahead = layer.saturating_add(self.config.layers_ahead);
+        self.stats.count(submit_layerwise(&mut loads, ahead, &self.layout, &*self.copies));
         self.loads = loads;
         self.void_replica();
         self.stats.wait_ns += began.elapsed().as_nanos() as u64;
@@ -279,8 +287,9 @@ impl Store {
     /// Sees the ends of what other jobs have in the copy engine, and copies a part of the rest.
     fn make_room(&mut self, loads: &mut [Running]) {
         let offloads = self.offloads.iter_mut().chain(&mut self.fresh_offloads);
+        let mut pending = None;
         for running in offloads.chain(&mut self.async_loads).chain(&mut self.ordered_loads).chain(loads) {
-            running.poll(&self.layout, &*self.copies);
+            running.poll(&self.layout, &*self.copies, &mut pending);
         }
         if self.copies.help(ROOM_BYTES) == 0 {
             std::thread::yield_now();
@@ -299,9 +308,9 @@ impl Store {
             return;
         };
         let mut fence = StreamFence::new(&*self.copies, stream);
-        for offload in &mut self.fresh_offloads {
-            offload.submit_computed(layer, &self.layout, &*self.copies, &mut fence);
-        }
+        let submitted =
+            submit_computed(&mut self.fresh_offloads, layer, &self.layout, &*self.copies, &mut fence);
+        self.stats.count(submitted);
     }
 
     /// What happened to layers so far, if the drill asked for it.

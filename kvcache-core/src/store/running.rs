@@ -1,13 +1,13 @@
-//! A job on its way through the copy engine: a batch for each layer or for several, bounded in flight.
+//! A job on its way through the copy engine: what of it was submitted, and what has ended.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::fences::StreamFence;
+use super::flight::Flight;
 use super::layout::EngineLayout;
-use crate::copy_engine::{
-    CopyBatch, CopyEngine, CopyFailure, CopyState, Direction, Fence, Piece, Rejected, Ticket,
-};
+use crate::copy_engine::{CopyEngine, CopyFailure, CopyState, Direction, Fence, Piece, Ticket};
 use crate::plan::{Job, JobKind};
 
 /// A job's copies. Layers are submitted in order, several at once where the copy engine is better off with large batches.
@@ -17,8 +17,8 @@ pub(super) struct Running {
     addresses: Vec<usize>,
     /// The next layer to submit.
     next_layer: usize,
-    /// Batches in the copy engine, by layer.
-    in_flight: VecDeque<Flight>,
+    /// Batches in the copy engine, each with the first of its layers. Other jobs may have a part in them.
+    in_flight: VecDeque<(usize, Flight)>,
     pub(super) failed: bool,
     /// Why, if the copy engine has said so.
     pub(super) failure: Option<CopyFailure>,
@@ -29,15 +29,6 @@ pub(super) struct Running {
     /// Whether to remember which batch copied which layer.
     pub(super) traced: bool,
     pub(super) trace: Vec<(usize, Ticket)>,
-}
-
-/// A batch in the copy engine.
-struct Flight {
-    /// The first of its layers.
-    layer: usize,
-    ticket: Ticket,
-    /// The engine's stream that waits for it.
-    ordered_before: Option<u64>,
 }
 
 impl Running {
@@ -80,91 +71,82 @@ impl Running {
         }
     }
 
-    fn fail(&mut self, failure: CopyFailure) {
+    /// Ends as failed when nothing of it is in flight any more.
+    pub(super) fn fail(&mut self, failure: CopyFailure) {
         self.failed = true;
         self.failure.get_or_insert(failure);
     }
 
-    /// Submits the layers of an offload up to `last`, which have just been computed, as far as the copy engine has room.
-    /// Keeps a batch back that is too small, if more layers follow.
-    pub(super) fn submit_computed(
-        &mut self,
-        last: usize,
+    /// What its next batch has to come after.
+    pub(super) fn fence(&self) -> Option<&Fence> {
+        self.fence.as_ref()
+    }
+
+    /// Whether a forward pass waits for it.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.job.kind == JobKind::LoadLayerwise
+    }
+
+    /// Whether copies of both may be in one batch.
+    pub(super) fn may_share_with(&self, other: &Self) -> bool {
+        self.job.kind == other.job.kind && self.fence == other.fence
+    }
+
+    /// The next layer to submit.
+    pub(super) fn next_layer(&self) -> usize {
+        self.next_layer
+    }
+
+    /// Whether layers up to `last` are to be submitted.
+    pub(super) fn has_to_submit(&self, last: usize, layout: &EngineLayout) -> bool {
+        !self.failed && self.next_layer <= last.min(layout.last_layer())
+    }
+
+    /// Bytes of the layers up to `last` that are to be submitted.
+    pub(super) fn bytes_through(&self, last: usize, layout: &EngineLayout) -> usize {
+        (self.next_layer..=last).map(|layer| self.layer_bytes(layer, layout)).sum()
+    }
+
+    /// Appends the copies of some layers of all transfers; their bytes. `None`, and nothing is appended, if a block id is out
+    /// of range.
+    pub(super) fn add_pieces(
+        &self,
+        layers: Range<usize>,
         layout: &EngineLayout,
-        copies: &dyn CopyEngine,
-        fence: &mut StreamFence<'_>,
-    ) {
-        let worth_it = last >= layout.last_layer()
-            || copies.batch_bytes() == 0
-            || (self.next_layer..=last).map(|layer| self.layer_bytes(layer, layout)).sum::<usize>()
-                >= copies.batch_bytes();
-        if !self.failed && self.next_layer <= last && self.next_layer <= layout.last_layer() && worth_it {
-            self.fence_with(fence);
-            self.submit_through(last, layout, copies);
-        }
-    }
-
-    /// Submits layers up to and including `last`, as far as the copy engine has room.
-    pub(super) fn submit_through(&mut self, last: usize, layout: &EngineLayout, copies: &dyn CopyEngine) {
-        while !self.failed && self.next_layer <= last && self.next_layer <= layout.last_layer() {
-            let layer = self.next_layer;
-            let Some((pieces, next_layer)) = self.next_pieces(last, layout, copies.batch_bytes()) else {
-                self.failed = true;
-                return;
-            };
-            if pieces.is_empty() {
-                self.next_layer = next_layer;
-                continue;
-            }
-            let direction = self.direction();
-            // What is offloaded is not read soon; what is loaded is read by the very next attention.
-            let streaming = direction == Direction::Offload;
-            let urgent = self.job.kind == JobKind::LoadLayerwise;
-            let batch = CopyBatch { pieces, direction, fence: self.fence.clone(), streaming, urgent };
-            let bytes = batch.bytes() as u64;
-            // SAFETY: the pieces lie inside registered engine tensors (block ids were checked against their sizes) and
-            // inside slots that the Directory gave to this job alone (offload) or pinned for it (load). Both stay until
-            // the job is reported, which happens after the end of every batch was seen; the engine's blocks are held by
-            // the scheduler side (offload) or belong to the loading request, which computes nothing on them before.
-            match unsafe { copies.submit(batch) } {
-                Ok(ticket) => {
-                    self.in_flight.push_back(Flight { layer, ticket, ordered_before: None });
-                    if self.traced {
-                        self.trace.push((layer, ticket));
-                    }
-                    self.bytes += bytes;
-                    self.next_layer = next_layer;
-                }
-                Err(Rejected::Full(_)) => return,
-                Err(rejected) => self.fail(CopyFailure::Other(rejected.reason().to_owned())),
-            }
-        }
-    }
-
-    /// The copies of the next layer, and of those after it until they are `enough` bytes, with the layer that follows. What an
-    /// offload may take ends at `last`: later layers are not computed. `None` if a block id is out of range.
-    fn next_pieces(&self, last: usize, layout: &EngineLayout, enough: usize) -> Option<(Vec<Piece>, usize)> {
-        let limit = match self.direction() {
-            Direction::Offload => last.min(layout.last_layer()),
-            Direction::Load => layout.last_layer(),
-        };
-        let mut end = self.next_layer;
-        let mut bytes = self.layer_bytes(end, layout);
-        while bytes < enough && end < limit {
-            end += 1;
-            bytes += self.layer_bytes(end, layout);
-        }
-        let (mut pieces, direction) = (Vec::new(), self.direction());
+        pieces: &mut Vec<Piece>,
+    ) -> Option<u64> {
+        let (count, last) = (pieces.len(), pieces.last().copied());
         for (transfer, address) in self.job.transfers.iter().zip(&self.addresses) {
-            for layer in self.next_layer..=end {
-                layout.pieces(layer, transfer, *address, direction, &mut pieces).ok()?;
+            for layer in layers.clone() {
+                if layout.pieces(layer, transfer, *address, self.direction(), pieces).is_err() {
+                    // The last piece of another job may have been continued.
+                    pieces.truncate(count);
+                    if let Some((piece, last)) = pieces.last_mut().zip(last) {
+                        *piece = last;
+                    }
+                    return None;
+                }
             }
         }
-        Some((pieces, end + 1))
+        let before = last.map_or(0, |piece| piece.bytes);
+        let bytes: usize = pieces[count.saturating_sub(1)..].iter().map(|piece| piece.bytes).sum();
+        Some((bytes - before) as u64)
+    }
+
+    /// Layers were submitted, in a batch unless they have no bytes.
+    pub(super) fn has_taken(&mut self, layers: Range<usize>, bytes: u64, flight: Option<&Flight>) {
+        if let Some(flight) = flight {
+            self.in_flight.push_back((layers.start, flight.clone()));
+            if self.traced {
+                self.trace.push((layers.start, flight.ticket()));
+            }
+        }
+        self.bytes += bytes;
+        self.next_layer = layers.end;
     }
 
     /// Bytes of one layer of all transfers, those of skipped blocks included.
-    fn layer_bytes(&self, layer: usize, layout: &EngineLayout) -> usize {
+    pub(super) fn layer_bytes(&self, layer: usize, layout: &EngineLayout) -> usize {
         let group = layout.layers().get(layer).map(|binding| binding.group);
         let transfers = self.job.transfers.iter().filter(|transfer| Some(transfer.group) == group).count();
         if transfers == 0 { 0 } else { transfers * layout.slot_blocks() * layout.page_bytes(layer) }
@@ -178,12 +160,9 @@ impl Running {
         copies: &dyn CopyEngine,
         patience: Duration,
     ) {
-        let flights = self.in_flight.iter_mut().take_while(|flight| flight.layer <= last);
-        for flight in flights.filter(|flight| flight.ordered_before != Some(stream)) {
-            if copies.order_after(flight.ticket, stream).is_err() {
-                return self.wait_through(last, copies, patience);
-            }
-            flight.ordered_before = Some(stream);
+        let mut flights = self.in_flight.iter().take_while(|(layer, _)| *layer <= last);
+        if flights.any(|(_, flight)| flight.order_before(stream, copies).is_err()) {
+            self.wait_through(last, copies, patience);
         }
     }
 
@@ -194,8 +173,8 @@ impl Running {
 
     /// Waits for the oldest batch, for `timeout` at most.
     pub(super) fn rest(&mut self, copies: &dyn CopyEngine, timeout: Duration) {
-        let Some(Flight { ticket, .. }) = self.in_flight.front() else { return };
-        match copies.wait(*ticket, timeout) {
+        let Some((_, flight)) = self.in_flight.front() else { return };
+        match flight.wait(copies, timeout) {
             CopyState::Pending => return,
             CopyState::Done => {}
             CopyState::Failed(failure) => self.fail(failure),
@@ -205,15 +184,12 @@ impl Running {
 
     /// Waits until no batch of layers up to `last` is in flight. Copies with the caller's help.
     pub(super) fn wait_through(&mut self, last: usize, copies: &dyn CopyEngine, patience: Duration) {
-        while let Some(Flight { layer, ticket, .. }) = self.in_flight.front() {
-            if *layer > last {
-                return;
-            }
+        while let Some((_, flight)) = self.in_flight.front().filter(|(layer, _)| *layer <= last) {
             // The memory of a batch is in use until its end was seen, so there is no leaving early: a wait beyond the
             // patience makes the job fail, but not the wait end.
             let began = Instant::now();
             loop {
-                match copies.wait(*ticket, patience) {
+                match flight.wait(copies, patience) {
                     CopyState::Pending => self.failed |= began.elapsed() > patience,
                     CopyState::Done => break,
                     CopyState::Failed(failure) => {
@@ -229,30 +205,34 @@ impl Running {
 
     /// Waits for the oldest batch in flight; whether there was one.
     pub(super) fn wait_oldest(&mut self, copies: &dyn CopyEngine, patience: Duration) -> bool {
-        let oldest = self.in_flight.front().map(|flight| flight.layer);
+        let oldest = self.in_flight.front().map(|(layer, _)| *layer);
         if let Some(layer) = oldest {
             self.wait_through(layer, copies, patience);
         }
         oldest.is_some()
     }
 
-    /// Looks at what is in flight without waiting; whether the job has ended.
-    pub(super) fn poll(&mut self, layout: &EngineLayout, copies: &dyn CopyEngine) -> bool {
+    /// Looks at what is in flight without waiting; whether the job has ended. A batch that another job has just found to be
+    /// `pending` is not asked about again.
+    pub(super) fn poll(
+        &mut self,
+        layout: &EngineLayout,
+        copies: &dyn CopyEngine,
+        pending: &mut Option<Ticket>,
+    ) -> bool {
         // A job's batches end in order, or nearly so: behind one that has not ended, nothing is worth a call.
-        while let Some(flight) = self.in_flight.front() {
-            match copies.poll(flight.ticket) {
-                CopyState::Pending => break,
+        while let Some((_, flight)) = self.in_flight.front().filter(|(_, f)| *pending != Some(f.ticket())) {
+            match flight.poll(copies) {
+                CopyState::Pending => {
+                    *pending = Some(flight.ticket());
+                    break;
+                }
                 CopyState::Done => {}
                 CopyState::Failed(failure) => self.fail(failure),
             }
             self.in_flight.pop_front();
         }
         self.in_flight.is_empty() && (self.failed || self.next_layer >= layout.layers().len())
-    }
-
-    /// Whether all of a layer's bytes have been submitted.
-    pub(super) fn has_submitted(&self, layer: usize) -> bool {
-        self.next_layer > layer
     }
 
     pub(super) fn elapsed(&self) -> Duration {

@@ -1,3 +1,4 @@
+mod moments;
 mod probe;
 mod remote;
 mod streams;

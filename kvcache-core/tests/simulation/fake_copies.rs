@@ -32,6 +32,8 @@ pub(crate) struct CopyBehaviour {
     pub(crate) batch_bytes: usize,
     /// Offloads go to registered memory only.
     pub(crate) pinned_offloads: bool,
+    /// Planted: of a batch with several pieces only the first half is copied.
+    pub(crate) halves: bool,
 }
 
 impl Default for CopyBehaviour {
@@ -46,6 +48,7 @@ impl Default for CopyBehaviour {
             refuses_order: false,
             batch_bytes: 0,
             pinned_offloads: false,
+            halves: false,
         }
     }
 }
@@ -321,7 +324,11 @@ impl CopyEngine for LazyCopies {
             state.submitted.push(batch.clone());
         }
         let all = batch.pieces;
-        state.running.push(Batch { ticket, left: all.clone(), all, fails, forgotten: false });
+        let mut left = all.clone();
+        if state.behaviour.halves {
+            left.truncate(all.len().div_ceil(2));
+        }
+        state.running.push(Batch { ticket, left, all, fails, forgotten: false });
         Ok(ticket)
     }
 

@@ -83,6 +83,7 @@ impl World {
             self.counts.copy_failures += copies.failed;
             self.counts.copies_full += copies.full;
             self.counts.overtaken += copies.overtaken;
+            self.counts.shared_batches += stats.shared_batches;
         }
         Ok(())
     }

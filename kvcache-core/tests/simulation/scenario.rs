@@ -127,6 +127,7 @@ impl Scenario {
                 refuses_order: r.chance(100),
                 batch_bytes: if r.chance(700) { 0 } else { r.below(200) },
                 pinned_offloads: false,
+                halves: false,
             },
             pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),
             abort: often(r, 60),
@@ -203,6 +204,11 @@ impl Scenario {
                 fetch_wait_ms: 40,
                 ..usual
             },
+            Some(Bug::LoseShares) => Self {
+                running_max: 4,
+                copies: CopyBehaviour { batch_bytes: 200, halves: true, ..usual.copies },
+                ..usual
+            },
             Some(Bug::LoseRemoteEnds) => Self { remote: Some(Ingestion::All), fetch_wait_ms: 40, ..usual },
             _ => usual,
         }
@@ -261,6 +267,8 @@ pub(crate) enum Bug {
     LoseRemoteEnds,
     /// What comes too late from L2 is written into memory that is somebody else's by then.
     WriteLate,
+    /// Of jobs that share a batch only the first ones are copied.
+    LoseShares,
 }
 
 macro_rules! counts {
@@ -315,6 +323,7 @@ counts!(
     failed_async_loads,
     copy_failures,
     copies_full,
+    shared_batches,
     overtaken,
     delayed_reports,
     repeated_reports,

@@ -1,6 +1,6 @@
 //! A copy engine that forgets something.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kvcache_core::copy_engine::{
@@ -18,17 +18,27 @@ pub(crate) enum Bug {
     NoOrder,
     /// Ends are told before they have come.
     EarlyEnds,
+    /// Of the jobs that share a batch the last is not copied.
+    LostShares,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::UnfencedOffloads, Self::UnfencedLoads, Self::NoOrder, Self::EarlyEnds];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::UnfencedOffloads, Self::UnfencedLoads, Self::NoOrder, Self::EarlyEnds, Self::LostShares];
 }
 
 /// See the module's head.
 pub(crate) struct Buggy {
     pub(crate) inner: Arc<dyn CopyEngine>,
     pub(crate) bug: Bug,
+    /// Where each slot begins, once that is known.
+    pub(crate) slots: OnceLock<Vec<usize>>,
+}
+
+impl Buggy {
+    fn slot_of(&self, address: usize) -> Option<usize> {
+        self.slots.get().map(|slots| slots.partition_point(|slot| *slot <= address))
+    }
 }
 
 impl CopyEngine for Buggy {
@@ -43,6 +53,15 @@ impl CopyEngine for Buggy {
         };
         if forgets {
             batch.fence = None;
+        }
+        let (first, last) = (batch.pieces.first().copied(), batch.pieces.last().copied());
+        if self.bug == Bug::LostShares
+            && batch.direction == Direction::Offload
+            && let (Some(first), Some(last)) = (first, last)
+            && self.slot_of(first.dst) != self.slot_of(last.dst)
+        {
+            // Each job of the model fills one slot.
+            batch.pieces.retain(|piece| self.slot_of(piece.dst) != self.slot_of(last.dst));
         }
         // SAFETY: the caller's duties are the same; that the fence is gone is what the fake device is to find.
         unsafe { self.inner.submit(batch) }

@@ -30,10 +30,12 @@ fn nothing_is_read_before_it_is_there_or_overwritten_before_it_was_read() {
         sum.graphs += outcome.graphs;
         sum.behind += outcome.behind;
         sum.reused += outcome.reused;
+        sum.shared += outcome.shared;
     }
     // What was not reached was not tested.
     assert!(sum.loads > 2000 && sum.offloads > 2000, "{sum:?}");
     assert!(sum.load_errors > 20 && sum.graphs > 500, "{sum:?}");
+    assert!(sum.shared > 500, "jobs of a step share batches: {sum:?}");
     assert!(sum.behind > 500, "steps began while earlier ones were computed: {sum:?}");
     assert!(sum.reused > 500, "blocks were loaded into that the step before had used: {sum:?}");
 }

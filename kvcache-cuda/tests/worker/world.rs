@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use kvcache_core::BlockKey;
@@ -39,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) behind: usize,
     /// Loads into blocks that the step before has used.
     pub(crate) reused: usize,
+    /// Batches that copy for several jobs.
+    pub(crate) shared: u64,
 }
 
 const PAGE: usize = 96;
@@ -156,8 +158,10 @@ impl World {
             ..CudaCopyConfig::default()
         };
         let engine = Arc::new(CudaCopyEngine::new(Arc::clone(&fake) as _, config).unwrap());
-        let copies: Arc<dyn CopyEngine> = match bug {
-            Some(bug) => Arc::new(Buggy { inner: engine, bug }),
+        let buggy =
+            bug.map(|bug| Arc::new(Buggy { inner: Arc::clone(&engine) as _, bug, slots: OnceLock::new() }));
+        let copies: Arc<dyn CopyEngine> = match &buggy {
+            Some(buggy) => Arc::clone(buggy) as _,
             None => engine,
         };
         let layers: Vec<Layer> = (0..2 + random.below(4)).map(|_| Layer::new()).collect();
@@ -181,8 +185,11 @@ impl World {
             std::thread::sleep(Duration::from_micros(100));
         }
         assert_eq!(memory.usable_slots() as usize, SLOTS);
-        let slot_addresses =
+        let slot_addresses: Vec<usize> =
             (0..SLOTS as u32).map(|slot| memory.slot_address(SlotId(slot)).unwrap()).collect();
+        if let Some(buggy) = buggy {
+            let _ = buggy.slots.set(slot_addresses.clone());
+        }
         let config = StoreConfig { layers_ahead: random.below(3), ..StoreConfig::default() };
         let store = Store::new(config, layout, memory, copies);
         if random.chance(30) {
@@ -305,7 +312,7 @@ impl World {
         {
             jobs.push(job);
         }
-        for _ in 0..self.random.below(4) {
+        for _ in 0..self.random.below(6) {
             if let Some((job, block, key)) = self.plan_offload() {
                 jobs.push(job);
                 writes.push((block, key));
@@ -412,6 +419,7 @@ impl World {
         self.absorb();
         assert!(self.loading.is_empty() && self.offloading.is_empty(), "jobs never end");
         assert_eq!(self.store.stats().jobs_in_flight, 0);
+        self.outcome.shared = self.store.stats().shared_batches;
         self.fake.clear_faults();
         self.outcome.violations = self.fake.settle();
         let wrong = std::mem::take(&mut *self.wrong.lock().unwrap());
