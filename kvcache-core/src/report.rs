@@ -14,7 +14,8 @@ pub struct Hello {
     pub slot_count: u32,
     /// Bytes of one slot on this rank.
     pub slot_bytes: u64,
-    /// Threads that copy beside the engine's: without any, an asynchronous load makes no progress between steps.
+    /// Threads that copy beside the engine's: without any, an asynchronous load makes no progress between steps. A device that
+    /// copies by itself counts as one.
     pub copy_threads: u32,
     /// Complete blocks of this namespace and epoch found in the slab, by slot.
     pub warm: Vec<Resident>,
@@ -66,7 +67,7 @@ pub struct Report {
     pub ended: Vec<JobEnd>,
     /// Bytes that loads copied since the last report, and the time they took.
     pub loaded_bytes: u64,
-    /// Nanoseconds from the submission of those loads to their end.
+    /// Nanoseconds that those loads took. Both leave out loads of which nobody knows that.
     pub load_ns: u64,
     /// Bytes that came from L2 since the last report, and the time during which any were on their way.
     pub fetched_bytes: u64,

@@ -271,6 +271,10 @@ impl CopyEngine for DrillEngine {
         }
     }
 
+    fn expected_time(&self, batch: &CopyBatch) -> Option<Duration> {
+        self.shared.inner.expected_time(batch)
+    }
+
     fn batch_bytes(&self) -> usize {
         self.shared.inner.batch_bytes()
     }

@@ -148,8 +148,10 @@ impl Store {
             self.stats.failed_loads += u64::from(!ok);
             self.stats.loaded_bytes += running.bytes;
             self.stats.load_ns += elapsed;
-            self.unreported_load.0 += running.bytes;
-            self.unreported_load.1 += elapsed;
+            if let Some(time) = running.load_time(&*self.copies) {
+                self.unreported_load.0 += running.bytes;
+                self.unreported_load.1 += time.as_nanos() as u64;
+            }
         }
         self.ended.push(JobEnd::whole(running.job.id, ok));
     }
@@ -170,7 +172,7 @@ impl Store {
         let hello = (!self.said_hello).then(|| Hello {
             slot_count: self.memory.slot_count(),
             slot_bytes: self.memory.slot_bytes() as u64,
-            copy_threads: self.config.copy_threads,
+            copy_threads: self.config.copy_threads.max(u32::from(self.copies.has_streams())),
             warm: self.memory.warm_slots(),
             highest_fill: self.memory.highest_fill(),
             epoch: self.memory.epoch(),

@@ -25,6 +25,8 @@ pub(super) struct Running {
     /// What the engine's stream held when the bytes became ready to be copied: the same for what is submitted late.
     fence: Option<Fence>,
     began: Instant,
+    /// What the copy engine said of its part of batches before it got them, if it knew of all.
+    expected: Option<Duration>,
     pub(super) bytes: u64,
     /// Whether to remember which batch copied which layer.
     pub(super) traced: bool,
@@ -42,6 +44,7 @@ impl Running {
             failure: None,
             fence: None,
             began: Instant::now(),
+            expected: Some(Duration::ZERO),
             bytes: 0,
             traced: false,
             trace: Vec::new(),
@@ -133,8 +136,14 @@ impl Running {
         Some((bytes - before) as u64)
     }
 
-    /// Layers were submitted, in a batch unless they have no bytes.
-    pub(super) fn has_taken(&mut self, layers: Range<usize>, bytes: u64, flight: Option<&Flight>) {
+    /// Layers were submitted, in a batch unless they have no bytes; how long they should take, if the copy engine knows.
+    pub(super) fn has_taken(
+        &mut self,
+        layers: Range<usize>,
+        bytes: u64,
+        flight: Option<&Flight>,
+        expected: Option<Duration>,
+    ) {
         if let Some(flight) = flight {
             self.in_flight.push_back((layers.start, flight.clone()));
             if self.traced {
@@ -142,6 +151,7 @@ impl Running {
             }
         }
         self.bytes += bytes;
+        self.expected = self.expected.zip(expected).map(|(sum, more)| sum + more);
         self.next_layer = layers.end;
     }
 
@@ -237,6 +247,12 @@ impl Running {
 
     pub(super) fn elapsed(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// How long the copies of a load took, if that is known. On a device, from the plan to the end that was seen, lie the steps
+    /// before and the rest of this one, so that a short load would seem to cost as much as a step.
+    pub(super) fn load_time(&self, copies: &dyn CopyEngine) -> Option<Duration> {
+        if copies.has_streams() { self.expected } else { Some(self.elapsed()) }
     }
 
     /// Engine blocks that the job was to load.

@@ -6,6 +6,7 @@
 //! the copy engine does not take at all is offered again job by job, so that only those fail that it does not want.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::fences::StreamFence;
 use super::flight::Flight;
@@ -176,7 +177,7 @@ impl<'a> Submission<'a> {
             }
         }
         let Some((first, _)) = taken.first() else { return true };
-        let mut flight = None;
+        let (mut flight, mut expected) = (None, None);
         if !pieces.is_empty() {
             let first = &self.jobs[first.job];
             let batch = CopyBatch {
@@ -186,6 +187,11 @@ impl<'a> Submission<'a> {
                 // What is offloaded is not read soon; what is loaded is read by the very next attention.
                 streaming: first.direction() == Direction::Offload,
                 urgent: first.is_urgent(),
+            };
+            // Nobody asks how long an offload takes.
+            expected = match batch.direction {
+                Direction::Load => self.copies.expected_time(&batch),
+                Direction::Offload => None,
             };
             // SAFETY: the pieces lie inside registered engine tensors (block ids were checked against their sizes) and
             // inside slots that the Directory gave to one of these jobs alone (offload) or pinned for it (load). Both stay
@@ -208,9 +214,14 @@ impl<'a> Submission<'a> {
             self.submitted.batches += 1;
             self.submitted.shared += u64::from(jobs_of_it > 1);
         }
+        let all: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
         for (share, bytes) in taken {
             let flight = flight.as_ref().filter(|_| bytes > 0);
-            self.jobs[share.job].has_taken(share.layers.clone(), bytes, flight);
+            let expected = match bytes {
+                0 => Some(Duration::ZERO),
+                _ => expected.map(|whole| whole.mul_f64(bytes as f64 / all as f64)),
+            };
+            self.jobs[share.job].has_taken(share.layers.clone(), bytes, flight, expected);
         }
         true
     }

@@ -34,6 +34,8 @@ pub(crate) struct CopyBehaviour {
     pub(crate) pinned_offloads: bool,
     /// Planted: of a batch with several pieces only the first half is copied.
     pub(crate) halves: bool,
+    /// Nanoseconds a byte, as it says.
+    pub(crate) expected_byte_ns: Option<u64>,
 }
 
 impl Default for CopyBehaviour {
@@ -49,6 +51,7 @@ impl Default for CopyBehaviour {
             batch_bytes: 0,
             pinned_offloads: false,
             halves: false,
+            expected_byte_ns: None,
         }
     }
 }
@@ -420,6 +423,11 @@ impl CopyEngine for LazyCopies {
 
     fn unregister(&self, base: usize) {
         self.state().registered.retain(|(start, _)| *start != base);
+    }
+
+    fn expected_time(&self, batch: &CopyBatch) -> Option<Duration> {
+        let byte_ns = self.state().behaviour.expected_byte_ns;
+        byte_ns.map(|ns| Duration::from_nanos(ns * batch.bytes() as u64))
     }
 
     fn batch_bytes(&self) -> usize {

@@ -128,6 +128,7 @@ impl Scenario {
                 batch_bytes: if r.chance(700) { 0 } else { r.below(200) },
                 pinned_offloads: false,
                 halves: false,
+                expected_byte_ns: None,
             },
             pieces_a_step: (0..ranks).map(|_| [0, 2, 8, 64][r.below(4)]).collect(),
             abort: often(r, 60),

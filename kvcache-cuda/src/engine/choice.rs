@@ -3,6 +3,8 @@
 //! Rates are measured at a few piece sizes and counts when the engine starts. Between them they are interpolated, beyond
 //! them the nearest holds: rates level off at both ends. All in logarithms, since it is ratios that matter.
 
+use std::time::Duration;
+
 use kvcache_core::copy_engine::Direction;
 
 use super::config::CopyPath;
@@ -67,6 +69,12 @@ impl PathChoice {
             }
         }
         best.map_or(CopyPath::Dma, |(path, _)| path)
+    }
+
+    /// How long `path` takes for `count` pieces of `bytes` bytes together, if it was measured. O(rates).
+    pub fn time(&self, direction: Direction, path: CopyPath, bytes: usize, count: usize) -> Option<Duration> {
+        let rate = self.estimate(direction, path, (log2(bytes / count.max(1)), log2(count)))?.exp2();
+        Duration::try_from_secs_f64(bytes as f64 / rate).ok()
     }
 
     /// Logarithm of the rate of a path at a point, from the measured points around it.
@@ -189,6 +197,19 @@ mod tests {
         assert_eq!(path_of(&choice, 26 << 10, 64), CopyPath::DmaBatch);
         assert_eq!(path_of(&choice, 1, 1), CopyPath::Kernel, "beyond the points the nearest one holds");
         assert_eq!(path_of(&choice, 1 << 30, 1 << 20), CopyPath::DmaBatch);
+    }
+
+    #[test]
+    fn times_follow_from_measured_rates() {
+        let choice = PathChoice::new([
+            rate(CopyPath::Kernel, 16 << 10, 16, 1e9),
+            rate(CopyPath::Kernel, 16 << 10, 1024, 16e9),
+        ]);
+        let time = |path, count| choice.time(Direction::Load, path, count * (16 << 10), count);
+        assert_eq!(time(CopyPath::Kernel, 1024), Some(Duration::from_nanos(1_048_576)));
+        assert_eq!(time(CopyPath::Kernel, 128), Some(Duration::from_nanos(524_288)), "half way, at 4 GB/s");
+        assert_eq!(time(CopyPath::Dma, 1024), None);
+        assert_eq!(choice.time(Direction::Load, CopyPath::Kernel, 0, 0), Some(Duration::ZERO));
     }
 
     #[test]

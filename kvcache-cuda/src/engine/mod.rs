@@ -161,12 +161,11 @@ impl CudaCopyEngine {
     }
 
     /// What a batch would be copied by.
-    fn path(&self, state: &State, direction: Direction, pieces: &[PinnedPiece]) -> CopyPath {
-        let bytes = pieces.iter().map(|cut| cut.piece.bytes).sum();
+    fn path(&self, state: &State, direction: Direction, bytes: usize, count: usize) -> CopyPath {
         let paths = state.emitter.paths();
         match self.config.path.filter(|path| paths.contains(path)) {
             Some(path) => path,
-            None => self.choice.choose(direction, bytes, pieces.len(), paths),
+            None => self.choice.choose(direction, bytes, count, paths),
         }
     }
 
@@ -190,7 +189,10 @@ impl CudaCopyEngine {
             self.events.give_back(end);
             return Err(error);
         }
-        let path = if pageable { CopyPath::Dma } else { self.path(state, batch.direction, pieces) };
+        let path = match pageable {
+            true => CopyPath::Dma,
+            false => self.path(state, batch.direction, batch.bytes(), pieces.len()),
+        };
         let mut kept = Kept::default();
         // SAFETY: handed on to the caller; the flight keeps what has to be kept.
         let emitted = unsafe { state.emitter.emit(path, pieces, batch.direction, stream, &mut kept) };
@@ -413,6 +415,13 @@ impl CopyEngine for CudaCopyEngine {
         }
         self.driver.check_stream(Stream(stream))?;
         Ok(self.driver.wait_event(Stream(stream), flight.end)?)
+    }
+
+    /// By what was measured at the start.
+    fn expected_time(&self, batch: &CopyBatch) -> Option<Duration> {
+        let (bytes, count) = (batch.bytes(), batch.pieces.len());
+        let path = self.path(&self.state.lock(), batch.direction, bytes, count);
+        self.choice.time(batch.direction, path, bytes, count)
     }
 
     fn batch_bytes(&self) -> usize {

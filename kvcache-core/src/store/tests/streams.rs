@@ -49,6 +49,36 @@ fn a_stream_waits_for_each_layer_once_and_the_load_ends_after_the_step() {
     assert!(rank.ended()[0].ok && !rank.store.is_busy());
 }
 
+/// Between the plan of a load and the step that sees its end lie whole steps: a clock that runs meanwhile would make a short load as
+/// slow as a step, and the planner give up loading.
+#[test]
+fn the_time_of_a_load_is_what_the_device_takes_for_it() {
+    for (byte_ns, known) in [(Some(3), true), (None, false)] {
+        let mut rank = device();
+        rank.copies.behave(|behaviour| behaviour.expected_byte_ns = byte_ns);
+        fill(&mut rank, 0, 100);
+        for kind in [JobKind::LoadLayerwise, JobKind::LoadAsync] {
+            let job = rank.job(kind, &[(0, 3)]);
+            begin(&mut rank, vec![job]);
+            rank.store.start_loads();
+            rank.store.wait_layer(LAYERS - 1, STREAM);
+            rank.store.end_step(STREAM);
+            std::thread::sleep(Duration::from_millis(2));
+            rank.finish();
+            let report = rank.store.take_report().unwrap();
+            assert!(report.ended[0].ok);
+            let bytes = if known { (LAYERS * PAGE) as u64 } else { 0 };
+            assert_eq!((report.loaded_bytes, report.load_ns), (bytes, 3 * bytes), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_copies_without_threads_of_ours() {
+    assert_eq!(rank().store.take_report().unwrap().hello.unwrap().copy_threads, 0);
+    assert_eq!(device().store.take_report().unwrap().hello.unwrap().copy_threads, 1);
+}
+
 /// Hooks may be called from two streams; what waits for a batch is a stream, not the engine.
 #[test]
 fn each_stream_that_asks_for_a_layer_waits_for_it() {
