@@ -1,19 +1,19 @@
 //! The worker half of the vLLM connector.
 
+mod opening;
+mod problems;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
-use kvcache_core::copy_engine::{CopyEngine, Direction, HostCopyConfig, HostCopyEngine, Ticket};
+use kvcache_core::copy_engine::{CopyEngine, Direction, Ticket};
 use kvcache_core::plan::StepPlan;
 use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
-use kvcache_core::store::{
-    EngineLayout, LayerBinding, Moment, PageLayout, PinFailure, PinnedSlots, RankSlots, SlotMemory,
-    Store as Core, StoreConfig,
-};
+use kvcache_core::store::{Moment, PinnedSlots, RankSlots, Store as Core, StoreConfig};
 use kvcache_cuda::engine::CudaCopyEngine;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -24,9 +24,7 @@ use crate::cuda::{self, Fake};
 use crate::planner::{value_error, wait};
 use crate::remote::Remote;
 use crate::slots::{describe, our_words};
-
-/// `(name, group, base, block_stride, block_count, segments, segment_stride, segment_bytes)`.
-type Layer = (String, u16, usize, usize, usize, usize, usize, usize);
+use opening::Layer;
 
 /// Where ranks share a slab that no restart needs.
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -81,39 +79,11 @@ impl Store {
         copy_path: &str,
     ) -> PyResult<Self> {
         let drill: Drill = drill.unwrap_or("").parse().map_err(value_error)?;
-        let layers = layers.into_iter().map(
-            |(name, group, base, block_stride, block_count, segments, stride, bytes)| {
-                let pages = PageLayout {
-                    base,
-                    block_stride,
-                    block_count,
-                    segments,
-                    segment_stride: stride,
-                    segment_bytes: bytes,
-                };
-                LayerBinding { name, group, pages }
-            },
-        );
-        let layout = EngineLayout::new(layers.collect(), slot_blocks).map_err(value_error)?;
+        let layout = opening::layout(layers, slot_blocks)?;
         let slot_bytes = layout.slot_bytes();
         // Ranks that hold copies of the same bytes share what one of them stores.
         let shards = ranks.max(1).div_ceil(copies.max(1));
-        let slots = capacity_bytes / u64::from(shards) / slot_bytes as u64;
-        if slots == 0 {
-            return Err(PyValueError::new_err(format!(
-                "capacity of {capacity_bytes} bytes is below one slot of {slot_bytes} bytes on each of {shards} ranks: set \
-                 capacity to at least {}",
-                slot_bytes as u64 * u64::from(shards)
-            )));
-        }
-        if slots > u64::from(u32::MAX) {
-            return Err(PyValueError::new_err(format!(
-                "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {shards} ranks, and no more \
-                 than {} can be numbered: lower capacity",
-                u32::MAX
-            )));
-        }
-        let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
+        let slot_count = opening::slot_count(capacity_bytes, shards, slot_bytes)?;
         let lasting = slab_dir.is_some();
         let device = match device {
             _ if drill.fake_cuda => {
@@ -139,33 +109,22 @@ impl Store {
         let slots = py
             .detach(|| RankSlots::open(&config, rank != leader, verify_l1))
             .map_err(|error| PyValueError::new_err(our_words(&error)))?;
-        let no_thread = |error| PyValueError::new_err(format!("cannot start a thread: {error}"));
         let cuda = device.as_ref().map(|device| Arc::clone(&device.engine));
         let copies: Arc<dyn CopyEngine> = match &cuda {
             Some(cuda) => Arc::clone(cuda) as _,
-            None => Arc::new(
-                HostCopyEngine::new(HostCopyConfig {
-                    threads: copy_threads,
-                    cpus: copy_cpus.clone(),
-                    ..HostCopyConfig::default()
-                })
-                .map_err(|error| {
-                    PyValueError::new_err(format!("cannot start {copy_threads} copy threads: {error}"))
-                })?,
-            ),
+            None => opening::host_copies(copy_threads, &copy_cpus)?,
         };
         let (copies, drilled): (Arc<dyn CopyEngine>, _) = if !drill.changes_copies() {
             (copies, None)
         } else {
-            let drilled = DrillEngine::new(copies, drill);
-            let drilled = Arc::new(drilled.map_err(no_thread)?);
+            let drilled = Arc::new(DrillEngine::new(copies, drill).map_err(opening::no_thread)?);
             (Arc::clone(&drilled) as _, Some(drilled))
         };
         let memory = slots.memory();
         let pinned = match &cuda {
-            Some(_) => {
-                Some(Arc::new(PinnedSlots::new(Arc::clone(&memory), Arc::clone(&copies)).map_err(no_thread)?))
-            }
+            Some(_) => Some(Arc::new(
+                PinnedSlots::new(Arc::clone(&memory), Arc::clone(&copies)).map_err(opening::no_thread)?,
+            )),
             None => None,
         };
         let memory = pinned.as_ref().map_or(memory, |pinned| Arc::clone(pinned) as _);
@@ -200,39 +159,9 @@ impl Store {
     }
 
     /// What makes this rank's part of the cache slower or smaller than it could be, one line each, as long as it is so.
-    fn problems(&self) -> Vec<String> {
-        let opened = self.core.lock();
-        let Some((cuda, pinned)) =
-            opened.as_ref().and_then(|opened| opened.cuda.as_ref().zip(opened.pinned.as_ref()))
-        else {
-            return Vec::new();
-        };
-        let mut problems = cuda.remarks();
-        if let Some(failure) = pinned.pinning().failure {
-            let remedy = match failure {
-                PinFailure::Refused(_) => {
-                    "; raise the limit on locked memory (ulimit -l, docker run --ulimit memlock=-1) or lower capacity"
-                }
-                _ => "",
-            };
-            problems.push(format!(
-                "L1 has {} of its {} slots, because no more host memory could be pinned: {failure}{remedy}",
-                pinned.usable_slots(),
-                pinned.slot_count()
-            ));
-        }
-        problems.extend(
-            opened
-                .iter()
-                .flat_map(|opened| opened.core.failures())
-                .map(|failure| format!("copies have failed: {failure}")),
-        );
-        if let Some(error) = cuda.lost() {
-            problems.push(format!(
-                "the CUDA context is lost, so that nothing is loaded or stored any more: {error}"
-            ));
-        }
-        problems
+    fn problems(&self, py: Python<'_>) -> Vec<String> {
+        // Asked by a thread of its own, which may have to wait until a hook that copies is done: not with the interpreter.
+        py.detach(|| self.core.lock().as_ref().map_or_else(Vec::new, problems::of_device))
     }
 
     /// The device that copies, what it has done, and how far its memory is pinned; `None` for host copies.
@@ -270,14 +199,16 @@ impl Store {
     /// A step begins. Whether it loads layer by layer, and whether it offloads. `stream` is the raw handle of the engine's
     /// stream, here and below, where it computes on a device.
     #[pyo3(signature = (plan, stream=None))]
-    fn begin_step(&self, plan: &[u8], stream: Option<u64>) -> PyResult<(bool, bool)> {
+    fn begin_step(&self, py: Python<'_>, plan: &[u8], stream: Option<u64>) -> PyResult<(bool, bool)> {
         let plan = StepPlan::decode(plan).map_err(value_error)?;
         if let Some(drilled) = &self.drilled {
             drilled.arm();
         }
-        self.with(|store| {
-            store.begin_step(plan, stream);
-            (store.has_layerwise_loads(), store.has_fresh_offloads())
+        py.detach(|| {
+            self.with(|store| {
+                store.begin_step(plan, stream);
+                (store.has_layerwise_loads(), store.has_fresh_offloads())
+            })
         })
     }
 
