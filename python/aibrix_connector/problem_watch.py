@@ -39,6 +39,8 @@ class ProblemWatch:
     def look(self) -> None:
         """Looks once."""
         now = set(self._problems())
+        if self._ended.is_set():
+            return  # of what has just been closed, which has no problems any more
         for problem in sorted(now - self._known):
             logger.warning("%s: %s%s", self._what, problem, self._cost)
         for problem in sorted(self._known - now):
@@ -46,5 +48,5 @@ class ProblemWatch:
         self._known = now
 
     def close(self) -> None:
-        """Ends the thread. May be repeated."""
+        """Ends the thread, and says nothing any more. May be repeated."""
         self._ended.set()

@@ -75,6 +75,8 @@ def prove_round_trip(
         for neighbours in views.values():
             for view in neighbours:
                 view.zero_()
+        # The engine may compute on another stream than the one of this moment.
+        synchronize()
 
 
 def _fill(views: "list[torch.Tensor]", generator: "torch.Generator") -> "list[torch.Tensor]":

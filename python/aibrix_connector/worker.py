@@ -247,6 +247,9 @@ class WorkerSide:
         if store is not None:
             self._must_say_broken = True
             logger.error("this rank's part of the KV cache is closed; requests are computed instead")
+            # What they know would seem to be mended.
+            for watch in self._watches:
+                watch.close()
             # Before this rank takes part in another layer: what the others compute stands on what it has not loaded.
             store.give_up()
             # Returns when no copy touches the engine's memory any more: only then may failures be reported.

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from aibrix_connector import _native
+from aibrix_connector import _native, problem_watch
 from aibrix_connector import worker as worker_module
 
 from tests.unit.fakes import request
@@ -130,8 +130,12 @@ def test_host_memory_needs_no_device(device: Device, monkeypatch: pytest.MonkeyP
 
 def test_the_round_trip_waits_for_what_torch_has_written(engine: Engine, device: Device) -> None:
     block = engine.kv_config.num_blocks - 2
-    before = device.take()[:4]
-    assert before == [("synchronize",), ("read_block", 0, block), ("synchronize",), ("write_block", 0, block)]
+    before = device.take()[:5]
+    assert before == [
+        *(("synchronize",), ("read_block", 0, block)),
+        *(("synchronize",), ("write_block", 0, block)),
+        ("synchronize",),
+    ]
 
 
 def test_each_hook_passes_the_stream_of_its_moment(
@@ -238,6 +242,20 @@ def test_a_device_that_fails_makes_a_miss(
     assert engine.internal_errors() >= 1
     engine.settle()
     assert engine.pool.held() == []
+
+
+def test_a_rank_that_was_closed_has_not_mended_its_problems(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(problem_watch.logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(problem_watch.logger, "info", lambda text, *values: said.append(text % values))
+    (watch,) = engine.working._watches
+    found = ["the CUDA context is lost"]
+    monkeypatch.setattr(watch, "_problems", lambda: list(found))
+    watch.look()
+    engine.working.stop()
+    found.clear()
+    watch.look()
+    assert said == ["L1: the CUDA context is lost"]
 
 
 def test_what_the_driver_says_is_said(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
