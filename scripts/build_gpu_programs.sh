@@ -8,9 +8,13 @@ set -euo pipefail
 cd "$REPO"
 rm -rf dist/gpu
 mkdir -p dist/gpu
-git rev-parse HEAD >dist/wheel/COMMIT
+commit="$(git rev-parse HEAD)"
+[ -z "$(git status --porcelain --untracked-files=no)" ] || commit="$commit and changes"
+echo "$commit" >dist/wheel/COMMIT
+built="$(cargo test --locked --no-run -p kvcache-cuda --test any_driver --test all_kernels 2>&1)" ||
+  die "cargo cannot build the programs: $built"
 # The path is the last thing in cargo's line for each: "Executable tests/NAME.rs (PATH)".
-cargo test --locked --no-run -p kvcache-cuda --test any_driver --test all_kernels 2>&1 |
+printf '%s\n' "$built" |
   sed -n 's/^ *Executable tests\/\([a-z_]*\)\.rs (\(.*\))$/\1 \2/p' |
   while read -r name path; do
     strip -o "dist/gpu/$name" "$path"
