@@ -59,6 +59,7 @@ def run(machine: Machine, report: Report, options: Options) -> None:
         if path not in test.copies.describe()["paths"]:
             if path == "dma_batch":
                 report.skip(f"{path}: bytes", "; ".join(remarks))
+            test.close()
             continue
         for direction in DIRECTIONS:
             for kind in KINDS:
@@ -123,7 +124,7 @@ class Arenas:
         transfers = [self._prepare(direction, IN_TURNS, index) for index, direction in enumerate(DIRECTIONS)]
         tickets: list[list[int]] = [[], []]
         most = max(len(transfer.pieces) for transfer in transfers)
-        # Kernels have tables for 28 batches in flight, and leave what is beyond to another path.
+        # Kernels have tables for so many launches in flight, and leave what is beyond to another path.
         step = -(-most // 12)
         for at in range(0, most, step):
             for index, transfer in enumerate(transfers):

@@ -5,10 +5,12 @@ forgets to wait reads old bytes there too.
 """
 
 import mmap
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +27,9 @@ class Machine:
 
     def __init__(self) -> None:
         torch.cuda.set_device(0)
+        # Before anything is allocated: memory comes from the node of the thread that writes to it first, and plain
+        # copies, whose memory the driver writes to, and ours would otherwise have theirs on different ones.
+        self._cpus = stay_near(pci_address(torch.cuda.get_device_properties(0)))
         self._cycles_per_s = self._measure_clock()
 
     def on_device(self, count: int) -> Tensor:
@@ -92,6 +97,7 @@ class Machine:
             "torch": torch.__version__,
             "torch_cuda": torch.version.cuda,
             "clock_hz": round(self._cycles_per_s),
+            "cpus_near_gpu": self._cpus,
         }
 
     @staticmethod
@@ -156,6 +162,31 @@ def place_of(tensor: Tensor) -> tuple[int, int]:
     """Returns the address and the bytes of a tensor's storage."""
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
+
+
+def pci_address(properties: Any) -> str:
+    """Returns a device's address in Linux's form, or nothing where torch does not tell."""
+    try:
+        return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    except AttributeError:
+        return ""
+
+
+def stay_near(address: str, devices: Path = Path("/sys/bus/pci/devices")) -> int | None:
+    """Keeps this thread, and those it starts, on CPUs of a PCI device's node; how many, or None where nobody knows."""
+    try:
+        listed = (devices / address / "local_cpulist").read_text()
+    except OSError:
+        return None
+    near: set[int] = set()
+    for span in filter(None, listed.strip().split(",")):
+        first, _, last = span.partition("-")
+        near.update(range(int(first), int(last or first) + 1))
+    near &= os.sched_getaffinity(0)
+    if not near:
+        return None
+    os.sched_setaffinity(0, near)
+    return len(near)
 
 
 def on_host(count: int) -> Tensor:

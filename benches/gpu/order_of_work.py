@@ -24,6 +24,7 @@ def run(machine: Machine, report: Report, options: Options) -> None:
         test = Ordered(machine, path, options)
         if path not in test.copies.describe()["paths"]:
             report.skip(f"{path}: order", "; ".join(test.copies.describe()["remarks"]))
+            test.close()
             continue
         for name, check in test.checks().items():
             for where in ("default stream", "side stream"):

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,16 @@ pytest.importorskip("torch")
 from benches.gpu import order_of_work, programs, summary
 from benches.gpu.__main__ import main
 from benches.gpu.bytes_of_engine import Compared
-from benches.gpu.machine import FakeMachine
+from benches.gpu.machine import FakeMachine, stay_near
 from benches.gpu.report import Options, Report
+from benches.gpu.torch_engine import Model, TorchEngine
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benches" / "gpu" / "run.sh"
 
 
-def run_script(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environ = os.environ | {"PYTHON": sys.executable}
+def run_script(*arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+    environ = os.environ | {"PYTHON": sys.executable} | changes
     return subprocess.run([str(SCRIPT), *arguments], env=environ, capture_output=True, text=True, check=False)
 
 
@@ -65,6 +69,73 @@ def test_an_engine_that_is_broken_is_seen(sabotage: str) -> None:
     problems = [problem for scenario in engine.scenarios().values() for problem in scenario()]
     engine.close()
     assert any("read other bytes" in problem for problem in problems)
+
+
+class WarmingMachine(FakeMachine):
+    """As a GPU: what is captured has run once before. Its replay does nothing."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None
+
+
+def test_a_graph_that_writes_nothing_is_seen() -> None:
+    """Also by the offload of what it was to write: the blocks do not hold that from the run before the capture."""
+    engine = Compared(WarmingMachine(seed=5), "LBHNC", "auto", Options(fake=True))
+    problems = engine.graph()
+    engine.close()
+    assert any("read other bytes of e" in problem for problem in problems)
+
+
+def test_pictures_that_fail_cost_nothing_else(tmp_path: Path) -> None:
+    broken = tmp_path / "modules" / "matplotlib"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("def use(name):\n    raise RuntimeError('no folder for its cache')\n")
+    results = tmp_path / "results"
+    done = run_script("--fake", "--only", "pinning", "--out", str(results), PYTHONPATH=str(broken.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no pictures: RuntimeError('no folder for its cache')" in done.stdout
+    assert "# fake device" in done.stdout
+
+
+def test_parts_stay_on_the_cpus_of_the_gpu_s_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {0, 1, 2, 3, 8})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cpus: kept.append(cpus))
+    for address, listed in {"0000:1b:00.0": "2-4,8,10-11\n", "0000:2b:00.0": "\n", "0000:3b:00.0": "5-7\n"}.items():
+        (tmp_path / address).mkdir()
+        (tmp_path / address / "local_cpulist").write_text(listed)
+    assert stay_near("0000:1b:00.0", tmp_path) == 3
+    for unknown in ("0000:2b:00.0", "0000:3b:00.0", "0000:4b:00.0", ""):
+        assert stay_near(unknown, tmp_path) is None
+    assert kept == [{2, 3, 8}]
+
+
+def test_whoever_asks_for_problems_stops_nobody() -> None:
+    """A hook copies for a second and holds the store. Who asks for its problems waits, and other threads go on."""
+    model = Model(layers=3, heads=1, block_tokens=16, content=32, width=8, blocks=20)
+    drill = f"copy_bytes_per_s={16 * model.block_bytes}"
+    engine = TorchEngine(FakeMachine(), model, capacity_bytes=32 * model.block_bytes, drill=drill)
+    table = list(range(1, 17))
+    engine.start_to_compute("p", table)
+    engine.begin(tokens=len(table) * model.block_tokens)
+    stream = engine.machine.stream_of(engine.store)
+    hook = threading.Thread(target=lambda: engine.store.end_step(True, False, stream))
+    hook.start()
+    time.sleep(0.1)
+    asking = threading.Thread(target=engine.store.problems)
+    began = time.monotonic()
+    asking.start()
+    # The first thing that stands still is the start of the thread.
+    longest, last = 0.0, began
+    while asking.is_alive() or last == began:
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+        time.sleep(0.001)
+    hook.join()
+    engine.settle()
+    engine.close()
+    assert longest < 0.4
 
 
 def test_a_check_that_fails_is_the_exit_status(tmp_path: Path) -> None:
