@@ -368,3 +368,24 @@ fn dropping_the_engine_waits_for_its_copies() {
     fake.remove_device_memory(device.address());
     assert_eq!(fake.settle(), Vec::<String>::new());
 }
+
+/// The end of a load is seen too late to tell its time, so the engine says what it measured at the start.
+#[test]
+fn the_time_of_a_batch_follows_from_what_was_measured() {
+    for (calibrate, path) in [(true, None), (true, Some(CopyPath::Dma)), (false, None)] {
+        let rig = rig(CudaCopyConfig { calibrate, path, ..CudaCopyConfig::default() });
+        let pieces = (0..16).map(|i| Piece { src: 0, dst: i << 20, bytes: 4 << 10 }).collect();
+        let batch =
+            CopyBatch { pieces, direction: Direction::Load, fence: None, streaming: false, urgent: true };
+        let bytes = batch.bytes() as f64;
+        let rates = rig.engine.choice().rates().iter();
+        let here = rates.filter(|rate| (rate.piece_bytes, rate.count) == (4 << 10, 16));
+        let times: Vec<_> = here
+            .filter(|rate| rate.direction == Direction::Load && path.is_none_or(|path| rate.path == path))
+            .map(|rate| bytes / rate.bytes_per_second)
+            .collect();
+        let expected = rig.engine.expected_time(&batch).map(|time| time.as_secs_f64());
+        assert_eq!(expected.is_some(), calibrate);
+        assert!(expected.is_none_or(|time| times.iter().any(|one| (time / one - 1.0).abs() < 1e-3)));
+    }
+}
