@@ -4,26 +4,48 @@
 //! number of threads, and never wait for each other's copies: the [`Directory`] is locked only to reserve or pin slots.
 
 mod config;
+mod fetching;
+mod filling;
+mod in_place;
 mod l2;
+mod lease;
+mod pinned;
+mod prefetch;
+mod segments;
 mod slot_io;
+mod wrong_buffer;
 
+#[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
+mod segments_tests;
+#[cfg(test)]
+mod test_blocks;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use config::{BlockCacheConfig, OpenError};
+pub use in_place::{InPlaceFill, Place};
 pub use l2::{L2Config, L2Stats};
+pub use lease::Lease;
+pub use segments::Segment;
+pub use wrong_buffer::WrongBuffer;
 
 use crate::BlockKey;
 use crate::copy_engine::HostCopyEngine;
-use crate::directory::{Directory, DirectoryStats, FillId, Reserved};
-use crate::eviction::{EvictionPolicy, SlotId};
-use crate::plan::EngineHash;
-use crate::remote::{Presence, RemoteSpace, RemoteStore};
-use crate::store::{SlotLabel, SlotMemory};
+use crate::directory::{Directory, DirectoryStats};
+use crate::eviction::EvictionPolicy;
+use crate::remote::{Presence, RemoteStore};
+use crate::store::SlotMemory;
+use filling::{Filling, Published};
 use l2::L2;
+use pinned::Pinned;
+use segments::{Source, Target};
+use wrong_buffer::{check_length, check_segments};
 
 /// A cache of fixed-size blocks in one process.
 ///
@@ -35,20 +57,9 @@ pub struct BlockCache {
     memory: Arc<dyn SlotMemory>,
     copies: Option<HostCopyEngine>,
     block_bytes: usize,
+    /// What the directory was told last of how far the memory has come. Only a hint of whether to tell it again.
+    usable: AtomicU32,
     warnings: Vec<String>,
-}
-
-/// A buffer that does not fit the keys.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "{what} has {bytes} bytes, but {blocks} keys of blocks of {block_bytes} bytes need {}: pass a buffer of exactly \
-     that size", .blocks.saturating_mul(*.block_bytes)
-)]
-pub struct WrongBuffer {
-    what: &'static str,
-    bytes: usize,
-    blocks: usize,
-    block_bytes: usize,
 }
 
 /// A snapshot of a cache: where every byte of it is, and what it has done.
@@ -78,12 +89,14 @@ impl BlockCache {
     ) -> Self {
         assert!(memory.slot_bytes() >= block_bytes, "slots are shorter than the blocks");
         let directory = Arc::new(Directory::new(memory.slot_count(), policy));
-        directory.limit_usable(memory.usable_slots());
+        let usable = memory.usable_slots();
+        directory.limit_usable(usable);
         let mut warm = memory.warm_slots();
         warm.sort_unstable_by_key(|block| (block.fill, block.slot));
         directory.start_fills_above(memory.highest_fill());
         directory.adopt(&warm);
-        Self { l2: None, directory, memory, copies, block_bytes, warnings: Vec::new() }
+        let usable = AtomicU32::new(usable);
+        Self { l2: None, directory, memory, copies, block_bytes, usable, warnings: Vec::new() }
     }
 
     /// The same cache with L2: blocks that are not here are asked for there, and blocks stored here are stored there too, as
@@ -128,54 +141,51 @@ impl BlockCache {
     }
 
     /// Stores the blocks of `keys` from `data`, which holds them one after the other. `keys` is a prefix from its first
-    /// block on. Returns how many leading blocks the cache holds then: fewer than asked if everything else is in use.
+    /// block on. Returns how many leading blocks the cache holds then: fewer than asked if everything else is in use. A
+    /// block that another call is filling just now counts as held.
     ///
     /// # Errors
     /// [`WrongBuffer`] if `data` is not `keys.len() * block_bytes` long; nothing is stored then.
     pub fn put(&self, keys: &[BlockKey], data: &[u8]) -> Result<usize, WrongBuffer> {
-        self.check("data", data.len(), keys.len())?;
-        let (held, stored, hits) = self.put_here(keys, data);
-        if let Some(l2) = &self.l2 {
-            l2.used(&hits);
-            l2.stored(&stored);
-        }
-        Ok(held)
+        check_length("data", data.len(), keys.len(), self.block_bytes)?;
+        Ok(self.put_from(keys, Source::of(data, self.block_bytes)))
     }
 
-    /// Stores blocks in L1: how many leading ones it holds then, those that were stored, and those that were there.
-    fn put_here(&self, keys: &[BlockKey], data: &[u8]) -> (usize, Vec<BlockKey>, Vec<BlockKey>) {
-        if self.memory.usable_slots() < self.memory.slot_count() {
-            self.directory.limit_usable(self.memory.usable_slots());
+    /// As [`put`](Self::put), from any places: the segments belong to the blocks in order, the same number for each, and those
+    /// of a block are its bytes one after the other.
+    ///
+    /// # Errors
+    /// [`WrongBuffer`] if there are more or fewer segments for some blocks than for others, or those of a block are not
+    /// `block_bytes` long together; nothing is stored then.
+    ///
+    /// # Safety
+    /// Each segment is readable memory of this process, which nobody writes until the return.
+    pub unsafe fn put_segments(&self, keys: &[BlockKey], segments: &[Segment]) -> Result<usize, WrongBuffer> {
+        let per_block = check_segments(segments, keys.len(), self.block_bytes)?;
+        // SAFETY: the caller's promise is the same.
+        Ok(self.put_from(keys, unsafe { Source::scattered(segments, per_block) }))
+    }
+
+    fn put_from(&self, keys: &[BlockKey], source: Source<'_>) -> usize {
+        let published = self.put_here(keys, source);
+        self.tell_l2(&published);
+        published.held
+    }
+
+    /// Stores blocks in L1.
+    fn put_here(&self, keys: &[BlockKey], source: Source<'_>) -> Published {
+        let filling = Filling::reserve(self, keys, 0);
+        let places = filling.reserved().iter().map(|reserved| (reserved.index, reserved.slot));
+        let copied = slot_io::copy_in(&*self.memory, self.copies.as_ref(), places, source);
+        filling.publish(keys, |_| copied)
+    }
+
+    /// Blocks that were stored, and those beside them that were used, may be such as L2 gets.
+    fn tell_l2(&self, published: &Published) {
+        if let Some(l2) = &self.l2 {
+            l2.used(&published.hits);
+            l2.stored(&published.stored);
         }
-        // Nobody else waits for a share: whoever puts more than fits wants it all.
-        let reservation = self.directory.begin_offload(keys, 0, usize::MAX);
-        let held = reservation.refused_from.unwrap_or(keys.len());
-        let hits: Vec<BlockKey> = reservation.hits.iter().map(|index| keys[*index]).collect();
-        let mut filling =
-            Filling { cache: self, reserved: reservation.reserved, hits: hits.clone(), copied: false };
-        if filling.reserved.is_empty() {
-            return (held, Vec::new(), hits);
-        }
-        let epoch = self.memory.epoch();
-        for reserved in &filling.reserved {
-            let parent = reserved.index.checked_sub(1).map_or(BlockKey::default(), |parent| keys[parent]);
-            let label = SlotLabel {
-                key: keys[reserved.index],
-                parent,
-                engine_hash: EngineHash::default(),
-                fill: reserved.fill,
-                epoch,
-            };
-            self.memory.begin_fill(reserved.slot, &label);
-        }
-        let places = filling.reserved.iter().map(|reserved| (reserved.index, reserved.slot));
-        filling.copied =
-            slot_io::copy_in(&*self.memory, self.copies.as_ref(), places, data, self.block_bytes);
-        if !filling.copied {
-            return (filling.reserved[0].index, Vec::new(), hits);
-        }
-        let stored = filling.reserved.iter().map(|reserved| keys[reserved.index]).collect();
-        (held, stored, hits)
     }
 
     /// Copies the leading blocks of `keys` into `out`, one after the other, and returns their number. What is not here is
@@ -184,68 +194,52 @@ impl BlockCache {
     /// # Errors
     /// [`WrongBuffer`] if `out` is not `keys.len() * block_bytes` long.
     pub fn get(&self, keys: &[BlockKey], out: &mut [u8]) -> Result<usize, WrongBuffer> {
-        self.check("out", out.len(), keys.len())?;
-        // Before L1 is looked at: what is stored there at the end was there, or in this space, after it.
-        let space = self.l2.as_ref().map(L2::space);
-        let here = self.get_here(keys, out);
-        let (Some(l2), Some(space)) = (&self.l2, space) else { return Ok(here) };
-        l2.used(&keys[..here]);
-        if here == keys.len() {
-            return Ok(here);
-        }
-        let rest = &mut out[here * self.block_bytes..];
-        let fetched = self.fetch(l2, space, &keys[here..], rest);
-        if fetched > 0 {
-            // Their heads are here already; what others have stored meanwhile is left as it is.
-            let held = (here + fetched) * self.block_bytes;
-            l2.unless_cleared(space, || {
-                self.put_here(&keys[..here + fetched], &out[..held]);
-            });
-            l2.filled();
-        }
-        Ok(here + fetched)
+        check_length("out", out.len(), keys.len(), self.block_bytes)?;
+        Ok(self.get_into(keys, Target::of(out, self.block_bytes)))
     }
 
-    /// Fetches the leading blocks of `keys`, of which the first is not in L1, into `out`.
-    fn fetch(&self, l2: &L2, space: RemoteSpace, keys: &[BlockKey], out: &mut [u8]) -> usize {
-        let absent = |key: &BlockKey| self.directory.slot_of(key).is_none();
-        let wanted: Vec<bool> = keys.iter().map(absent).collect();
-        let blocks = out.chunks_exact_mut(self.block_bytes).zip(&wanted);
-        let places: Vec<&mut [u8]> = blocks.filter(|(_, wanted)| **wanted).map(|(block, _)| block).collect();
-        let names: Vec<BlockKey> =
-            keys.iter().zip(&wanted).filter(|(_, wanted)| **wanted).map(|(key, _)| *key).collect();
-        let mut came = l2.fetch(space, &names, places).into_iter();
-        let mut ready = 0;
-        while ready < keys.len() {
-            let good = if wanted[ready] {
-                came.next() == Some(true)
-            } else {
-                let block = &mut out[ready * self.block_bytes..(ready + 1) * self.block_bytes];
-                self.get_here(&keys[ready..=ready], block) == 1
-            };
-            if !good {
-                break;
-            }
-            ready += 1;
+    /// As [`get`](Self::get), to any places: see [`put_segments`](Self::put_segments). Blocks of several segments that come
+    /// from L2 are copied once more than others, through a buffer of 32 MiB or one block.
+    ///
+    /// # Errors
+    /// [`WrongBuffer`] as for [`put_segments`](Self::put_segments); nothing is written then.
+    ///
+    /// # Safety
+    /// Each segment is writable memory of this process, which nobody else uses until the return, and no two of them
+    /// overlap. What is in it need not have been written before.
+    pub unsafe fn get_segments(&self, keys: &[BlockKey], segments: &[Segment]) -> Result<usize, WrongBuffer> {
+        let per_block = check_segments(segments, keys.len(), self.block_bytes)?;
+        // SAFETY: the caller's promise is the same.
+        Ok(self.get_into(keys, unsafe { Target::scattered(segments, per_block, self.block_bytes) }))
+    }
+
+    fn get_into(&self, keys: &[BlockKey], mut target: Target<'_>) -> usize {
+        // Before L1 is looked at: what is stored there at the end was there, or in this space, after it.
+        let space = self.l2.as_ref().map(L2::space);
+        let here = self.get_here(keys, 0, &mut target);
+        let (Some(l2), Some(space)) = (&self.l2, space) else { return here };
+        l2.used(&keys[..here]);
+        if here == keys.len() {
+            return here;
+        }
+        let ready = self.fetch(l2, space, keys, here, &mut target);
+        if ready > here {
+            // Their heads are here already; what others have stored meanwhile is left as it is.
+            l2.unless_cleared(space, || {
+                self.put_here(&keys[..ready], target.as_source());
+            });
+            l2.filled();
         }
         ready
     }
 
-    /// Copies the leading blocks that are in L1.
-    fn get_here(&self, keys: &[BlockKey], out: &mut [u8]) -> usize {
-        let mut pinned = Pinned { cache: self, slots: self.directory.begin_load(keys) };
-        let held =
-            pinned.slots.iter().zip(keys).take_while(|(slot, key)| self.memory.holds(**slot, key)).count();
-        if held < pinned.slots.len() {
-            // What an earlier process left is verified when it is first read; a damaged block makes room for a good one.
-            self.delete_here(&keys[held..=held]);
-            let damaged = pinned.slots.split_off(held);
-            self.directory.end_load(&damaged);
-        }
+    /// Copies the leading blocks of `keys` that are in L1 to the places from `first` on.
+    fn get_here(&self, keys: &[BlockKey], first: usize, target: &mut Target<'_>) -> usize {
+        let pinned = Pinned::leading(self, keys);
+        let held = pinned.slots().len();
         self.directory.touch(&keys[..held]);
-        let copied =
-            slot_io::copy_out(&*self.memory, self.copies.as_ref(), &pinned.slots, out, self.block_bytes);
-        if copied { pinned.slots.len() } else { 0 }
+        let copied = slot_io::copy_out(&*self.memory, self.copies.as_ref(), pinned.slots(), first, target);
+        if copied { held } else { 0 }
     }
 
     /// Removes the blocks of `keys`, here, in L2 and for a later process; returns how many there were.
@@ -291,44 +285,11 @@ impl BlockCache {
         }
     }
 
-    fn check(&self, what: &'static str, bytes: usize, blocks: usize) -> Result<(), WrongBuffer> {
-        if Some(bytes) == blocks.checked_mul(self.block_bytes) {
-            return Ok(());
+    /// Slots whose memory has been taken since the last call can be filled.
+    fn take_up_growth(&self) {
+        let usable = self.memory.usable_slots();
+        if self.usable.swap(usable, Ordering::Relaxed) != usable {
+            self.directory.limit_usable(usable);
         }
-        Err(WrongBuffer { what, bytes, blocks, block_bytes: self.block_bytes })
-    }
-}
-
-/// Blocks on their way in. Dropping it ends the fills, as failed unless everything was copied.
-struct Filling<'a> {
-    cache: &'a BlockCache,
-    reserved: Vec<Reserved>,
-    /// Blocks of the same prefix that were there: used after the others are stored, so that heads outlive tails.
-    hits: Vec<BlockKey>,
-    copied: bool,
-}
-
-impl Drop for Filling<'_> {
-    fn drop(&mut self) {
-        let fills: Vec<(SlotId, FillId)> =
-            self.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
-        // A block that was deleted meanwhile keeps its label of being filled, which no restart serves.
-        let memory = &self.cache.memory;
-        self.cache
-            .directory
-            .complete_fills_with(&fills, self.copied, |slot, fill| memory.publish(slot, fill));
-        self.cache.directory.touch(&self.hits);
-    }
-}
-
-/// Blocks being read. Dropping it lets them be evicted again.
-struct Pinned<'a> {
-    cache: &'a BlockCache,
-    slots: Vec<SlotId>,
-}
-
-impl Drop for Pinned<'_> {
-    fn drop(&mut self) {
-        self.cache.directory.end_load(&self.slots);
     }
 }

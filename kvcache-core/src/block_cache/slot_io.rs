@@ -1,7 +1,13 @@
 //! Copies between a caller's buffer and slots. A leaf: the only place where a block cache touches block bytes.
 
+use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::time::Duration;
 
+use super::BlockCache;
+use super::filling::Filling;
+use super::pinned::Pinned;
+use super::segments::{Source, Target};
 use crate::copy_engine::stream_copy::{self, Variant};
 use crate::copy_engine::{CopyBatch, CopyEngine, CopyState, Direction, HostCopyEngine, Piece};
 use crate::eviction::SlotId;
@@ -13,47 +19,95 @@ const STREAM_FROM_BYTES: usize = 16 << 10;
 /// Calls below this are copied by the caller alone: waking a thread costs more than it saves.
 const SHARE_FROM_BYTES: usize = 1 << 20;
 
-/// Copies block `index` of `data` into each slot of `places`; whether all bytes arrived.
+/// Copies block `index` of `source` into each slot of `places`; whether all bytes arrived.
 ///
 /// The caller has reserved the slots for filling, so that nobody else reads or writes them.
 pub(super) fn copy_in(
     memory: &dyn SlotMemory,
     copies: Option<&HostCopyEngine>,
-    places: impl Iterator<Item = (usize, SlotId)>,
-    data: &[u8],
-    block_bytes: usize,
+    places: impl ExactSizeIterator<Item = (usize, SlotId)>,
+    source: Source<'_>,
 ) -> bool {
-    let pieces = places.map(|(index, slot)| {
-        let source = data.get(index * block_bytes..(index + 1) * block_bytes)?;
-        Some(Piece { src: source.as_ptr() as usize, dst: memory.slot_address(slot)?, bytes: block_bytes })
-    });
-    let Some(pieces) = pieces.collect::<Option<Vec<_>>>() else { return false };
-    // SAFETY: each source is a checked part of `data`, which is borrowed for this call; each destination is a usable
-    // slot of at least `block_bytes`, reserved by the caller for this fill alone, and slots do not overlap.
+    let from = source.places();
+    let mut pieces = Vec::with_capacity(places.len() * from.pieces_per_block());
+    for (index, slot) in places {
+        let Some(slot) = memory.slot_address(slot) else { return false };
+        from.pieces(index, slot, Direction::Offload, &mut pieces);
+    }
+    // SAFETY: each source is readable and not written while `source` lives; each destination is a usable slot of at least
+    // the bytes of a block, reserved by the caller for this fill alone, and slots do not overlap.
     unsafe { copy(copies, pieces, Direction::Offload) }
 }
 
-/// Copies each slot into its block of `out`; whether all bytes arrived.
+/// Copies each slot to the place of its block in `target`, from block `first` on; whether all bytes arrived.
 ///
 /// The caller has pinned the slots, so that nobody writes them.
 pub(super) fn copy_out(
     memory: &dyn SlotMemory,
     copies: Option<&HostCopyEngine>,
     slots: &[SlotId],
-    out: &mut [u8],
-    block_bytes: usize,
+    first: usize,
+    target: &mut Target<'_>,
 ) -> bool {
-    let pieces = slots.iter().zip(out.chunks_exact_mut(block_bytes.max(1))).map(|(slot, target)| {
-        Some(Piece {
-            src: memory.slot_address(*slot)?,
-            dst: target.as_mut_ptr() as usize,
-            bytes: block_bytes,
-        })
-    });
-    let Some(pieces) = pieces.collect::<Option<Vec<_>>>() else { return false };
-    // SAFETY: each source is a usable slot of at least `block_bytes`, pinned by the caller and thus not written; each
-    // destination is a distinct chunk of `out`, which is borrowed exclusively for this call.
+    let to = target.places();
+    let mut pieces = Vec::with_capacity(slots.len() * to.pieces_per_block());
+    for (index, slot) in (first..).zip(slots) {
+        let Some(slot) = memory.slot_address(*slot) else { return false };
+        to.pieces(index, slot, Direction::Load, &mut pieces);
+    }
+    // SAFETY: each source is a usable slot of at least the bytes of a block, pinned by the caller and thus not written; the
+    // destinations are distinct and ours alone while `target` is borrowed.
     unsafe { copy(copies, pieces, Direction::Load) }
+}
+
+/// Copies one block, all of which has been written, to the place of block `index` in `target`.
+pub(super) fn scatter(block: &[MaybeUninit<u8>], index: usize, target: &mut Target<'_>) {
+    let mut pieces = Vec::with_capacity(target.places().pieces_per_block());
+    target.places().pieces(index, block.as_ptr() as usize, Direction::Load, &mut pieces);
+    // SAFETY: the pieces of a block are as long as `block` together, which is borrowed and overlaps nothing that `target` has
+    // to itself.
+    unsafe { copy_here(&pieces) };
+}
+
+/// The block in the slot at `position` of `pinned`.
+pub(super) fn pinned_block<C: Deref<Target = BlockCache>>(
+    pinned: &Pinned<C>,
+    position: usize,
+) -> Option<&[u8]> {
+    let cache = pinned.cache();
+    let address = cache.memory.slot_address(*pinned.slots().get(position)?)?;
+    // SAFETY: the slot is mapped and has at least the bytes of a block, all of which were written when it was filled; it is
+    // pinned as long as the slice is borrowed, so that nobody writes it.
+    Some(unsafe { std::slice::from_raw_parts(address as *const u8, cache.block_bytes) })
+}
+
+/// Room for the block in the slot at `position` of what `filling` has reserved.
+pub(super) fn reserved_block<C: Deref<Target = BlockCache>>(
+    filling: &mut Filling<C>,
+    position: usize,
+) -> Option<&mut [u8]> {
+    let cache = filling.cache();
+    let address = cache.memory.slot_address(filling.reserved().get(position)?.slot)?;
+    // SAFETY: the slot is mapped and has at least the bytes of a block. A mapping has bytes whether or not they were ever
+    // written. Until the fill ends, for which the borrow has to, nobody else reads or writes them.
+    Some(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, cache.block_bytes) })
+}
+
+/// Room for all blocks that `filling` has reserved, in key order. `None` if a slot is not usable.
+pub(super) fn reserved_blocks<C: Deref<Target = BlockCache>>(
+    filling: &mut Filling<C>,
+) -> Option<Vec<&mut [MaybeUninit<u8>]>> {
+    let cache = filling.cache();
+    let slots = filling.reserved().iter();
+    slots
+        .map(|reserved| {
+            let address = cache.memory.slot_address(reserved.slot)?;
+            // SAFETY: as for `reserved_block`; no slot is reserved twice.
+            Some(unsafe {
+                std::slice::from_raw_parts_mut(address as *mut MaybeUninit<u8>, cache.block_bytes)
+            })
+        })
+        .collect()
 }
 
 /// # Safety

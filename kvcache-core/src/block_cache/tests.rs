@@ -1,38 +1,15 @@
 use std::collections::HashMap;
 
+use super::test_blocks::{cache_over, chain, pattern};
 use super::*;
 use crate::copy_engine::HostCopyConfig;
 use crate::eviction::{Lru, S3Fifo};
 use crate::fakes::fake_memory::{FakeMemory, MemoryBugs, Slab};
-use crate::fakes::random::{Random, mix};
+use crate::fakes::random::Random;
+use crate::plan::EngineHash;
+use crate::store::SlotLabel;
 
 const BLOCK_BYTES: usize = 64;
-
-fn key(number: u64) -> BlockKey {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&mix(number + 1).to_le_bytes());
-    bytes[8..].copy_from_slice(&number.to_le_bytes());
-    BlockKey(bytes)
-}
-
-fn chain(document: u64, blocks: u64) -> Vec<BlockKey> {
-    (0..blocks).map(|block| key(document * 100 + block)).collect()
-}
-
-/// Bytes that say which key they belong to, at every position.
-fn pattern(keys: &[BlockKey], block_bytes: usize) -> Vec<u8> {
-    keys.iter()
-        .flat_map(|key| {
-            (0..block_bytes / 8).flat_map(|word| mix(key.short_hash() ^ word as u64).to_le_bytes())
-        })
-        .collect()
-}
-
-fn cache_over(slab: &Arc<Slab>, block_bytes: usize) -> BlockCache {
-    let slots = slab.slot_count() as u32;
-    let memory = FakeMemory::new(slab, slots, MemoryBugs::default());
-    BlockCache::new(memory, Box::new(Lru::new(slots)), None, block_bytes)
-}
 
 /// Every block that comes back is the one that was put, for any order of calls and restarts.
 #[test]
@@ -161,7 +138,7 @@ fn a_wrong_buffer_is_named_with_its_remedy() {
         "out has 193 bytes, but 3 keys of blocks of 64 bytes need 192: pass a buffer of exactly that size"
     );
     assert_eq!(cache.match_prefix(&keys), 0, "nothing is stored");
-    let huge = WrongBuffer { what: "data", bytes: 1, blocks: 3, block_bytes: usize::MAX };
+    let huge = WrongBuffer::Length { what: "data", bytes: 1, blocks: 3, block_bytes: usize::MAX };
     assert!(huge.to_string().contains("18446744073709551615"), "no overflow: {huge}");
 }
 
@@ -211,20 +188,21 @@ fn a_damaged_block_of_an_earlier_process_is_a_miss_and_makes_room_for_a_good_one
     assert_eq!(cache.stats().directory.pinned, 0);
 }
 
-/// A delete between the reservation and the end of a put: the label that the put writes later must not survive.
+/// A delete between the reservation and the end of a put: the label that the put has written must not survive.
 #[test]
 fn a_block_deleted_while_it_is_put_is_not_found_after_a_restart() {
     for clear in [false, true] {
         let slab = Slab::new(2, BLOCK_BYTES);
         let cache = cache_over(&slab, BLOCK_BYTES);
         let keys = chain(0, 1);
-        let reservation = cache.directory.begin_offload(&keys, 0, usize::MAX);
+        let filling = Filling::reserve(&cache, &keys, 0);
         if clear {
             cache.clear();
         } else {
             cache.delete(&keys);
         }
-        let reserved = reservation.reserved[0];
+        // As late as can be: it was reserved before the deletion and is labelled after it.
+        let reserved = filling.reserved()[0];
         let label = SlotLabel {
             key: keys[0],
             parent: BlockKey::default(),
@@ -233,9 +211,22 @@ fn a_block_deleted_while_it_is_put_is_not_found_after_a_restart() {
             epoch: cache.memory.epoch(),
         };
         cache.memory.begin_fill(reserved.slot, &label);
-        drop(Filling { cache: &cache, reserved: reservation.reserved, hits: Vec::new(), copied: true });
+        filling.publish(&keys, |_| true);
         assert_eq!(cache_over(&slab, BLOCK_BYTES).match_prefix(&keys), 0);
         assert_eq!(cache.stats().directory.free, 2);
+    }
+}
+
+/// The last growth is one as well: without it the slots that came with it would never be filled.
+#[test]
+fn slots_whose_memory_comes_later_are_filled() {
+    let slab = Slab::new(6, BLOCK_BYTES);
+    let memory = FakeMemory::new(&slab, 2, MemoryBugs::default());
+    let cache = BlockCache::new(memory.clone(), Box::new(Lru::new(6)), None, BLOCK_BYTES);
+    let keys = chain(0, 6);
+    for usable in [2, 4, 6] {
+        assert_eq!(cache.put(&keys, &pattern(&keys, BLOCK_BYTES)), Ok(usable));
+        memory.grow(2);
     }
 }
 

@@ -6,10 +6,13 @@
 
 mod router;
 #[cfg(test)]
+pub(super) mod test_ring;
+#[cfg(test)]
 mod tests;
 mod transfers;
 
 use std::collections::HashSet;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -184,7 +187,12 @@ impl L2 {
     }
 
     /// Fetches blocks from `space` into `places`; whether each is there. Those that are not may hold anything.
-    pub(super) fn fetch(&self, space: RemoteSpace, keys: &[BlockKey], places: Vec<&mut [u8]>) -> Vec<bool> {
+    pub(super) fn fetch(
+        &self,
+        space: RemoteSpace,
+        keys: &[BlockKey],
+        places: Vec<&mut [MaybeUninit<u8>]>,
+    ) -> Vec<bool> {
         let outcomes = self.router.fetch(&names(space, keys), places, self.config.fetch_timeout);
         for outcome in &outcomes {
             let counter = match outcome {

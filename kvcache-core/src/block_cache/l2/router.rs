@@ -1,6 +1,7 @@
 //! Takes the ends of transfers to whoever began them.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -73,7 +74,7 @@ impl Router {
     pub(super) fn fetch(
         &self,
         names: &[RemoteKey],
-        mut places: Vec<&mut [u8]>,
+        mut places: Vec<&mut [MaybeUninit<u8>]>,
         patience: Duration,
     ) -> Vec<RemoteOutcome> {
         let (call, first) = self.begin_call(names.len());

@@ -1,184 +1,18 @@
 //! A block cache over a ring that is a hash map, with faults.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
+use super::test_ring::{BLOCK_BYTES, FakeRing, SOON, cache};
 use super::*;
 use crate::block_cache::BlockCache;
-use crate::eviction::Lru;
-use crate::fakes::fake_memory::{FakeMemory, MemoryBugs, Slab};
-use crate::fakes::random::{Random, mix};
-use crate::remote::{RemoteEnd, RemoteFailure, RemoteOp, RemoteTransfer};
-
-const BLOCK_BYTES: usize = 64;
-const SOON: Duration = Duration::from_secs(20);
-
-/// Values and manners that several caches share.
-#[derive(Default)]
-struct FakeRing {
-    values: Mutex<HashMap<RemoteKey, Vec<u8>>>,
-    /// Every so many thousandth transfer fails.
-    faulty: Mutex<(u32, u64)>,
-    /// While true nothing ends, and questions are not answered.
-    stuck: Mutex<bool>,
-    /// Done before the next get.
-    before_get: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-#[derive(Default)]
-struct FakeStore {
-    ring: Arc<FakeRing>,
-    waiting: Mutex<Vec<RemoteTransfer>>,
-    ends: Mutex<Vec<RemoteEnd>>,
-    submitted: Condvar,
-}
-
-impl FakeStore {
-    fn of(ring: &Arc<FakeRing>) -> Arc<Self> {
-        Arc::new(Self { ring: ring.clone(), ..Self::default() })
-    }
-
-    /// Transfers happen when they are polled: as late as can be.
-    fn work(&self) {
-        if *self.ring.stuck.lock() {
-            return;
-        }
-        for transfer in std::mem::take(&mut *self.waiting.lock()) {
-            let outcome = self.transfer(&transfer);
-            self.ends.lock().push(RemoteEnd { ticket: transfer.ticket, outcome });
-        }
-    }
-
-    fn transfer(&self, transfer: &RemoteTransfer) -> RemoteOutcome {
-        let mut values = self.ring.values.lock();
-        let mut faulty = self.ring.faulty.lock();
-        faulty.1 = mix(faulty.1);
-        let fails = faulty.1 % 1000 < u64::from(faulty.0);
-        match transfer.op {
-            RemoteOp::Put if !fails => {
-                // SAFETY: the cache promised at `submit` that the slot is readable and not written until the end is polled.
-                let value =
-                    unsafe { std::slice::from_raw_parts(transfer.address as *const u8, transfer.bytes) };
-                values.insert(transfer.key, value.to_vec());
-                RemoteOutcome::Done
-            }
-            RemoteOp::Get => {
-                if let Some(something) = self.ring.before_get.lock().take() {
-                    something();
-                }
-                let Some(value) = values.get(&transfer.key) else { return RemoteOutcome::Missing };
-                // SAFETY: the cache promised at `submit` that the place is writable and its alone until the end is polled.
-                let place =
-                    unsafe { std::slice::from_raw_parts_mut(transfer.address as *mut u8, transfer.bytes) };
-                if fails {
-                    place.fill(0xbb);
-                    return RemoteOutcome::Failed(RemoteFailure::Corrupt);
-                }
-                place.copy_from_slice(value);
-                RemoteOutcome::Done
-            }
-            RemoteOp::Delete if values.remove(&transfer.key).is_none() => RemoteOutcome::Missing,
-            RemoteOp::Delete => RemoteOutcome::Done,
-            RemoteOp::Put => RemoteOutcome::Failed(RemoteFailure::Refused),
-        }
-    }
-}
-
-impl RemoteStore for FakeStore {
-    unsafe fn submit(&self, batch: &[RemoteTransfer], _patience: Duration) {
-        self.waiting.lock().extend(batch);
-        self.submitted.notify_all();
-    }
-
-    fn poll(&self, ended: &mut Vec<RemoteEnd>) {
-        self.work();
-        ended.append(&mut self.ends.lock());
-    }
-
-    fn wait(&self, timeout: Duration) -> bool {
-        let mut waiting = self.waiting.lock();
-        let nothing = |waiting: &mut Vec<RemoteTransfer>| waiting.is_empty() || *self.ring.stuck.lock();
-        self.submitted.wait_while_for(&mut waiting, nothing, timeout.min(Duration::from_millis(5)));
-        true
-    }
-
-    fn cancel(&self, tickets: &[u64]) {
-        let mut waiting = self.waiting.lock();
-        let cancelled = waiting.extract_if(.., |transfer| tickets.contains(&transfer.ticket));
-        let outcome = RemoteOutcome::Failed(RemoteFailure::Cancelled);
-        self.ends.lock().extend(cancelled.map(|transfer| RemoteEnd { ticket: transfer.ticket, outcome }));
-    }
-}
-
-struct FakePresence {
-    ring: Arc<FakeRing>,
-    spaces: Vec<RemoteSpace>,
-    asked: Vec<(u64, Vec<BlockKey>)>,
-}
-
-impl Presence for FakePresence {
-    fn set_spaces(&mut self, spaces: &[RemoteSpace]) {
-        self.spaces = spaces.to_vec();
-    }
-
-    fn ask(&mut self, question: u64, keys: &[BlockKey], _patience: Duration) {
-        self.asked.push((question, keys.to_vec()));
-    }
-
-    fn poll(&mut self, answers: &mut Vec<PresenceAnswer>) {
-        if *self.ring.stuck.lock() {
-            return;
-        }
-        let values = self.ring.values.lock();
-        let has = |block: &BlockKey| {
-            self.spaces.iter().all(|space| values.contains_key(&RemoteKey { space: *space, block: *block }))
-        };
-        answers.extend(
-            self.asked
-                .drain(..)
-                .map(|(question, keys)| PresenceAnswer { question, present: keys.iter().map(has).collect() }),
-        );
-    }
-}
-
-fn cache(ring: &Arc<FakeRing>, slots: u32, change: impl FnOnce(&mut L2Config)) -> BlockCache {
-    let slab = Slab::new(slots, BLOCK_BYTES);
-    let memory = FakeMemory::new(&slab, slots, MemoryBugs::default());
-    let mut config = L2Config::new(Namespace::of_text("test"));
-    // A test on a busy machine must not take lateness for absence.
-    config.match_timeout = SOON;
-    config.demotions_max = 1000;
-    change(&mut config);
-    let presence = FakePresence { ring: ring.clone(), spaces: Vec::new(), asked: Vec::new() };
-    let cache = BlockCache::new(memory, Box::new(Lru::new(slots)), None, BLOCK_BYTES);
-    cache.with_l2(config, FakeStore::of(ring), Box::new(presence)).unwrap()
-}
-
-fn chain(document: u64, blocks: u64) -> Vec<BlockKey> {
-    let key = |number: u64| {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&mix(number + 1).to_le_bytes());
-        bytes[8..].copy_from_slice(&number.to_le_bytes());
-        BlockKey(bytes)
-    };
-    (0..blocks).map(|block| key(document * 100 + block)).collect()
-}
-
-fn pattern(keys: &[BlockKey]) -> Vec<u8> {
-    let words = |key: &BlockKey| {
-        let hash = key.short_hash();
-        (0..BLOCK_BYTES as u64 / 8).flat_map(move |word| mix(hash ^ word).to_le_bytes())
-    };
-    keys.iter().flat_map(words).collect()
-}
+use crate::block_cache::test_blocks::{chain, pattern};
+use crate::fakes::random::Random;
 
 fn get(cache: &BlockCache, keys: &[BlockKey]) -> usize {
     let mut out = vec![0; keys.len() * BLOCK_BYTES];
     let got = cache.get(keys, &mut out).unwrap();
-    assert!(out[..got * BLOCK_BYTES] == pattern(&keys[..got]), "other bytes than were put");
+    assert!(out[..got * BLOCK_BYTES] == pattern(&keys[..got], BLOCK_BYTES), "other bytes than were put");
     got
 }
 
@@ -188,7 +22,7 @@ fn what_one_cache_stores_another_finds() {
     let (first, second) = (cache(&ring, 20, |_| {}), cache(&ring, 20, |_| {}));
     let keys = chain(1, 12);
     assert_eq!(second.match_prefix(&keys), 0);
-    assert_eq!(first.put(&keys[..8], &pattern(&keys[..8])), Ok(8));
+    assert_eq!(first.put(&keys[..8], &pattern(&keys[..8], BLOCK_BYTES)), Ok(8));
     assert!(first.flush(SOON));
     assert_eq!(second.match_prefix(&keys), 8);
     assert_eq!(get(&second, &keys), 8);
@@ -206,10 +40,10 @@ fn a_hole_in_one_tier_is_filled_from_the_other() {
     let ring = Arc::default();
     let (first, second) = (cache(&ring, 20, |_| {}), cache(&ring, 20, |_| {}));
     let keys = chain(1, 9);
-    first.put(&keys, &pattern(&keys)).unwrap();
+    first.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     assert!(first.flush(SOON));
     // The second has blocks 0 to 2 and 5 to 6, L2 all but 1 and 6.
-    second.put(&keys[..7], &pattern(&keys[..7])).unwrap();
+    second.put(&keys[..7], &pattern(&keys[..7], BLOCK_BYTES)).unwrap();
     assert!(second.flush(SOON));
     second.delete_here(&keys[3..5]);
     for missing in [1, 6] {
@@ -225,7 +59,7 @@ fn damage_shortens_a_get_and_nothing_else() {
     let ring: Arc<FakeRing> = Arc::default();
     let (first, second) = (cache(&ring, 20, |_| {}), cache(&ring, 20, |_| {}));
     let keys = chain(1, 8);
-    first.put(&keys, &pattern(&keys)).unwrap();
+    first.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     assert!(first.flush(SOON));
     *ring.faulty.lock() = (1000, 0);
     assert_eq!(get(&second, &keys), 0);
@@ -239,13 +73,13 @@ fn hot_blocks_are_those_used_again() {
     let ring: Arc<FakeRing> = Arc::default();
     let cache = cache(&ring, 20, |config| config.ingestion = Ingestion::Hot);
     let keys = chain(1, 6);
-    cache.put(&keys, &pattern(&keys)).unwrap();
+    cache.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     assert!(cache.flush(SOON));
     assert_eq!(ring.values.lock().len(), 0);
     for _ in 0..3 {
         assert_eq!(get(&cache, &keys[..2]), 2);
     }
-    cache.put(&keys[..4], &pattern(&keys[..4])).unwrap();
+    cache.put(&keys[..4], &pattern(&keys[..4], BLOCK_BYTES)).unwrap();
     assert!(cache.flush(SOON));
     assert_eq!(ring.values.lock().len(), 4);
     assert_eq!(cache.stats().l2.unwrap().demoted, 4, "once each");
@@ -257,7 +91,7 @@ fn blocks_that_leave_l1_go_to_l2() {
     let cache = cache(&ring, 16, |config| config.ingestion = Ingestion::Evicted);
     for document in 0..40 {
         let keys = chain(document, 1);
-        assert_eq!(cache.put(&keys, &pattern(&keys)), Ok(1));
+        assert_eq!(cache.put(&keys, &pattern(&keys, BLOCK_BYTES)), Ok(1));
         assert!(cache.flush(SOON));
     }
     let there = ring.values.lock().len();
@@ -276,7 +110,7 @@ fn a_stuck_ring_costs_a_deadline_and_drops_are_counted() {
         config.demotions_max = 3;
     });
     let keys = chain(1, 8);
-    assert_eq!(cache.put(&keys, &pattern(&keys)), Ok(8));
+    assert_eq!(cache.put(&keys, &pattern(&keys, BLOCK_BYTES)), Ok(8));
     assert_eq!(cache.match_prefix(&chain(1, 12)), 8);
     let stats = cache.stats();
     let l2 = stats.l2.unwrap();
@@ -288,7 +122,7 @@ fn a_stuck_ring_costs_a_deadline_and_drops_are_counted() {
     assert!(cache.flush(SOON));
     assert_eq!(cache.stats().directory.pinned, 0);
     *ring.stuck.lock() = true;
-    cache.put(&chain(2, 3), &pattern(&chain(2, 3))).unwrap();
+    cache.put(&chain(2, 3), &pattern(&chain(2, 3), BLOCK_BYTES)).unwrap();
     drop(cache);
 }
 
@@ -297,14 +131,14 @@ fn deleting_and_clearing_reach_l2() {
     let ring: Arc<FakeRing> = Arc::default();
     let (first, second) = (cache(&ring, 20, |_| {}), cache(&ring, 20, |_| {}));
     let keys = chain(1, 6);
-    first.put(&keys, &pattern(&keys)).unwrap();
+    first.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     // Not waited for: a demotion that comes after the deletion would bring blocks back.
     assert_eq!(first.delete(&keys[3..]), 3);
     assert!(first.flush(SOON));
     assert_eq!(second.match_prefix(&keys), 3);
     assert_eq!(second.delete(&keys), 3, "those of L2");
     assert_eq!(first.match_prefix(&keys), 3, "its own");
-    first.put(&keys, &pattern(&keys)).unwrap();
+    first.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     assert!(first.flush(SOON));
     first.clear();
     assert_eq!((first.match_prefix(&keys), get(&first, &keys)), (0, 0));
@@ -316,7 +150,7 @@ fn what_is_fetched_while_the_cache_is_cleared_is_not_kept() {
     let ring: Arc<FakeRing> = Arc::default();
     let (first, second) = (cache(&ring, 20, |_| {}), Arc::new(cache(&ring, 20, |_| {})));
     let keys = chain(1, 6);
-    first.put(&keys, &pattern(&keys)).unwrap();
+    first.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap();
     assert!(first.flush(SOON));
     let cleared = second.clone();
     *ring.before_get.lock() = Some(Box::new(move || cleared.clear()));
@@ -345,7 +179,9 @@ fn threads_and_faults() {
                     for _ in 0..200 {
                         let keys = chain(r.below(12) as u64, r.between(1, 8) as u64);
                         match r.below(10) {
-                            0..=3 => assert!(cache.put(&keys, &pattern(&keys)).unwrap() <= keys.len()),
+                            0..=3 => {
+                                assert!(cache.put(&keys, &pattern(&keys, BLOCK_BYTES)).unwrap() <= keys.len())
+                            }
                             4..=7 => hits += get(cache, &keys),
                             8 => assert!(cache.match_prefix(&keys) <= keys.len()),
                             _ if r.chance(200) => assert!(cache.delete(&keys) <= keys.len()),

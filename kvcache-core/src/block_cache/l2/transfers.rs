@@ -1,5 +1,6 @@
 //! Where a block cache hands memory to a remote store. A leaf.
 
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use crate::remote::{RemoteKey, RemoteOp, RemoteStore, RemoteTransfer};
@@ -12,7 +13,7 @@ pub(super) unsafe fn fetch(
     store: &dyn RemoteStore,
     first: u64,
     names: &[RemoteKey],
-    places: &mut [&mut [u8]],
+    places: &mut [&mut [MaybeUninit<u8>]],
     patience: Duration,
 ) {
     let batch: Vec<RemoteTransfer> = (first..)
