@@ -93,7 +93,8 @@ impl Directory {
         Self { state: Mutex::new(Slots::new(slot_count, policy)) }
     }
 
-    /// Makes only slots below `usable` available for new blocks; it can grow later, never shrink.
+    /// Makes only slots below `usable` available for new blocks; it can grow later, never shrink. What was
+    /// [adopted](Self::adopt) above is served, and stays until its slot is usable or it is removed.
     pub fn limit_usable(&self, usable: u32) {
         self.state.lock().limit_usable(usable);
     }
@@ -253,7 +254,7 @@ impl Directory {
     }
 
     /// Takes over blocks that a slab kept across a restart, oldest first. Returns those taken: a block whose slot or key
-    /// is in use already is left out.
+    /// is in use already is left out. Their slots need not be usable yet: what is read does not need what a fill needs.
     ///
     /// New fills get ids above every `fill` given. Cost: linear in the blocks and the slots.
     pub fn adopt<'a>(&self, blocks: &'a [Resident]) -> Vec<&'a Resident> {

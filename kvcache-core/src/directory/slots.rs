@@ -1,5 +1,7 @@
 //! The slot records, the key index and the free list behind one lock.
 
+use std::collections::HashSet;
+
 use hashbrown::HashTable;
 
 use super::{Candidate, DirectoryStats, EvictionPolicy, Resident, SlotId};
@@ -60,11 +62,16 @@ pub(super) struct Slots {
     index: HashTable<u32>,
     free: Vec<SlotId>,
     pub(super) policy: Box<dyn EvictionPolicy>,
+    /// Only slots below this index are filled. Those above hold what was adopted, or nothing.
     usable: u32,
+    /// Free slots that are not usable, and so not in `free`.
+    unusable: usize,
     next_fill: u64,
     operation: u32,
-    /// Ready slots with pins: with as many as the policy tracks there is no victim, and no need to look for one.
+    /// Ready slots with pins.
     pinned_ready: usize,
+    /// Ready slots without pins that are not usable, and so no victims.
+    early_ready: usize,
     filling: usize,
     draining: usize,
     pub(super) counters: Counters,
@@ -89,9 +96,11 @@ impl Slots {
             free: Vec::with_capacity(slot_count as usize),
             policy,
             usable: 0,
+            unusable: 0,
             next_fill: 1,
             operation: 0,
             pinned_ready: 0,
+            early_ready: 0,
             filling: 0,
             draining: 0,
             counters: Counters::default(),
@@ -105,11 +114,27 @@ impl Slots {
         let usable = usable.min(self.records.len() as u32);
         if usable < self.usable && self.index.is_empty() && self.draining == 0 {
             self.free.retain(|slot| slot.0 < usable);
+            self.unusable = self.records.len() - usable as usize;
             self.usable = usable;
         } else if usable > self.usable {
-            self.free.extend((self.usable..usable).rev().map(SlotId));
+            for slot in (self.usable..usable).rev().map(SlotId) {
+                let record = &self.records[slot.index()];
+                match record.state {
+                    State::Free => {
+                        self.free.push(slot);
+                        self.unusable -= 1;
+                    }
+                    State::Ready if record.pins == 0 => self.early_ready -= 1,
+                    _ => {}
+                }
+            }
             self.usable = usable;
         }
+    }
+
+    /// Whether the slot's memory is not ready to be filled: its block was adopted, and can leave for no other.
+    fn is_early(&self, slot: SlotId) -> bool {
+        slot.0 >= self.usable
     }
 
     pub(super) fn find(&self, key: &BlockKey) -> Option<SlotId> {
@@ -178,15 +203,16 @@ impl Slots {
         Some((slot, key))
     }
 
-    /// Takes a victim out of the policy: no pinned block, and none that `own` has seen.
+    /// Takes a victim out of the policy: no pinned block, none whose slot could not be filled, and none that `own` has seen.
     fn evict(&mut self, own: Option<u32>) -> Option<SlotId> {
-        if self.policy.len() <= self.pinned_ready {
+        // With as many as the policy tracks there is no victim, and no need to look for one.
+        if self.policy.len() <= self.pinned_ready + self.early_ready {
             return None;
         }
-        let records = &self.records;
+        let (records, usable) = (&self.records, self.usable);
         self.policy.evict(&mut |slot| {
             let record = &records[slot.index()];
-            if record.pins > 0 || Some(record.seen_by) == own {
+            if record.pins > 0 || slot.0 >= usable || Some(record.seen_by) == own {
                 Candidate::Pinned
             } else if record.children > 0 {
                 Candidate::HasChildren
@@ -249,15 +275,18 @@ impl Slots {
     }
 
     pub(super) fn pin(&mut self, slot: SlotId) {
+        let is_early = self.is_early(slot);
         let record = &mut self.records[slot.index()];
         debug_assert_eq!(record.state, State::Ready, "only ready blocks are pinned");
         record.pins += 1;
         if record.pins == 1 {
             self.pinned_ready += 1;
+            self.early_ready -= usize::from(is_early);
         }
     }
 
     pub(super) fn unpin(&mut self, slot: SlotId) {
+        let is_early = self.is_early(slot);
         let record = &mut self.records[slot.index()];
         debug_assert!(record.pins > 0, "unpin without pin");
         record.pins = record.pins.saturating_sub(1);
@@ -265,7 +294,10 @@ impl Slots {
             return;
         }
         match record.state {
-            State::Ready => self.pinned_ready -= 1,
+            State::Ready => {
+                self.pinned_ready -= 1;
+                self.early_ready += usize::from(is_early);
+            }
             State::Draining if !record.filling => {
                 self.draining -= 1;
                 self.release(slot);
@@ -286,6 +318,7 @@ impl Slots {
                     self.pinned_ready -= 1;
                     self.drain(slot);
                 } else {
+                    self.early_ready -= usize::from(self.is_early(slot));
                     self.release(slot);
                 }
             }
@@ -311,12 +344,16 @@ impl Slots {
         let mut taken = Vec::with_capacity(blocks.len());
         for block in blocks {
             self.start_fills_above(block.fill);
-            let free = (block.slot.0 < self.usable) && self.record(block.slot).state == State::Free;
+            let free = self.get(block.slot).is_some_and(|record| record.state == State::Free);
             if !free || self.find(&block.key).is_some() {
                 continue;
             }
             self.place(block.slot, block.key, None, block.fill, State::Ready);
             self.policy.insert(block.slot, block.key);
+            if self.is_early(block.slot) {
+                self.unusable -= 1;
+                self.early_ready += 1;
+            }
             self.counters.adopted += 1;
             taken.push(block);
         }
@@ -334,7 +371,7 @@ impl Slots {
     pub(super) fn stats(&self) -> DirectoryStats {
         DirectoryStats {
             slot_count: self.records.len(),
-            unusable: self.records.len() - self.usable as usize,
+            unusable: self.unusable,
             free: self.free.len(),
             filling: self.filling,
             ready: self.policy.len(),
@@ -435,15 +472,27 @@ impl Slots {
 
     fn release(&mut self, slot: SlotId) {
         self.records[slot.index()].state = State::Free;
-        self.free.push(slot);
+        if self.is_early(slot) {
+            self.unusable += 1;
+        } else {
+            self.free.push(slot);
+        }
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
         let count = |state| self.records.iter().filter(|record| record.state == state).count();
         let pinned = self.records.iter().filter(|r| r.state == State::Ready && r.pins > 0).count();
-        let unusable = self.records.len() - self.usable as usize;
+        let early = &self.records[self.usable as usize..];
+        let unusable = early.iter().filter(|record| record.state == State::Free).count();
+        let early_ready = early.iter().filter(|r| r.state == State::Ready && r.pins == 0).count();
+        let early_filling = early.iter().filter(|record| record.filling).count();
+        let free_once: HashSet<u32> = self.free.iter().map(|slot| slot.0).collect();
         let expect = [
-            ("free", count(State::Free), self.free.len() + unusable),
+            ("free", count(State::Free), self.free.len() + self.unusable),
+            ("free once", free_once.len(), self.free.len()),
+            ("unusable", unusable, self.unusable),
+            ("ready and unusable", early_ready, self.early_ready),
+            ("filling and unusable", early_filling, 0),
             ("filling", count(State::Filling), self.filling),
             ("ready", count(State::Ready), self.policy.len()),
             ("draining", count(State::Draining), self.draining),

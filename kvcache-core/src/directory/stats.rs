@@ -6,7 +6,7 @@
 pub struct DirectoryStats {
     /// All slots.
     pub slot_count: usize,
-    /// Slots without memory behind them yet.
+    /// Empty slots that cannot be filled yet: there is no memory behind them, or the device cannot write to it.
     pub unusable: usize,
     /// Slots that can be filled at once.
     pub free: usize,

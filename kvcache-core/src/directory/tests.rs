@@ -70,8 +70,10 @@ impl Oracle {
         let resident: HashSet<SlotId> = self.resident.values().map(|(slot, _, _)| *slot).collect();
         assert_eq!(resident.len(), self.resident.len(), "two keys in one slot");
         assert_eq!(stats.draining, busy.difference(&resident).count());
-        let used: HashSet<_> = busy.union(&resident).collect();
-        assert_eq!(stats.free, self.usable - used.len(), "a slot leaks");
+        let (usable, unusable): (Vec<SlotId>, Vec<SlotId>) =
+            busy.union(&resident).copied().partition(|slot| slot.index() < self.usable);
+        assert_eq!(stats.free, self.usable - usable.len(), "a slot leaks");
+        assert_eq!(stats.unusable, stats.slot_count - self.usable - unusable.len());
     }
 }
 
@@ -137,6 +139,7 @@ fn model(seed: u64) {
                 for (slot, evicted) in &reservation.evicted {
                     assert!(!keys.contains(evicted), "a chain's own block is evicted for its tail");
                     assert!(!busy.contains(slot), "a slot in use is evicted");
+                    assert!(slot.index() < oracle.usable, "a slot is emptied that cannot be filled");
                     let (held, _, ready) = oracle.resident.remove(evicted).unwrap();
                     assert!(ready && held == *slot);
                 }
@@ -190,7 +193,7 @@ fn model(seed: u64) {
                 directory.clear();
                 oracle.resident.clear();
             }
-            11 if oracle.usable < slots as usize => {
+            11 if oracle.usable < slots as usize && r.chance(300) => {
                 oracle.usable += r.between(1, slots as usize - oracle.usable);
                 directory.limit_usable(oracle.usable as u32);
             }
@@ -203,7 +206,7 @@ fn model(seed: u64) {
                 };
                 let occupied = oracle.in_use().contains(&block.slot)
                     || oracle.resident.values().any(|(slot, _, _)| *slot == block.slot)
-                    || block.slot.index() >= oracle.usable;
+                    || block.slot.0 >= slots;
                 let adopted = !directory.adopt(&[block]).is_empty();
                 assert_eq!(adopted, !occupied && !oracle.resident.contains_key(&keys[0]));
                 oracle.highest = oracle.highest.max(block.fill);
@@ -395,8 +398,44 @@ fn adopted_blocks_know_their_parents_in_any_order_and_new_fills_are_newer() {
     directory.touch(&[key(0, 1)]);
     let evicted = directory.begin_offload(&chain(2, 1), 0, usize::MAX).evicted;
     assert_eq!(evicted[0].1, key(0, 1), "the tail is the leaf");
-    let unusable = [block(9, key(5, 0), BlockKey::default(), u64::MAX)];
-    assert_eq!(directory.adopt(&unusable).len(), 0, "no such slot, and its fill does not overflow");
+    let missing = [block(9, key(5, 0), BlockKey::default(), u64::MAX)];
+    assert_eq!(directory.adopt(&missing).len(), 0, "no such slot, and its fill does not overflow");
+}
+
+/// Memory that is not pinned yet can be read, and not filled.
+#[test]
+fn what_is_adopted_above_the_usable_slots_is_a_hit_and_makes_no_room() {
+    let directory = lru(6);
+    directory.limit_usable(2);
+    let block = |slot, index| Resident {
+        slot: SlotId(slot),
+        key: key(0, index),
+        parent: BlockKey::default(),
+        fill: FillId(1),
+    };
+    assert_eq!(directory.adopt(&[block(1, 0), block(3, 1), block(4, 2), block(5, 3)]).len(), 4);
+    let pinned = directory.begin_load(&chain(0, 4));
+    assert_eq!(pinned, [1, 3, 4, 5].map(SlotId));
+    let stats = directory.stats();
+    assert_eq!((stats.ready, stats.pinned, stats.free, stats.unusable), (4, 4, 1, 1));
+    // One is removed while it is read, one after.
+    directory.delete(&[key(0, 1)]);
+    directory.end_load(&pinned);
+    directory.delete(&[key(0, 2)]);
+    let stats = directory.stats();
+    assert_eq!((stats.ready, stats.pinned, stats.draining, stats.free, stats.unusable), (2, 0, 0, 1, 3));
+    let stored = directory.begin_offload(&chain(1, 6), 0, usize::MAX);
+    assert_eq!(stored.reserved.iter().map(|reserved| reserved.slot.0).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(stored.evicted, [(SlotId(1), key(0, 0))]);
+    assert_eq!(directory.slot_of(&key(0, 3)), Some(SlotId(5)), "it has not been evicted for nothing");
+    directory.limit_usable(5);
+    let stats = directory.stats();
+    assert_eq!((stats.free, stats.unusable, stats.filling, stats.ready), (3, 0, 2, 1));
+    directory.limit_usable(6);
+    assert_eq!(directory.stats().free, 3, "a slot that holds a block is not free");
+    let rest = directory.begin_offload(&chain(2, 4), 0, usize::MAX);
+    assert_eq!(rest.evicted, [(SlotId(5), key(0, 3))], "it may leave now");
+    directory.check().unwrap();
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Pinning takes about a second for some gigabytes, so it happens in pieces on a thread of its own while the engine
 //! starts: a slot is usable when its bytes are pinned. It would take the memory that nobody has taken yet, without asking
 //! how much is left, and so follows behind whoever does ask ([`SlotMemory::populated_slots`]). What an earlier process left
-//! is usable before, since forgetting it would cost more than the few slow loads from memory that is not pinned yet.
+//! can be loaded before, since forgetting it would cost more than the few slow loads from memory that is not pinned yet.
+//! Nothing is stored there until it is: the device would refuse, and the block that was there would be gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -65,8 +66,6 @@ pub enum PinFailure {
 /// See the [module documentation](self).
 pub struct PinnedSlots {
     inner: Arc<dyn SlotMemory>,
-    /// Slots below this index were found filled.
-    warm_below: u32,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -99,7 +98,6 @@ impl PinnedSlots {
         copies: Arc<dyn CopyEngine>,
         piece_bytes: usize,
     ) -> std::io::Result<Self> {
-        let warm_below = inner.warm_slots().iter().map(|block| block.slot.0 + 1).max().unwrap_or(0);
         let shared = Arc::new(Shared {
             inner: Arc::clone(&inner),
             copies,
@@ -117,7 +115,7 @@ impl PinnedSlots {
             worker.run();
             worker.ended.store(true, Ordering::Release);
         })?;
-        Ok(Self { inner, warm_below, shared, thread: Some(thread) })
+        Ok(Self { inner, shared, thread: Some(thread) })
     }
 
     /// How far it has come.
@@ -264,8 +262,7 @@ impl SlotMemory for PinnedSlots {
     }
 
     fn usable_slots(&self) -> u32 {
-        let pinned = self.shared.usable.load(Ordering::Acquire);
-        pinned.max(self.warm_below).min(self.inner.usable_slots())
+        self.shared.usable.load(Ordering::Acquire).min(self.inner.usable_slots())
     }
 
     fn is_growing(&self) -> bool {

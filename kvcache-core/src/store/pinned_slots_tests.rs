@@ -74,7 +74,7 @@ fn memory_that_grows_is_pinned_as_it_does() {
 }
 
 #[test]
-fn what_was_found_filled_is_usable_at_once() {
+fn what_was_found_filled_can_be_loaded_and_not_replaced() {
     let copies = copies();
     copies.refuse_to_register_after(0);
     let slab = Slab::new(8, page_bytes());
@@ -90,7 +90,9 @@ fn what_was_found_filled_is_usable_at_once() {
     memory.publish(SlotId(4), FillId(1));
     let slots = PinnedSlots::with_pieces(memory, copies, 1 << 20).unwrap();
     ended(&slots);
-    assert_eq!(slots.usable_slots(), 5);
+    assert_eq!(slots.usable_slots(), 0);
+    assert_eq!(slots.warm_slots().len(), 1);
+    assert!(slots.slot_address(SlotId(4)).is_some());
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub trait SlotMemory: Send + Sync {
     /// Slots in all.
     fn slot_count(&self) -> u32;
 
-    /// Slots with memory behind them: those below this index. Grows, never shrinks.
+    /// Slots that may be filled: those below this index, which have memory that is ready for it. Grows, never shrinks.
     fn usable_slots(&self) -> u32;
 
     /// Slots whose memory is taken already: those below this index, at most the usable ones. Pinning them takes no more. Grows,
@@ -45,7 +45,7 @@ pub trait SlotMemory: Send + Sync {
     /// Bytes of a slot.
     fn slot_bytes(&self) -> usize;
 
-    /// Address of a usable slot.
+    /// Address of a slot with memory: of a usable one, and of any that is [warm](Self::warm_slots).
     fn slot_address(&self, slot: SlotId) -> Option<usize>;
 
     /// Whether another rank fills the slots, so that this one only loads from them: its calls of

@@ -130,6 +130,8 @@ pub(crate) struct MemoryBugs {
 pub(crate) struct FakeMemory {
     slab: Arc<Slab>,
     usable: AtomicU32,
+    /// Slots that are not usable have memory all the same, which a device cannot write to yet.
+    pins: AtomicBool,
     populated: AtomicU32,
     /// Whether more will be.
     populating: AtomicBool,
@@ -151,7 +153,8 @@ impl FakeMemory {
     fn of(slab: &Arc<Slab>, usable: u32, replica: bool, bugs: MemoryBugs) -> Arc<Self> {
         let (usable, alive) = (AtomicU32::new(usable), AtomicBool::new(true));
         let (populated, populating) = (AtomicU32::new(u32::MAX), AtomicBool::new(false));
-        Arc::new(Self { slab: Arc::clone(slab), usable, populated, populating, alive, replica, bugs })
+        let pins = AtomicBool::new(false);
+        Arc::new(Self { slab: Arc::clone(slab), usable, pins, populated, populating, alive, replica, bugs })
     }
 
     /// The process is dead: nothing it still tries reaches the slab.
@@ -162,6 +165,16 @@ impl FakeMemory {
     pub(crate) fn grow(&self, slots: u32) {
         let usable = self.usable.load(Ordering::SeqCst).saturating_add(slots).min(self.slot_count());
         self.usable.store(usable, Ordering::SeqCst);
+    }
+
+    /// From now on slots become usable as they are pinned, and all of them have memory.
+    pub(crate) fn pin_slowly(&self) {
+        self.pins.store(true, Ordering::SeqCst);
+    }
+
+    fn has_memory(&self, slot: SlotId) -> bool {
+        slot.0 < self.usable_slots()
+            || self.pins.load(Ordering::SeqCst) && slot.index() < self.slab.slot_count()
     }
 
     /// Only that many slots have memory so far, and whether there will be more.
@@ -201,8 +214,7 @@ impl SlotMemory for FakeMemory {
     }
 
     fn slot_address(&self, slot: SlotId) -> Option<usize> {
-        (slot.0 < self.usable_slots())
-            .then(|| self.slab.bytes.address() + slot.index() * self.slab.slot_bytes)
+        self.has_memory(slot).then(|| self.slab.bytes.address() + slot.index() * self.slab.slot_bytes)
     }
 
     fn is_replica(&self) -> bool {
@@ -265,6 +277,7 @@ impl SlotMemory for FakeMemory {
         warm.filter(|(_, record)| {
             record.ready && (self.bugs.forget_epoch || record.label.epoch == table.epoch)
         })
+        .filter(|(slot, _)| self.pins.load(Ordering::SeqCst) || (*slot as u32) < self.usable_slots())
         .map(|(slot, Record { label, .. })| Resident {
             slot: SlotId(slot as u32),
             key: label.key,

@@ -44,6 +44,8 @@ pub(crate) struct Scenario {
     pub(crate) copies: CopyBehaviour,
     /// Copies done beside each rank's step: a slow rank does few.
     pub(crate) pieces_a_step: Vec<usize>,
+    /// The slabs are pinned for a device, which takes its time.
+    pub(crate) slow_pinning: bool,
     // Per thousand operations.
     pub(crate) abort: u32,
     pub(crate) reset: u32,
@@ -160,6 +162,7 @@ impl Scenario {
             servers_change: often(r, 60),
             members_change: often(r, 30),
             servers_lose: often(r, 30),
+            slow_pinning: r.chance(300),
         }
     }
 
@@ -317,6 +320,7 @@ counts!(
     crashes_while_copying,
     damaged,
     grown,
+    loads_before_pinned,
     bad_blocks,
     lost_hooks,
     lost_store_hooks,

@@ -19,6 +19,7 @@ impl World {
             let loads = plan.iter().flat_map(|plan| &plan.jobs).any(|job| job.kind == JobKind::LoadLayerwise);
             self.counts.lost_hooks += u64::from(loads && !hooks_fire);
             self.counts.replica_loads += u64::from(loads && self.scenario.replicas && index > 0);
+            self.check_slots(index, plan.as_ref())?;
             self.lie(index, plan.as_ref());
             let pieces = self.pieces(index);
             let rank = &mut self.ranks[index];
@@ -56,6 +57,25 @@ impl World {
         }
         output.scheduled = scheduled;
         Ok(output)
+    }
+
+    /// Slots are filled only where they may be; what was found in others may be loaded.
+    fn check_slots(&mut self, index: usize, plan: Option<&StepPlan>) -> Result<(), Violation> {
+        let usable = self.ranks[index].memory.usable_slots();
+        for job in plan.iter().flat_map(|plan| &plan.jobs) {
+            let Some(transfer) = job.transfers.iter().find(|transfer| transfer.slot.0 >= usable) else {
+                continue;
+            };
+            match job.kind {
+                JobKind::Offload | JobKind::Fetch => {
+                    let slot = transfer.slot.0;
+                    return Err(format!("rank {index}: slot {slot} is filled, and {usable} are usable"));
+                }
+                JobKind::LoadLayerwise | JobKind::LoadAsync => self.counts.loads_before_pinned += 1,
+                JobKind::Demote => {}
+            }
+        }
+        Ok(())
     }
 
     /// Copies that a rank does on the side.

@@ -424,12 +424,19 @@ impl Rank {
             trust_any_label: bug == Some(Bug::TrustAnyLabel),
             keep_void: bug == Some(Bug::KeepVoid),
         };
-        let usable = if random.chance(300) { random.below(slab.slot_count() + 1) } else { slab.slot_count() };
+        let usable = if scenario.slow_pinning || random.chance(300) {
+            random.below(slab.slot_count() + 1)
+        } else {
+            slab.slot_count()
+        };
         let memory = if scenario.replicas && index > 0 {
             FakeMemory::replica(&slab, usable as u32, bugs)
         } else {
             FakeMemory::new(&slab, usable as u32, bugs)
         };
+        if scenario.slow_pinning {
+            memory.pin_slowly();
+        }
         let copies = Arc::new(LazyCopies::new(random.next(), scenario.copies));
         let config = StoreConfig {
             rank: index as u32,
