@@ -24,6 +24,10 @@ pub struct BlockCacheConfig {
     pub namespace: Option<String>,
     /// Directory in shared memory, such as `/dev/shm`, in which the blocks outlive this process.
     pub slab_path: Option<PathBuf>,
+    /// Whether the cache will be one [with a device](BlockCache::with_device): its memory is then to be pinned.
+    pub for_device: bool,
+    /// The NUMA node that the memory should come from while it has some: the device's.
+    pub numa_node: Option<u32>,
     /// Threads that copy, the caller's included; 1 copies on the caller's thread alone.
     pub copy_threads: usize,
 }
@@ -79,6 +83,8 @@ impl BlockCacheConfig {
             eviction: "default".to_owned(),
             namespace: None,
             slab_path: None,
+            for_device: false,
+            numa_node: None,
             copy_threads: 1,
         }
     }
@@ -107,7 +113,7 @@ impl BlockCache {
         let slot_count = usize::try_from(slots).unwrap_or(usize::MAX);
         // Checked before anything is allocated.
         PolicyRegistry::with_builtin().build(&config.eviction, 1)?;
-        let slab = match &config.slab_path {
+        let mut slab = match &config.slab_path {
             None => SlabConfig::anonymous(config.block_bytes, slot_count),
             Some(path) => {
                 let name = config.namespace.as_ref().ok_or_else(|| OpenError::NoNamespace(path.clone()))?;
@@ -119,6 +125,7 @@ impl BlockCache {
                 SlabConfig::shared(config.block_bytes, slot_count, backing)
             }
         };
+        (slab.for_device, slab.numa_node) = (config.for_device, config.numa_node);
         let slab = Slab::open(&slab)?;
         let policy = PolicyRegistry::with_builtin().build(&config.eviction, slab.slot_count() as u32)?;
         let copies = if config.copy_threads > 1 {

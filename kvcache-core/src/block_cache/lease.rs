@@ -23,11 +23,7 @@ impl BlockCache {
     /// Blocks of L2 can be [prefetched](Self::prefetch) before. Nothing is copied and nothing waited for.
     pub fn lease(self: &Arc<Self>, keys: &[BlockKey]) -> Lease {
         let blocks = Pinned::leading(Arc::clone(self), keys);
-        let used = &keys[..blocks.slots().len()];
-        self.directory.touch(used);
-        if let Some(l2) = &self.l2 {
-            l2.used(used);
-        }
+        self.used(&keys[..blocks.slots().len()]);
         Lease { blocks }
     }
 }

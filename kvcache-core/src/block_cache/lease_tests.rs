@@ -271,3 +271,40 @@ fn what_is_prefetched_while_the_cache_is_cleared_is_not_kept() {
     assert_eq!((second.match_prefix(&keys), get(&second, &keys)), (0, 0));
     assert_eq!(second.stats().directory.free, 20);
 }
+
+/// The other way round: it is cleared when L2 has said what it has, and before slots are reserved for that.
+#[test]
+fn what_was_found_before_a_clearing_is_not_prefetched_after_it() {
+    let ring: Arc<FakeRing> = Arc::default();
+    let [first, second] = [(); 2].map(|()| Arc::new(test_ring::cache(&ring, 20, |_| {})));
+    let keys = chain(1, 6);
+    put(&first, &keys);
+    assert!(first.flush(SOON));
+    let space = |cache: &BlockCache| cache.l2.as_ref().map(|l2| l2.space());
+    let (cleared, before) = (Arc::clone(&second), space(&second));
+    let (send, clearing) = std::sync::mpsc::channel();
+    *ring.before_answer.lock() = Some(Box::new(move || {
+        // It ends after the answer, but from here on the cache is in another space.
+        let also = Arc::clone(&cleared);
+        send.send(std::thread::spawn(move || also.clear())).unwrap();
+        while space(&cleared) == before {
+            std::thread::yield_now();
+        }
+    }));
+    assert_eq!(second.prefetch(&keys), 0);
+    clearing.recv().unwrap().join().unwrap();
+    assert_eq!((second.match_prefix(&keys), second.stats().directory.free), (0, 20));
+}
+
+#[test]
+fn a_lease_is_a_use_and_a_prefetch_is_none() {
+    let ring: Arc<FakeRing> = Arc::default();
+    let cache = Arc::new(test_ring::cache(&ring, 20, |config| config.ingestion = Ingestion::Hot));
+    let keys = chain(1, 6);
+    put(&cache, &keys);
+    assert_eq!(cache.prefetch(&keys), 6);
+    assert!(cache.flush(SOON) && ring.values.lock().is_empty());
+    assert_eq!(cache.lease(&keys[..2]).len(), 2);
+    assert!(cache.flush(SOON));
+    assert_eq!(ring.values.lock().len(), 2, "what is hot goes to L2");
+}

@@ -4,6 +4,8 @@
 //! number of threads, and never wait for each other's copies: the [`Directory`] is locked only to reserve or pin slots.
 
 mod config;
+mod device;
+mod device_io;
 mod fetching;
 mod filling;
 mod in_place;
@@ -16,7 +18,11 @@ mod slot_io;
 mod wrong_buffer;
 
 #[cfg(test)]
+mod device_tests;
+#[cfg(test)]
 mod lease_tests;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod segments_tests;
 #[cfg(test)]
@@ -41,6 +47,7 @@ use crate::directory::{Directory, DirectoryStats};
 use crate::eviction::EvictionPolicy;
 use crate::remote::{Presence, RemoteStore};
 use crate::store::SlotMemory;
+use device::Device;
 use filling::{Filling, Published};
 use l2::L2;
 use pinned::Pinned;
@@ -56,6 +63,7 @@ pub struct BlockCache {
     directory: Arc<Directory>,
     memory: Arc<dyn SlotMemory>,
     copies: Option<HostCopyEngine>,
+    device: Option<Device>,
     block_bytes: usize,
     /// What the directory was told last of how far the memory has come. Only a hint of whether to tell it again.
     usable: AtomicU32,
@@ -96,7 +104,7 @@ impl BlockCache {
         directory.start_fills_above(memory.highest_fill());
         directory.adopt(&warm);
         let usable = AtomicU32::new(usable);
-        Self { l2: None, directory, memory, copies, block_bytes, usable, warnings: Vec::new() }
+        Self { l2: None, directory, memory, copies, device: None, block_bytes, usable, warnings: Vec::new() }
     }
 
     /// The same cache with L2: blocks that are not here are asked for there, and blocks stored here are stored there too, as
@@ -185,6 +193,14 @@ impl BlockCache {
         if let Some(l2) = &self.l2 {
             l2.used(&published.hits);
             l2.stored(&published.stored);
+        }
+    }
+
+    /// Blocks were read by a caller.
+    fn used(&self, keys: &[BlockKey]) {
+        self.directory.touch(keys);
+        if let Some(l2) = &self.l2 {
+            l2.used(keys);
         }
     }
 

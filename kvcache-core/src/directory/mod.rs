@@ -99,6 +99,13 @@ impl Directory {
         self.state.lock().limit_usable(usable);
     }
 
+    /// Slots from `usable` on need to be prepared for something else before they are filled: they are not usable until they are
+    /// [made so](Self::limit_usable) again. What they hold is served, as if it was adopted there. Returns whether it is so:
+    /// nothing changes while one of them is being filled. Cost: linear in the slots.
+    pub fn withdraw(&self, usable: u32) -> bool {
+        self.state.lock().withdraw(usable)
+    }
+
     /// The leading blocks of `keys` that are resident. No change of state; never past a hole.
     pub fn match_prefix(&self, keys: &[BlockKey]) -> PrefixMatch {
         let state = self.state.lock();

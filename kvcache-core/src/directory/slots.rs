@@ -113,9 +113,7 @@ impl Slots {
     pub(super) fn limit_usable(&mut self, usable: u32) {
         let usable = usable.min(self.records.len() as u32);
         if usable < self.usable && self.index.is_empty() && self.draining == 0 {
-            self.free.retain(|slot| slot.0 < usable);
-            self.unusable = self.records.len() - usable as usize;
-            self.usable = usable;
+            self.withdraw(usable);
         } else if usable > self.usable {
             for slot in (self.usable..usable).rev().map(SlotId) {
                 let record = &self.records[slot.index()];
@@ -130,6 +128,21 @@ impl Slots {
             }
             self.usable = usable;
         }
+    }
+
+    /// Makes the slots from `usable` on unusable again, if none of them is being filled; whether it did.
+    pub(super) fn withdraw(&mut self, usable: u32) -> bool {
+        let end = self.usable as usize;
+        let withdrawn = self.records.get(usable as usize..end).unwrap_or_default();
+        if withdrawn.iter().any(|record| record.filling) {
+            return false;
+        }
+        let count = |is: &dyn Fn(&&Record) -> bool| withdrawn.iter().filter(is).count();
+        self.unusable += count(&|record| record.state == State::Free);
+        self.early_ready += count(&|record| record.state == State::Ready && record.pins == 0);
+        self.free.retain(|slot| slot.0 < usable);
+        self.usable = self.usable.min(usable);
+        true
     }
 
     /// Whether the slot's memory is not ready to be filled: its block was adopted, and can leave for no other.

@@ -459,3 +459,28 @@ fn slots_become_usable_later_and_never_unusable_again() {
     let stats = directory.stats();
     assert_eq!((stats.unusable, stats.filling, stats.free), (5, 3, 0));
 }
+
+#[test]
+fn withdrawn_slots_serve_what_they_hold_and_take_nothing() {
+    let directory = lru(6);
+    let stored = directory.begin_offload(&chain(0, 4), 0, usize::MAX);
+    assert!(!directory.withdraw(2), "two of them are being filled");
+    directory.complete_fills(&fills(&stored), true);
+    let pinned = directory.begin_load(&chain(0, 4)[..3]);
+    assert!(directory.withdraw(2));
+    directory.check().unwrap();
+    let stats = directory.stats();
+    assert_eq!((stats.unusable, stats.ready, stats.pinned, stats.free), (2, 4, 3, 0));
+    directory.end_load(&pinned);
+    directory.check().unwrap();
+    assert_eq!(directory.match_prefix(&chain(0, 4)).ready, 4);
+    let stored = directory.begin_offload(&chain(1, 6), 0, usize::MAX);
+    assert_eq!(stored.evicted.len(), 2, "those of the usable slots");
+    assert!(stored.reserved.iter().all(|reserved| reserved.slot.0 < 2));
+    directory.limit_usable(6);
+    directory.check().unwrap();
+    assert_eq!(directory.stats().unusable, 0);
+    assert!(directory.withdraw(6), "none of them");
+    assert!(directory.withdraw(9), "nor are there more");
+    assert_eq!(directory.stats().unusable, 0);
+}

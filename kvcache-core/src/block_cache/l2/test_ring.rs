@@ -26,6 +26,8 @@ pub(in crate::block_cache) struct FakeRing {
     pub(in crate::block_cache) stuck: Mutex<bool>,
     /// Done before the next get.
     pub(in crate::block_cache) before_get: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Done before the next answer of what is present.
+    pub(in crate::block_cache) before_answer: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Default)]
@@ -132,6 +134,9 @@ impl Presence for FakePresence {
         if *self.ring.stuck.lock() {
             return;
         }
+        if let Some(something) = self.ring.before_answer.lock().take() {
+            something();
+        }
         let values = self.ring.values.lock();
         let has = |block: &BlockKey| {
             self.spaces.iter().all(|space| values.contains_key(&RemoteKey { space: *space, block: *block }))
@@ -149,6 +154,16 @@ pub(in crate::block_cache) fn cache(
     slots: u32,
     change: impl FnOnce(&mut L2Config),
 ) -> BlockCache {
+    cache_with(ring, slots, |cache| cache, change)
+}
+
+/// As [`cache`], and what is below L2 as `prepare` makes it.
+pub(in crate::block_cache) fn cache_with(
+    ring: &Arc<FakeRing>,
+    slots: u32,
+    prepare: impl FnOnce(BlockCache) -> BlockCache,
+    change: impl FnOnce(&mut L2Config),
+) -> BlockCache {
     let slab = Slab::new(slots, BLOCK_BYTES);
     let memory = FakeMemory::new(&slab, slots, MemoryBugs::default());
     let mut config = L2Config::new(Namespace::of_text("test"));
@@ -157,6 +172,6 @@ pub(in crate::block_cache) fn cache(
     config.demotions_max = 1000;
     change(&mut config);
     let presence = FakePresence { ring: ring.clone(), spaces: Vec::new(), asked: Vec::new() };
-    let cache = BlockCache::new(memory, Box::new(Lru::new(slots)), None, BLOCK_BYTES);
+    let cache = prepare(BlockCache::new(memory, Box::new(Lru::new(slots)), None, BLOCK_BYTES));
     cache.with_l2(config, FakeStore::of(ring), Box::new(presence)).unwrap()
 }
