@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use kvcache_assembly::named_stats;
 use kvcache_core::directory::GroupKind;
 use kvcache_core::eviction::PolicyRegistry;
 use kvcache_core::fingerprint::Namespace;
-use kvcache_core::planner::{
-    GroupConfig, KeySource, LoadMode, Lookup, MissReason, PlannerConfig, RemoteTierStats, RequestOptions,
-};
+use kvcache_core::planner::{GroupConfig, KeySource, LoadMode, Lookup, PlannerConfig, RequestOptions};
 use kvcache_core::report::Report;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -15,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::remote::Remote;
+use crate::stats::dict;
 
 /// Turns what the engine says of its requests into plans. One call at a time; none blocks.
 #[pyclass(frozen, module = "aibrix_connector._native")]
@@ -112,7 +112,7 @@ impl Planner {
         });
         let mut planner = kvcache_core::planner::Planner::new(config, policy);
         if let Some(remote) = remote {
-            planner = planner.with_remote(remote.tier(), remote.presence()?);
+            planner = planner.with_remote(remote.0.tier(), remote.0.presence().map_err(value_error)?);
         }
         Ok(Self(Mutex::new(planner)))
     }
@@ -247,30 +247,9 @@ impl Planner {
     /// Every count, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.lock().stats();
-        let out = PyDict::new(py);
-        for (name, value) in [
-            ("hits", stats.hits),
-            ("hit_tokens", stats.hit_tokens),
-            ("queried_tokens", stats.queried_tokens),
-            ("already_stored_blocks", stats.already_stored_blocks),
-            ("stored_blocks", stats.stored_blocks),
-            ("failed_stores", stats.failed_stores),
-            ("failed_loads", stats.failed_loads),
-            ("adopted_blocks", stats.adopted_blocks),
-            ("jobs_in_flight", stats.jobs_in_flight as u64),
-            ("requests", stats.requests as u64),
-        ] {
-            out.set_item(name, value)?;
-        }
-        for (position, reason) in MissReason::ALL.iter().enumerate() {
-            out.set_item(format!("misses_{}", reason.name()), stats.misses[position])?;
-            out.set_item(format!("missed_tokens_{}", reason.name()), stats.missed_tokens[position])?;
-        }
-        for (name, value) in stats.remote.iter().flat_map(RemoteTierStats::named) {
-            out.set_item(name, value)?;
-        }
+        let out = dict(py, named_stats::planner(&stats))?;
         if let Some(directory) = stats.directory {
-            crate::stats::add_directory(&out, &directory)?;
+            out.set_item("policy", directory.policy)?;
         }
         Ok(out)
     }

@@ -70,27 +70,6 @@ pub(super) struct Counters {
     missed_tokens: [u64; MissReason::ALL.len()],
 }
 
-impl RemoteTierStats {
-    /// Every count with its name in metrics and documents.
-    pub fn named(&self) -> [(&'static str, u64); 13] {
-        [
-            ("l2_asked_blocks", self.asked_blocks),
-            ("l2_present_blocks", self.present_blocks),
-            ("l2_fetch_jobs", self.fetch_jobs),
-            ("l2_fetched_blocks", self.fetched_blocks),
-            ("l2_failed_fetches", self.failed_fetches),
-            ("l2_cancelled_fetches", self.cancelled_fetches),
-            ("l2_refused_fetches", self.refused_fetches),
-            ("l2_break_even", self.break_even),
-            ("l2_hit_tokens", self.hit_tokens),
-            ("l2_demoted_blocks", self.demoted_blocks),
-            ("l2_already_demoted", self.already_demoted),
-            ("l2_failed_demotions", self.failed_demotions),
-            ("l2_dropped_demotions", self.dropped_demotions),
-        ]
-    }
-}
-
 impl Counters {
     pub(super) fn miss(&mut self, reason: MissReason, tokens: usize) {
         self.misses[reason as usize] += 1;

@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// Golden: servers keep values longer than engines live.
+    /// Golden, in docs/format.md: servers keep values longer than engines live.
     #[test]
     fn a_name_is_the_same_for_ever() {
         let key = RemoteKey { space: space(1, 2, 4096, 0), block: BlockKey([0xa5; 16]) };

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kvcache_assembly::named_stats;
 use kvcache_core::copy_engine::drill::{Drill, DrillEngine};
 use kvcache_core::copy_engine::{CopyEngine, Direction, Ticket};
+use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 use kvcache_core::plan::StepPlan;
-use kvcache_core::remote::RemoteFailure;
 use kvcache_core::slab::{SharedBacking, SlabConfig};
 use kvcache_core::store::{Moment, PinnedSlots, RankSlots, Store as Core, StoreConfig};
 use kvcache_cuda::engine::CudaCopyEngine;
@@ -24,6 +25,7 @@ use crate::cuda::{self, Fake};
 use crate::planner::{value_error, wait};
 use crate::remote::Remote;
 use crate::slots::{describe, our_words};
+use crate::stats::dict;
 use opening::Layer;
 
 /// Where ranks share a slab that no restart needs.
@@ -138,7 +140,9 @@ impl Store {
         };
         let mut core = Core::new(config, layout, memory, copies);
         if let Some(remote) = remote {
-            core = core.with_remote(remote.link(namespace, shard, slots.memory(), copy_cpus)?);
+            let (namespace, shard) = (Namespace(namespace), ShardFingerprint(shard));
+            let link = remote.0.link(namespace, shard, &slots, copy_cpus).map_err(value_error)?;
+            core = core.with_remote(link);
         }
         let fake = device.and_then(|device| device.fake);
         let core = Mutex::new(Some(Opened { core, pinned, cuda }));
@@ -294,36 +298,9 @@ impl Store {
 
     /// Every count, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.with(|store| store.stats())?;
-        let out = PyDict::new(py);
-        for (name, value) in [
-            ("loaded_bytes", stats.loaded_bytes),
-            ("load_ns", stats.load_ns),
-            ("offloaded_bytes", stats.offloaded_bytes),
-            ("offload_ns", stats.offload_ns),
-            ("loads", stats.loads),
-            ("failed_load_jobs", stats.failed_loads),
-            ("offloads", stats.offloads),
-            ("failed_offloads", stats.failed_offloads),
-            ("wait_ns", stats.wait_ns),
-        ] {
-            out.set_item(name, value)?;
-        }
-        if let Some(remote) = self.with(|store| store.remote_stats())? {
-            for (name, value) in [
-                ("l2_fetched_bytes", remote.fetched_bytes),
-                ("l2_fetch_ns", remote.fetch_ns),
-                ("l2_demoted_bytes", remote.demoted_bytes),
-                ("l2_missing_values", remote.missing),
-                ("l2_unfit_blocks", remote.unfit),
-            ] {
-                out.set_item(name, value)?;
-            }
-            for (reason, count) in RemoteFailure::ALL.iter().zip(remote.failures) {
-                out.set_item(format!("l2_failures_{}", reason.name()), count)?;
-            }
-        }
-        Ok(out)
+        let (stats, remote) = self.with(|store| (store.stats(), store.remote_stats()))?;
+        let remote = remote.into_iter().flat_map(|stats| named_stats::store_l2(&stats));
+        dict(py, named_stats::store(&stats).into_iter().chain(remote))
     }
 
     /// Drill `timeline`: `(what, layer, began, ended)` in nanoseconds since the store was opened; `what` is `wait`,

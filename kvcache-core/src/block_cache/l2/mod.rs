@@ -33,6 +33,9 @@ use router::Router;
 pub struct L2Config {
     /// Whose blocks they are: caches with another name share nothing with this one.
     pub namespace: Namespace,
+    /// Which of an engine's shards the blocks are, to share with that engine. `None` shares with block caches of blocks this
+    /// long.
+    pub shard: Option<ShardFingerprint>,
     /// Which blocks go there.
     pub ingestion: Ingestion,
     /// How long a match waits for the servers.
@@ -50,6 +53,7 @@ impl L2Config {
     pub fn new(namespace: Namespace) -> Self {
         Self {
             namespace,
+            shard: None,
             ingestion: Ingestion::All,
             match_timeout: Duration::from_millis(50),
             fetch_timeout: Duration::from_secs(2),
@@ -124,7 +128,7 @@ impl L2 {
         memory: Arc<dyn SlotMemory>,
         block_bytes: usize,
     ) -> std::io::Result<Self> {
-        let space = space_of(&config.namespace, block_bytes, 0);
+        let space = space_of(&config, block_bytes, 0);
         presence.set_spaces(&[space]);
         let counters = Arc::new(Counters::default());
         let router = Router::start(store, directory.clone(), memory.clone(), counters.clone())?;
@@ -226,7 +230,7 @@ impl L2 {
         let parts = (clock.map_or(0, |now| now.as_nanos() as u64), std::process::id());
         let generation =
             xxhash_rust::xxh3::xxh3_64_with_seed(&parts.0.to_le_bytes(), u64::from(parts.1)).max(1);
-        let space = space_of(&self.config.namespace, self.block_bytes, generation);
+        let space = space_of(&self.config, self.block_bytes, generation);
         {
             // Blocks are demoted under the name of the space in which they were in L1: see `send`.
             let mut current = self.space.write();
@@ -332,7 +336,9 @@ fn names(space: RemoteSpace, keys: &[BlockKey]) -> Vec<RemoteKey> {
     keys.iter().map(|block| RemoteKey { space, block: *block }).collect()
 }
 
-fn space_of(namespace: &Namespace, block_bytes: usize, generation: u64) -> RemoteSpace {
-    let shard = ShardFingerprint::of_fields([("block_bytes", &block_bytes.to_le_bytes()[..])]);
-    RemoteSpace::new(namespace, &shard, block_bytes as u64, generation)
+fn space_of(config: &L2Config, block_bytes: usize, generation: u64) -> RemoteSpace {
+    let shard = config
+        .shard
+        .unwrap_or_else(|| ShardFingerprint::of_fields([("block_bytes", &block_bytes.to_le_bytes()[..])]));
+    RemoteSpace::new(&config.namespace, &shard, block_bytes as u64, generation)
 }
