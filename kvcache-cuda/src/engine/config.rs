@@ -57,8 +57,9 @@ pub struct CudaCopyConfig {
     /// Bytes in flight, of loads for which nobody waits and of offloads each, beyond which `submit` answers full. Loads
     /// for which a forward pass waits are not bounded: making room for them would block the engine's thread.
     pub bytes_max: usize,
-    /// Operations in flight, of the same, beyond which `submit` answers full. A stream holds about a thousand; a call beyond that
-    /// waits for the engine's compute.
+    /// Operations in flight, of the same, beyond which `submit` answers full; the wait before each batch and the event behind it
+    /// count. A stream holds about a thousand; a call beyond that waits for the engine's compute. As with bytes, a batch that has
+    /// more than this alone is accepted when nothing else is in flight.
     pub calls_max: usize,
     /// Bytes of one call of the driver: the copy engines take turns between streams call by call.
     pub call_bytes: usize,

@@ -90,6 +90,25 @@ impl Emitter {
         }
     }
 
+    /// Operations that `path` puts into a stream for so many pieces of `bytes` bytes together, at most, unless the driver refuses
+    /// it.
+    pub(super) fn calls_max(&self, path: CopyPath, bytes: usize, pieces: usize) -> usize {
+        match path {
+            CopyPath::Dma => pieces,
+            // Two calls that follow each other hold more than one may.
+            CopyPath::DmaBatch => pieces.min(bytes / self.call_bytes * 2 + 1),
+            CopyPath::Kernel => {
+                let entries = pieces + bytes / self.entry_bytes().max(1);
+                2 * entries.div_ceil(TABLE_ENTRIES)
+            }
+        }
+    }
+
+    /// Bytes of the largest entry of a table.
+    fn entry_bytes(&self) -> usize {
+        self.chunk_bytes as usize * CHUNKS_PER_ENTRY
+    }
+
     /// Puts the pieces into the stream by `path`. Where the driver refuses it the plain one does it all (what was accepted before is
     /// copied twice then, in order), and a path that is refused again and again is given up. Returns the path that did it.
     ///
@@ -203,7 +222,7 @@ impl Emitter {
 
     /// The pieces as a kernel finds them: host sides at their addresses for the device, none larger than some chunks.
     fn entries(&self, pieces: &[PinnedPiece], direction: Direction) -> Vec<PieceEntry> {
-        let most = (self.chunk_bytes as usize * CHUNKS_PER_ENTRY) as u64;
+        let most = self.entry_bytes() as u64;
         let mut entries = Vec::with_capacity(pieces.len());
         for PinnedPiece { piece, host_for_device } in pieces {
             let Piece { src, dst, bytes } = *piece;

@@ -25,6 +25,9 @@ pub(super) struct State {
     pub(super) pageable: u64,
 }
 
+/// The wait for a batch's fence, and the event that stands for its end.
+const CALLS_AROUND_A_BATCH: usize = 2;
+
 impl CudaCopyEngine {
     /// What a batch would be copied by.
     pub(super) fn path(&self, state: &State, direction: Direction, bytes: usize, count: usize) -> CopyPath {
@@ -45,7 +48,7 @@ impl CudaCopyEngine {
         index: usize,
         batch: &CopyBatch,
         pieces: &[PinnedPiece],
-        pageable: bool,
+        path: CopyPath,
     ) -> Result<Flight, DriverError> {
         let end = self.events.take()?;
         let stream = state.lanes[index].stream;
@@ -55,10 +58,6 @@ impl CudaCopyEngine {
             self.events.give_back(end);
             return Err(error);
         }
-        let path = match pageable {
-            true => CopyPath::Dma,
-            false => self.path(state, batch.direction, batch.bytes(), pieces.len()),
-        };
         let mut kept = Kept::default();
         // SAFETY: handed on to the caller; the flight keeps what has to be kept.
         let emitted = unsafe { state.emitter.emit(path, pieces, batch.direction, stream, &mut kept) };
@@ -68,7 +67,6 @@ impl CudaCopyEngine {
             count.pieces += pieces.len() as u64;
             count.bytes += batch.bytes() as u64;
         }
-        state.pageable += u64::from(pageable);
         if let Err(error) = self.driver.record_event(end, stream) {
             // Copies may be on their way, and nothing says when they end: only a context that is lost refuses this.
             state.lose(&error, &self.events);
@@ -79,17 +77,26 @@ impl CudaCopyEngine {
             Ok(CopyPath::Dma) | Err(_) => pieces.len(),
             Ok(_) => kept.descriptors.len() + 2 * kept.tables.len(),
         };
+        let calls = calls + CALLS_AROUND_A_BATCH;
         let failure = emitted.err().map(CopyFailure::from);
         Ok(Flight { ticket: 0, bytes: batch.bytes(), calls, end, kept, failure, forgotten: false })
     }
 
-    /// Whether a lane takes no more bytes.
-    pub(super) fn is_full(&self, state: &State, index: usize, bytes: usize) -> bool {
+    /// Whether a lane has no room for a batch of so many bytes and pieces by `path`.
+    pub(super) fn is_full(
+        &self,
+        state: &State,
+        index: usize,
+        bytes: usize,
+        path: CopyPath,
+        pieces: usize,
+    ) -> bool {
+        let calls = state.emitter.calls_max(path, bytes, pieces) + CALLS_AROUND_A_BATCH;
         let lane = &state.lanes[index];
         let too_much = index != lane::URGENT
             && !lane.flights.is_empty()
             && (lane.bytes.saturating_add(bytes) > self.config.bytes_max
-                || lane.calls >= self.config.calls_max);
+                || lane.calls.saturating_add(calls) > self.config.calls_max);
         state.in_flight().batches + state.ended.len() >= self.config.batches_max || too_much
     }
 

@@ -180,7 +180,11 @@ impl CopyEngine for CudaCopyEngine {
             return Ok(state.ended(lane, CopyState::Done));
         }
         let bytes = batch.bytes();
-        if self.is_full(&state, lane, bytes) {
+        let path = match pageable {
+            true => CopyPath::Dma,
+            false => self.path(&state, batch.direction, bytes, pieces.len()),
+        };
+        if self.is_full(&state, lane, bytes, path, pieces.len()) {
             // What nobody asks for any more is seen here, if nowhere else.
             for lane in 0..LANES {
                 if state.lanes[lane].flights.iter().any(|flight| flight.forgotten) {
@@ -188,11 +192,13 @@ impl CopyEngine for CudaCopyEngine {
                 }
             }
         }
-        if self.is_full(&state, lane, bytes) {
+        if self.is_full(&state, lane, bytes, path, pieces.len()) {
             return Err(Rejected::Full(batch));
         }
         // SAFETY: the caller's duties are the same.
-        match unsafe { self.start(&mut state, lane, &batch, &pieces, pageable) } {
+        let started = unsafe { self.start(&mut state, lane, &batch, &pieces, path) };
+        state.pageable += u64::from(pageable);
+        match started {
             Ok(flight) => {
                 let ticket = state.ticket(lane);
                 state.lanes[lane].push(Flight { ticket, ..flight });

@@ -281,6 +281,38 @@ fn single_copies_are_bounded_before_the_stream_is_full() {
     assert_eq!(rig.wait(next), CopyState::Done);
 }
 
+/// A stream holds about a thousand operations. A call beyond that would hold the engine's thread until the GPU has come so far.
+#[test]
+fn no_call_waits_for_room_in_a_stream() {
+    // The batches that were accepted, and whether a call had to wait.
+    let fill = |path, direction, pieces: usize, calls_max| {
+        let options = FakeDevice::options().seed(1).strict(true).queue_depth(1024);
+        let config = CudaCopyConfig { path: Some(path), calls_max, batches_max: usize::MAX, ..quiet() };
+        let rig = rig_on(options, config);
+        let fence = rig.engine.fence(rig.fake.engine_stream().0).unwrap();
+        let places: Vec<_> = (0..pieces).map(|i| (i * 100, i * 100, 50)).collect();
+        let batch = || CopyBatch { fence: Some(fence.clone()), ..rig.batch(direction, &places) };
+        let mut accepted = 0;
+        while rig.fake.blocked_submissions() == 0 && rig.submit(batch()).is_ok() {
+            accepted += 1;
+        }
+        (accepted, rig.fake.blocked_submissions() > 0)
+    };
+    let bound = quiet().calls_max;
+    for direction in [Direction::Load, Direction::Offload] {
+        for path in CopyPath::ALL {
+            for pieces in [1, 5, 300] {
+                let (accepted, has_waited) = fill(path, direction, pieces, bound);
+                let what = format!("{path:?}, {direction:?}, {pieces} pieces: {accepted} batches");
+                assert!(!has_waited, "{what}");
+                // Tables are as many as they are, so that not each of them goes by the kernel.
+                assert!(accepted >= bound / (pieces.max(2) + 2) && accepted <= bound / 3, "{what}");
+            }
+            assert!(fill(path, direction, 1, usize::MAX).1, "without the bound it waits");
+        }
+    }
+}
+
 /// Whoever gives memory back while a copy is on its way must not pull its pages away.
 #[test]
 fn memory_is_unpinned_after_the_copies_on_it() {

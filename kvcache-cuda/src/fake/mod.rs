@@ -26,6 +26,11 @@
 //! process has is pageable: a copy of it runs at once, with all that is before it in its stream, and is
 //! [counted](FakeDevice::pageable_copies).
 //!
+//! # Full streams
+//!
+//! A driver holds the caller whose stream has no room for another operation, until the GPU has come that far. So does the
+//! fake where it is given a [depth](FakeOptions::queue_depth), and counts.
+//!
 //! # An engine on the CPU
 //!
 //! For a drill of the whole connector: [`FakeOptions::background`] starts a thread that runs what is pending, and
@@ -106,10 +111,10 @@ impl FakeDevice {
     }
 
     fn with(options: FakeOptions) -> Arc<Self> {
-        let FakeOptions { seed, strict, background, batch_copy, device } = options;
+        let FakeOptions { seed, strict, background, batch_copy, queue_depth, device } = options;
         // Relaxed: only that the numbers differ matters.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let state = Mutex::new(State::new(seed, serial));
+        let state = Mutex::new(State::new(seed, serial, queue_depth));
         let shared = Arc::new(Shared { state, submitted: Condvar::new() });
         // Without threads there is still polling.
         let thread = background.then(|| background::start(&shared).ok()).flatten();
@@ -238,6 +243,11 @@ impl FakeDevice {
     /// Copies whose host side was not pinned.
     pub fn pageable_copies(&self) -> u64 {
         self.with_state(|state| state.pageable_copies)
+    }
+
+    /// Calls that were held since their stream was [full](FakeOptions::queue_depth).
+    pub fn blocked_submissions(&self) -> u64 {
+        self.with_state(|state| state.blocked_submissions)
     }
 
     /// A digest of what has run in which order: equal for equal seeds and calls.

@@ -13,6 +13,7 @@ pub struct FakeOptions {
     pub(super) strict: bool,
     pub(super) background: bool,
     pub(super) batch_copy: bool,
+    pub(super) queue_depth: usize,
     pub(super) device: DeviceInfo,
 }
 
@@ -29,7 +30,7 @@ impl Default for FakeOptions {
             driver_version: 13_000,
             host_addresses_are_shared: true,
         };
-        Self { seed: 0, strict: false, background: false, batch_copy: true, device }
+        Self { seed: 0, strict: false, background: false, batch_copy: true, queue_depth: usize::MAX, device }
     }
 }
 
@@ -56,6 +57,13 @@ impl FakeOptions {
     pub fn batch_copy(mut self, batch_copy: bool) -> Self {
         self.batch_copy = batch_copy;
         self.device.driver_version = if batch_copy { 13_000 } else { 12_040 };
+        self
+    }
+
+    /// Operations that a stream holds. Whoever submits more is held until there is room, as a driver does, and
+    /// [counted](FakeDevice::blocked_submissions). Otherwise there is no bound.
+    pub fn queue_depth(mut self, operations: usize) -> Self {
+        self.queue_depth = operations.max(1);
         self
     }
 

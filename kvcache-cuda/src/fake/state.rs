@@ -45,12 +45,15 @@ pub(super) struct State {
     pub(super) lost: Option<Status>,
     pub(super) calls: HashMap<Call, u64>,
     pub(super) pageable_copies: u64,
+    /// Operations that a stream holds, and calls that had to wait for room.
+    queue_depth: usize,
+    pub(super) blocked_submissions: u64,
     /// A digest of what ran in which order.
     pub(super) schedule: u64,
 }
 
 impl State {
-    pub(super) fn new(seed: u64, serial: u64) -> Self {
+    pub(super) fn new(seed: u64, serial: u64, queue_depth: usize) -> Self {
         Self {
             streams: Streams::new(serial),
             memory: Memory::default(),
@@ -66,6 +69,8 @@ impl State {
             lost: None,
             calls: HashMap::new(),
             pageable_copies: 0,
+            queue_depth,
+            blocked_submissions: 0,
             schedule: 0,
         }
     }
@@ -156,6 +161,9 @@ impl State {
         state.queue.push_back(operation);
         if order.pageable || state.kind == Kind::Cpu {
             self.run_until(stream, position);
+        } else if state.queue.len() > self.queue_depth {
+            self.blocked_submissions += 1;
+            self.run_until(stream, position - self.queue_depth as u64);
         }
         position
     }
