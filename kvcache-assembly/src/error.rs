@@ -2,10 +2,19 @@
 
 use std::path::PathBuf;
 
+use kvcache_core::Malformed;
 use kvcache_core::block_cache::OpenError;
 use kvcache_core::block_key::UnknownHash;
+use kvcache_core::copy_engine::drill::UnknownDrill;
+use kvcache_core::eviction::PolicyError;
+use kvcache_core::planner::PlannerConfigError;
+use kvcache_core::slab::SlabError;
+use kvcache_core::store::LayoutError;
+use kvcache_cuda::driver::{DriverError, Unavailable};
 use kvcache_rdma::members::{OpenError as MembersOpenError, RemoteUrlError};
 use kvcache_rdma::ring::RingOpenError;
+
+use crate::rank_store::our_words;
 
 /// A setting that cannot be meant, or a part that the system refuses. Each text names the value and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -84,4 +93,86 @@ pub enum Error {
     /// The system refuses a thread.
     #[error("cannot start the thread of L2: {0}; raise the limit of threads")]
     RemoteThread(#[source] std::io::Error),
+    /// The kind of a KV cache group is not known.
+    #[error("unknown group kind {0:?}: use \"full\", \"sliding\" or \"state\"")]
+    GroupKind(String),
+    /// Where keys come from is not known.
+    #[error("unknown key_source {0:?}: use \"engine\" or \"tokens\"")]
+    KeySource(String),
+    /// How blocks are loaded is not known.
+    #[error("unknown load_mode {0:?}: use \"auto\", \"layerwise\" or \"async\"")]
+    LoadMode(String),
+    /// The policy is not known.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// No engine is like this.
+    #[error(transparent)]
+    Planner(#[from] PlannerConfigError),
+    /// The drill is not known.
+    #[error(transparent)]
+    Drill(#[from] UnknownDrill),
+    /// The engine's blocks cannot lie like this.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Not one slot.
+    #[error(
+        "capacity of {capacity_bytes} bytes is below one slot of {slot_bytes} bytes on each of {shards} ranks: set \
+         capacity to at least {}", *.slot_bytes as u64 * u64::from(*.shards)
+    )]
+    CapacityBelowSlot {
+        /// For all ranks.
+        capacity_bytes: u64,
+        /// Bytes of a slot.
+        slot_bytes: usize,
+        /// Ranks with a slab of their own.
+        shards: u32,
+    },
+    /// More slots than have numbers.
+    #[error(
+        "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {shards} ranks, and no more \
+         than {} can be numbered: lower capacity",
+        u32::MAX
+    )]
+    SlotsAboveCount {
+        /// For all ranks.
+        capacity_bytes: u64,
+        /// On each rank.
+        slots: u64,
+        /// Bytes of a slot.
+        slot_bytes: usize,
+        /// Ranks with a slab of their own.
+        shards: u32,
+    },
+    /// The slab of a rank cannot be opened.
+    #[error("{}", our_words(.0))]
+    Slab(#[source] SlabError),
+    /// The system refuses threads that copy.
+    #[error("cannot start {threads} copy threads: {source}")]
+    CopyThreads {
+        /// As asked for.
+        threads: usize,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The system refuses a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The device is not known.
+    #[error("unknown device {0:?}: use cuda:N, with the number of the device")]
+    Device(String),
+    /// The way of copying is not known.
+    #[error("{0}")]
+    CopyPath(String),
+    /// No such CUDA device can be used.
+    #[error(transparent)]
+    Cuda(#[from] Unavailable),
+    /// The CUDA device refuses.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A plan that no planner made.
+    #[error(transparent)]
+    Plan(#[from] Malformed),
+    /// Too late.
+    #[error("the store is closed: the engine is shutting down")]
+    StoreClosed,
 }

@@ -226,7 +226,10 @@ fn token_in(path: &Path) -> Result<String, Error> {
 }
 
 /// A setting in seconds.
-pub(crate) fn seconds(name: &'static str, seconds: f64) -> Result<Duration, Error> {
+///
+/// # Errors
+/// [`Error::Seconds`] for what is negative, not a number or longer than time is counted.
+pub fn seconds(name: &'static str, seconds: f64) -> Result<Duration, Error> {
     Duration::try_from_secs_f64(seconds).map_err(|_| Error::Seconds { name, seconds })
 }
 

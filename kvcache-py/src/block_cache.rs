@@ -14,7 +14,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyAny, PyBytes, PyDict};
 
 use crate::buffer::{Bytes, Keys, is_native_order, numbers};
-use crate::planner::value_error;
+use crate::error::value_error;
 
 /// A cache of fixed-size blocks, keyed by the tokens before them.
 #[pyclass(frozen, module = "aibrix_connector._native")]

@@ -1,64 +1,13 @@
-//! Copies by a CUDA device, or by a fake one.
+//! What a CUDA device, or a fake one, copies.
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use kvcache_assembly::{CudaDevice, seconds};
 use kvcache_core::copy_engine::{CopyBatch, CopyEngine, CopyState, Direction, Piece, Ticket};
-use kvcache_cuda::driver::{CudaDriver, Driver, Stream, numa_node};
-use kvcache_cuda::engine::{CopyPath, CudaCopyConfig, CudaCopyEngine};
-use kvcache_cuda::fake::FakeDevice;
+use kvcache_cuda::engine::CudaCopyEngine;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::planner::{value_error, wait};
-
-/// The copy engine of a device.
-pub(crate) struct Device {
-    pub(crate) engine: Arc<CudaCopyEngine>,
-    /// The NUMA node that it is nearest to.
-    pub(crate) numa_node: Option<u32>,
-    pub(crate) fake: Option<Fake>,
-}
-
-/// A device that is none, and the stream of an engine that computes on the CPU.
-#[derive(Clone)]
-pub(crate) struct Fake {
-    pub(crate) device: Arc<FakeDevice>,
-    pub(crate) stream: Stream,
-}
-
-/// Opens `cuda:N`.
-pub(crate) fn open(name: &str, path: &str) -> PyResult<Device> {
-    let ordinal = name.strip_prefix("cuda:").and_then(|number| number.parse().ok()).ok_or_else(|| {
-        PyValueError::new_err(format!("unknown device {name:?}: use cuda:N, with the number of the device"))
-    })?;
-    let driver = CudaDriver::open(ordinal).map_err(value_error)?;
-    let numa_node = numa_node(driver.device());
-    let engine = Arc::new(CudaCopyEngine::new(driver, config(path)?).map_err(value_error)?);
-    Ok(Device { engine, numa_node, fake: None })
-}
-
-/// A device that is none: `memory` is that of the engine, which computes on the CPU.
-pub(crate) fn open_fake(memory: &[(usize, usize)], path: &str, seed: u64) -> PyResult<Device> {
-    let device = FakeDevice::options().seed(seed).background(true).build();
-    for (base, bytes) in memory {
-        device.add_device_memory(*base, *bytes);
-    }
-    let stream = device.cpu_engine_stream();
-    // There is nothing to measure.
-    let config = CudaCopyConfig { calibrate: false, ..config(path)? };
-    let engine = CudaCopyEngine::new(Arc::clone(&device) as _, config).map_err(value_error)?;
-    Ok(Device { engine: Arc::new(engine), numa_node: None, fake: Some(Fake { device, stream }) })
-}
-
-fn config(path: &str) -> PyResult<CudaCopyConfig> {
-    let path = match path {
-        "auto" => None,
-        name => Some(name.parse::<CopyPath>().map_err(PyValueError::new_err)?),
-    };
-    Ok(CudaCopyConfig { path, ..CudaCopyConfig::default() })
-}
+use crate::error::value_error;
 
 /// What the engine is and has done, by name.
 pub(crate) fn describe<'py>(py: Python<'py>, engine: &CudaCopyEngine) -> PyResult<Bound<'py, PyDict>> {
@@ -111,7 +60,7 @@ fn direction(name: &str) -> PyResult<Direction> {
 /// CUDA context.
 #[pyclass(frozen, module = "aibrix_connector._native")]
 pub(crate) struct CudaCopies {
-    device: Device,
+    device: CudaDevice,
 }
 
 #[pymethods]
@@ -126,9 +75,10 @@ impl CudaCopies {
         seed: u64,
     ) -> PyResult<Self> {
         let device = py.detach(|| match fake_memory {
-            Some(memory) => open_fake(&memory, path, seed),
-            None => open(device, path),
-        })?;
+            Some(memory) => CudaDevice::open_fake(&memory, path, seed),
+            None => CudaDevice::open(device, path),
+        });
+        let device = device.map_err(value_error)?;
         Ok(Self { device })
     }
 
@@ -184,7 +134,7 @@ impl CudaCopies {
 
     /// Waits for the copies; whether they have ended in time.
     fn wait(&self, py: Python<'_>, ticket: u64, timeout_s: f64) -> PyResult<bool> {
-        let timeout: Duration = wait("timeout_s", timeout_s)?;
+        let timeout = seconds("timeout_s", timeout_s).map_err(value_error)?;
         match py.detach(|| self.device.engine.wait(Ticket(ticket), timeout)) {
             CopyState::Pending => Ok(false),
             CopyState::Done => Ok(true),
@@ -200,6 +150,6 @@ impl CudaCopies {
     /// With a fake device: what was done that no CUDA program may do.
     fn violations(&self, py: Python<'_>) -> Vec<String> {
         let fake = self.device.fake.as_ref();
-        py.detach(|| fake.map_or_else(Vec::new, |fake| fake.device.settle()))
+        py.detach(|| fake.map_or_else(Vec::new, |fake| fake.violations()))
     }
 }

@@ -1,13 +1,14 @@
-//! The Python module `aibrix_connector._native`: a thin face of `kvcache-core`.
+//! The Python module `aibrix_connector._native`: a thin face of `kvcache-core`, put together by
+//! `kvcache-assembly`.
 //!
-//! The GIL is released around copies. Errors of the core become `ValueError`s with the core's own message.
+//! The GIL is released around copies. Errors become `ValueError`s with their own message.
 
 mod block_cache;
 mod buffer;
 mod cuda;
+mod error;
 mod planner;
 mod remote;
-mod slots;
 mod stats;
 mod store;
 

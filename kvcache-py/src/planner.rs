@@ -2,17 +2,14 @@
 
 use std::time::Duration;
 
-use kvcache_assembly::named_stats;
-use kvcache_core::directory::GroupKind;
-use kvcache_core::eviction::PolicyRegistry;
-use kvcache_core::fingerprint::Namespace;
-use kvcache_core::planner::{GroupConfig, KeySource, LoadMode, Lookup, PlannerConfig, RequestOptions};
+use kvcache_assembly::{GroupSettings, PlannerSettings, named_stats};
+use kvcache_core::planner::{Lookup, RequestOptions};
 use kvcache_core::report::Report;
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::error::value_error;
 use crate::remote::Remote;
 use crate::stats::dict;
 
@@ -50,70 +47,30 @@ impl Planner {
         keep_hashes: bool,
         remote: Option<PyRef<'_, Remote>>,
     ) -> PyResult<Self> {
-        let groups = groups
-            .into_iter()
-            .map(|(kind, block_tokens, window_tokens)| {
-                let kind = match kind.as_str() {
-                    "full" => GroupKind::Full,
-                    "sliding" => GroupKind::Sliding { window_tokens },
-                    "state" => GroupKind::State,
-                    _ => {
-                        return Err(PyValueError::new_err(format!(
-                            "unknown group kind {kind:?}: use \"full\", \"sliding\" or \"state\""
-                        )));
-                    }
-                };
-                Ok(GroupConfig { kind, block_tokens })
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        let key_source = match key_source {
-            "engine" => KeySource::Engine,
-            "tokens" => KeySource::Tokens(hash.parse().map_err(value_error)?),
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "unknown key_source {key_source:?}: use \"engine\" or \"tokens\""
-                )));
-            }
-        };
-        let load_mode = match load_mode {
-            "auto" => LoadMode::Auto,
-            "layerwise" => LoadMode::Layerwise,
-            "async" => LoadMode::Async,
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "unknown load_mode {load_mode:?}: use \"auto\", \"layerwise\" or \"async\""
-                )));
-            }
-        };
-        // Made here once so that an unknown name is an error now and not a surprise at the first report.
-        let registry = PolicyRegistry::with_builtin();
-        registry.build(eviction, 1).map_err(value_error)?;
-        let eviction = eviction.to_owned();
-        let config = PlannerConfig {
-            namespace: Namespace(namespace),
-            groups,
+        let groups = groups.into_iter().map(|(kind, block_tokens, window_tokens)| GroupSettings {
+            kind,
+            block_tokens,
+            window_tokens,
+        });
+        let settings = PlannerSettings {
+            namespace,
+            groups: groups.collect(),
             slot_blocks,
             hash_tokens,
-            key_source,
             ranks,
             null_block,
-            load_mode,
+            key_source: key_source.to_owned(),
+            hash: hash.to_owned(),
+            eviction: eviction.to_owned(),
+            load_mode: load_mode.to_owned(),
             min_load_tokens,
-            fill_wait: wait("fill_wait_s", fill_wait_s)?,
-            startup_wait: wait("startup_wait_s", startup_wait_s)?,
+            fill_wait_s,
+            startup_wait_s,
             store_on_sight,
             prompt_only,
             keep_hashes,
         };
-        config.check().map_err(value_error)?;
-        let policy = Box::new(move |slots| match registry.build(&eviction, slots) {
-            Ok(policy) => policy,
-            Err(_) => unreachable!("the name was checked above"),
-        });
-        let mut planner = kvcache_core::planner::Planner::new(config, policy);
-        if let Some(remote) = remote {
-            planner = planner.with_remote(remote.0.tier(), remote.0.presence().map_err(value_error)?);
-        }
+        let planner = settings.open(remote.as_deref().map(|remote| &remote.0)).map_err(value_error)?;
         Ok(Self(Mutex::new(planner)))
     }
 
@@ -255,15 +212,6 @@ impl Planner {
     }
 }
 
-pub(crate) fn wait(name: &str, seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|_| PyValueError::new_err(format!("{name} is {seconds}: give seconds from 0 up")))
-}
-
 fn time(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
-}
-
-pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
-    PyValueError::new_err(error.to_string())
 }

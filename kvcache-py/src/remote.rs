@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kvcache_assembly::RemoteSettings;
 use pyo3::prelude::*;
 
-use crate::planner::value_error;
+use crate::error::value_error;
 
 /// L2 as both halves of the connector are told of it. Each connects for itself, from its own process.
 #[pyclass(frozen, module = "aibrix_connector._native")]

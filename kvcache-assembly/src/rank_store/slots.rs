@@ -1,9 +1,9 @@
-//! What was opened for a rank, in the words of the connector's log.
+//! What was opened for a rank, in the words of an engine's log.
 
 use kvcache_core::store::RankSlots;
 
 /// What was opened, for the log.
-pub(crate) fn describe(slots: &RankSlots) -> String {
+pub(super) fn describe(slots: &RankSlots) -> String {
     let memory = slots.memory();
     let (count, bytes) = (memory.slot_count(), memory.slot_bytes() as f64);
     let size = format!(

@@ -22,7 +22,7 @@ pub(super) fn of_device(opened: &Opened) -> Vec<String> {
         ));
     }
     problems
-        .extend(opened.core.failures().into_iter().map(|failure| format!("copies have failed: {failure}")));
+        .extend(opened.store.failures().into_iter().map(|failure| format!("copies have failed: {failure}")));
     if let Some(error) = cuda.lost() {
         problems
             .push(format!("the CUDA context is lost, so that nothing is loaded or stored any more: {error}"));
