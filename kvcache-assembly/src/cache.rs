@@ -7,6 +7,8 @@ use kvcache_core::block_cache::{BlockCache, BlockCacheConfig, L2Config};
 use kvcache_core::block_key::HashAlgorithm;
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 
+use crate::cuda::CudaDevice;
+use crate::device_problems::device_problems;
 use crate::{Error, Remote, RemoteSettings, TokenKeys};
 
 /// What a user says of a block cache.
@@ -36,6 +38,10 @@ pub struct CacheSettings {
     pub hash: Option<String>,
     /// L2.
     pub remote: Option<RemoteSettings>,
+    /// `cuda:N` for blocks in that device's memory, beside those in the host's.
+    pub device: Option<String>,
+    /// How the device copies; `auto` measures.
+    pub copy_path: String,
 }
 
 impl CacheSettings {
@@ -53,6 +59,8 @@ impl CacheSettings {
             copy_threads: defaults.copy_threads,
             hash: None,
             remote: None,
+            device: None,
+            copy_path: "auto".to_owned(),
         }
     }
 
@@ -71,13 +79,28 @@ impl CacheSettings {
             Some(_) if keys.hash == HashAlgorithm::Xxh3 => return Err(Error::HashNotShared),
             Some(settings) => Some(settings.open()?),
         };
+        let device = self.device.as_ref().map(|name| CudaDevice::open(name, &self.copy_path)).transpose()?;
+        self.open_with(keys, remote, device)
+    }
+
+    fn open_with(
+        &self,
+        keys: TokenKeys,
+        remote: Option<Remote>,
+        device: Option<CudaDevice>,
+    ) -> Result<Cache, Error> {
         let mut core = BlockCache::open(&BlockCacheConfig {
             eviction: self.eviction.clone(),
             namespace: self.slab_namespace(),
             slab_path: self.slab_path.clone(),
             copy_threads: self.copy_threads,
+            for_device: device.is_some(),
+            numa_node: device.as_ref().and_then(|device| device.numa_node),
             ..BlockCacheConfig::new(self.block_bytes, self.capacity_bytes)
         })?;
+        if let Some(device) = &device {
+            core = core.with_device(Arc::clone(&device.engine) as _).map_err(Error::Thread)?;
+        }
         if let Some(remote) = &remote {
             let config = L2Config {
                 shard: self.shard_id.map(ShardFingerprint),
@@ -86,7 +109,7 @@ impl CacheSettings {
             let store = remote.store(Arc::clone(core.memory()))?;
             core = core.with_l2(config, store, remote.presence()?).map_err(Error::RemoteThread)?;
         }
-        Ok(Cache { core: Arc::new(core), keys, remote })
+        Ok(Cache { core: Arc::new(core), keys, remote, device })
     }
 
     fn namespace(&self) -> Result<Namespace, Error> {
@@ -125,6 +148,7 @@ pub struct Cache {
     core: Arc<BlockCache>,
     keys: TokenKeys,
     remote: Option<Remote>,
+    device: Option<CudaDevice>,
 }
 
 impl Cache {
@@ -143,8 +167,56 @@ impl Cache {
         self.remote.is_some()
     }
 
-    /// What is wrong now with L2, one line each. May take a millisecond.
+    /// What is wrong now with L2 and with the device, one line each. May take a millisecond.
     pub fn problems(&self) -> Vec<String> {
-        self.remote.as_ref().map_or_else(Vec::new, Remote::problems)
+        let mut problems = self.remote.as_ref().map_or_else(Vec::new, Remote::problems);
+        if let Some((device, pinning)) = self.device.as_ref().zip(self.core.pinning()) {
+            let memory = self.core.memory();
+            let slots = (memory.usable_slots(), memory.slot_count());
+            problems.extend(device_problems(&device.engine, &pinning, slots, self.core.failures()));
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "a device's memory is addresses")]
+mod tests {
+    use kvcache_core::block_cache::Segment;
+
+    use super::*;
+
+    /// A cache whose device is the fake: blocks of its memory come back, and nothing was done that no program may do.
+    #[test]
+    fn blocks_of_a_device_come_back() {
+        const BLOCK_BYTES: usize = 4096;
+        let settings = CacheSettings::new(BLOCK_BYTES, 16 * BLOCK_BYTES as u64);
+        let mut memory = vec![0u8; 3 * BLOCK_BYTES];
+        let device =
+            CudaDevice::open_fake(&[(memory.as_mut_ptr() as usize, memory.len())], "auto", 1).unwrap();
+        let fake = device.fake.clone().unwrap();
+        let keys = TokenKeys { namespace: Namespace::of_text(""), hash: HashAlgorithm::Blake3 };
+        let cache = settings.open_with(keys, None, Some(device)).unwrap();
+        while cache.core().pinning().is_some_and(|pinning| pinning.is_running) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let names = keys.of(&(0..48).collect::<Vec<i32>>(), 16, b"").unwrap();
+        let halves: Vec<Segment> = (0..6)
+            .map(|half| Segment {
+                address: memory.as_ptr() as usize + half * BLOCK_BYTES / 2,
+                bytes: BLOCK_BYTES / 2,
+            })
+            .collect();
+        let stream = Some(fake.stream.0);
+        let before: Vec<u8> = (0..3 * BLOCK_BYTES).map(|byte| (byte / 5) as u8).collect();
+        memory.copy_from_slice(&before);
+        // SAFETY: the segments are the fake device's memory, and nobody else's during the calls.
+        unsafe {
+            assert_eq!(cache.core().put_device_segments(&names, &halves, stream), Ok(3));
+            memory.fill(0xEE);
+            assert_eq!(cache.core().get_device_segments(&names, &halves, stream), Ok(3));
+        }
+        assert!(memory == before);
+        assert_eq!((cache.problems(), fake.device.settle()), (Vec::new(), Vec::new()));
     }
 }

@@ -13,6 +13,7 @@
 
 mod cache;
 mod cuda;
+mod device_problems;
 mod error;
 pub mod named_stats;
 mod planner;

@@ -27,15 +27,29 @@ impl TokenKeys {
         block_tokens: usize,
         extra: &[u8],
     ) -> Result<Vec<BlockKey>, Error> {
+        self.after(None, tokens, block_tokens, extra)
+    }
+
+    /// As [`of`](Self::of) for tokens that come after those of `parent`, the last key before them.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn after<T: Copy + Into<i64>>(
+        &self,
+        parent: Option<BlockKey>,
+        tokens: &[T],
+        block_tokens: usize,
+        extra: &[u8],
+    ) -> Result<Vec<BlockKey>, Error> {
         let mut hasher = self.hasher(block_tokens, extra)?;
         let ids = || tokens.iter().map(|token| (*token).into());
         if let Some(token) = ids().find(|token| u32::try_from(*token).is_err()) {
             return Err(Error::NotAToken(token));
         }
         let mut keys = Vec::with_capacity(tokens.len() / block_tokens);
-        let root = hasher.root();
+        let parent = parent.unwrap_or(hasher.root());
         // No loss: checked above.
-        hasher.chain(root, ids().map(|token| token as u32), &mut keys);
+        hasher.chain(parent, ids().map(|token| token as u32), &mut keys);
         Ok(keys)
     }
 

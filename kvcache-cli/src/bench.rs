@@ -18,7 +18,7 @@ use kvcache_core::fingerprint::Namespace;
 use memmap2::{Advice, MmapMut};
 use serde::Serialize;
 
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 /// Measures put, get, match and eviction against memcpy of the same pieces.
 #[derive(Debug, clap::Args)]

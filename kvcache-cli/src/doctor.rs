@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 pub(crate) use model::ModelError;
 
 /// Says what works here, and what to do about the rest.

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 mod bench;
-mod byte_size;
 mod doctor;
 mod replay;
 mod ring;

@@ -15,8 +15,8 @@ use kvcache_server::{
     RdmaConfig, RdmaUsage, Server, ServerConfig, Timeouts, TlsFiles, Token, run_until_signal,
 };
 
-use crate::byte_size::ByteSize;
 use crate::doctor::machine_memory_bytes;
+use kvcache_core::byte_size::ByteSize;
 
 /// Runs a cache server until it is asked to end (SIGTERM or Ctrl-C).
 ///

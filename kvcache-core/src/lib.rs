@@ -5,6 +5,7 @@
 
 pub mod block_cache;
 pub mod block_key;
+pub mod byte_size;
 pub mod copy_engine;
 pub mod directory;
 pub mod eviction;

@@ -65,7 +65,11 @@ fn gauge(name: &'static str, value: impl TryInto<u64>, help: &'static str) -> Nu
 pub fn directory(stats: &DirectoryStats) -> [Number; 16] {
     [
         gauge("slots", stats.slot_count, "Slots of L1."),
-        gauge("slots_unusable", stats.unusable, "Slots without memory behind them yet."),
+        gauge(
+            "slots_unusable",
+            stats.unusable,
+            "Empty slots that cannot be filled yet: without memory, or not pinned.",
+        ),
         gauge("slots_free", stats.free, "Slots that can be filled at once."),
         gauge("slots_filling", stats.filling, "Slots being filled."),
         gauge("slots_ready", stats.ready, "Slots whose block is a hit."),

@@ -1,6 +1,5 @@
 //! The worker half of a connector: one rank's store, with everything that it was opened with.
 
-mod problems;
 mod settings;
 mod slots;
 
@@ -11,12 +10,13 @@ use std::time::Instant;
 use kvcache_core::copy_engine::drill::DrillEngine;
 use kvcache_core::copy_engine::{Direction, Ticket};
 use kvcache_core::plan::StepPlan;
-use kvcache_core::store::{Moment, PinnedSlots, RankSlots, Store};
+use kvcache_core::store::{Moment, PinnedSlots, RankSlots, SlotMemory, Store};
 use kvcache_cuda::engine::CudaCopyEngine;
 use parking_lot::Mutex;
 
 use crate::Error;
 use crate::cuda::FakeCuda;
+use crate::device_problems::device_problems;
 use crate::named_stats::{self, Number};
 
 pub use settings::RankStoreSettings;
@@ -105,7 +105,12 @@ impl RankStore {
     /// What makes this rank's part of the cache slower or smaller than it could be, one line each, as long as it is so. Waits
     /// while another call acts on the store: not for the engine's thread.
     pub fn problems(&self) -> Vec<String> {
-        self.opened.lock().as_ref().map_or_else(Vec::new, problems::of_device)
+        let opened = self.opened.lock();
+        let Some(Opened { store, pinned: Some(pinned), cuda: Some(cuda) }) = opened.as_ref() else {
+            return Vec::new();
+        };
+        let slots = (pinned.usable_slots(), pinned.slot_count());
+        device_problems(cuda, &pinned.pinning(), slots, store.failures())
     }
 
     /// What the user should know, one line each.

@@ -8,7 +8,7 @@ use kvcache_cuda::kernels::{Support, support};
 use serde_json::{Value, json};
 
 use super::Finding;
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 pub(super) fn check() -> Finding {
     let version = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::Finding;
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 /// What the system says of its memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

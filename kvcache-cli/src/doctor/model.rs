@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::memory::Memory;
 use super::{Finding, Grade};
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 /// Why a model cannot be sized.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use kvcache_rdma::verbs::{DeviceInfo, PortWish, Rdma, Unavailable, select};
 
 use super::Finding;
 use super::memory::{Limit, memlock};
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 pub(super) fn check() -> Finding {
     let loaded = Rdma::load();

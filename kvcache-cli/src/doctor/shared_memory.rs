@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Finding;
-use crate::byte_size::ByteSize;
+use kvcache_core::byte_size::ByteSize;
 
 const SHARED: &str = "/dev/shm";
 

@@ -203,6 +203,11 @@ impl Planner {
         self
     }
 
+    /// The engine's groups.
+    pub fn groups(&self) -> usize {
+        self.config.groups.len()
+    }
+
     /// Tokens in a slot of `group`.
     pub fn slot_tokens(&self, group: usize) -> usize {
         self.config.groups[group].block_tokens * self.config.slot_blocks

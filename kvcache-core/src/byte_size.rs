@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 /// A number of bytes given by a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct ByteSize(pub(crate) u64);
+pub struct ByteSize(pub u64);
 
 /// A text that is no size.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0:?} is not a size: use a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, such as 2MiB")]
-pub(crate) struct NoSize(String);
+pub struct NoSize(String);
 
 const UNITS: [(&str, u64); 13] = [
     ("", 1),

@@ -1,0 +1,71 @@
+//! The committed header is what its sources make. `KVC_WRITE_HEADER=1` writes it anew.
+
+use std::path::Path;
+
+/// In the order in which a reader wants them.
+const SOURCES: &[&str] = &[
+    "version",
+    "status",
+    "logging",
+    "config",
+    "cache",
+    "segments",
+    "device",
+    "in_place",
+    "async_calls",
+    "statistics",
+    "directory",
+    "store",
+];
+
+fn generated() -> String {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).expect("cbindgen.toml is read");
+    let builder = SOURCES.iter().fold(cbindgen::Builder::new().with_config(config), |builder, name| {
+        builder.with_src(here.join("src").join(name).with_extension("rs"))
+    });
+    let mut header = Vec::new();
+    builder.generate().expect("the sources are understood").write(&mut header);
+    let header = String::from_utf8(header).expect("the header is text");
+    // What the caller must see to, in C's words.
+    header.replace(" * # Safety\n", " * The caller's duties:\n")
+}
+
+#[test]
+fn the_committed_header_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include/kvcache.h");
+    let header = generated();
+    if std::env::var_os("KVC_WRITE_HEADER").is_some() {
+        std::fs::write(&path, &header).expect("the header is written");
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    let first = header.lines().zip(committed.lines()).position(|(new, old)| new != old);
+    assert!(
+        header == committed,
+        "include/kvcache.h is not what the sources make (first difference in line {:?}): run \
+         KVC_WRITE_HEADER=1 cargo test -p kvcache-capi --test header",
+        first.map_or(header.lines().count().min(committed.lines().count()) + 1, |line| line + 1)
+    );
+}
+
+/// Every file with exported functions is in the header.
+#[test]
+fn no_source_is_forgotten() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let header = generated();
+    let mut count = 0;
+    for entry in std::fs::read_dir(sources).expect("the sources are there") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        for line in text.lines().filter(|line| line.contains("extern \"C\" fn kvc_")) {
+            let name = line.split("fn ").nth(1).and_then(|rest| rest.split('(').next()).unwrap_or_default();
+            assert!(
+                header.contains(&format!("{name}(")),
+                "{name} of {} is not in the header",
+                path.display()
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 15, "only {count} functions were found");
+}

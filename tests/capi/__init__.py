@@ -1,0 +1,1 @@
+"""The C library as programs use it."""
