@@ -122,6 +122,7 @@ fn slabs_are_found_by_whoever_has_both_fingerprints() {
         of(Some("model"), None, Some(SHARD)),
         of(None, Some(NAMESPACE), None),
         of(None, Some(NAMESPACE), Some(SHARD)),
+        of(None, Some([8; 16]), None),
     ];
     let keys = vec![BlockKey([3; 16])];
     let open = |settings: &CacheSettings| settings.open().unwrap();
