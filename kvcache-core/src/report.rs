@@ -65,9 +65,9 @@ pub struct Report {
     pub hello: Option<Hello>,
     /// Jobs that ended since the last report.
     pub ended: Vec<JobEnd>,
-    /// Bytes that loads copied since the last report, and the time they took.
+    /// Bytes that loads copied since the last report, as far as it is known how long that took.
     pub loaded_bytes: u64,
-    /// Nanoseconds that those loads took. Both leave out loads of which nobody knows that.
+    /// Nanoseconds for which those bytes were being copied: not what they waited for, nor what was computed meanwhile.
     pub load_ns: u64,
     /// Bytes that came from L2 since the last report, and the time during which any were on their way.
     pub fetched_bytes: u64,

@@ -86,6 +86,8 @@ struct Queues {
     /// Callers asleep on `ended`.
     waiters: usize,
     next_ticket: u64,
+    /// Loads that have ended since somebody asked, and how long they were being copied.
+    loaded: (u64, Duration),
 }
 
 impl HostCopyEngine {
@@ -202,6 +204,10 @@ impl CopyEngine for HostCopyEngine {
     fn in_flight(&self) -> InFlight {
         self.shared.queues.lock().in_flight
     }
+
+    fn take_load_time(&self) -> (u64, Duration) {
+        std::mem::take(&mut self.shared.queues.lock().loaded)
+    }
 }
 
 impl Drop for HostCopyEngine {
@@ -275,6 +281,10 @@ impl Shared {
         let mut queues = self.queues.lock();
         queues.in_flight.batches -= 1;
         queues.in_flight.bytes -= job.bytes();
+        if let Some(time) = job.load_time() {
+            queues.loaded.0 += job.bytes() as u64;
+            queues.loaded.1 += time;
+        }
         // Still queued when its waiter copied all of it.
         if let Some(index) = queues.runnable.iter().position(|queued| queued.ticket() == job.ticket()) {
             queues.runnable.remove(index);

@@ -78,6 +78,25 @@ fn help_copies_the_oldest_batch_first_and_keeps_to_its_budget() {
 }
 
 #[test]
+fn a_load_takes_the_time_of_its_copies_and_not_that_between_them() {
+    let engine = engine(0, 100);
+    let pause = Duration::from_millis(200);
+    let (mut load, mut offload) = (Buffers::new(1000), Buffers::new(1000));
+    let ticket = submit(&engine, CopyBatch { direction: Direction::Load, ..load.batch(1000, false) });
+    std::thread::sleep(pause);
+    engine.help(100);
+    std::thread::sleep(pause);
+    assert_eq!(engine.take_load_time(), (0, Duration::ZERO), "it has not ended");
+    assert_eq!(engine.wait(ticket, LONG), CopyState::Done);
+    let ticket = submit(&engine, offload.batch(1000, false));
+    assert_eq!(engine.wait(ticket, LONG), CopyState::Done);
+    let (bytes, time) = engine.take_load_time();
+    assert_eq!(bytes, 1000, "of the load alone");
+    assert!(time > Duration::ZERO && time < pause, "{time:?}");
+    assert_eq!(engine.take_load_time(), (0, Duration::ZERO), "told once");
+}
+
+#[test]
 fn beyond_a_bound_the_batch_comes_back_untouched() {
     let config = HostCopyConfig { threads: 0, batches_max: 2, bytes_max: 1500, ..HostCopyConfig::default() };
     let engine = HostCopyEngine::new(config).unwrap();

@@ -260,9 +260,17 @@ pub trait CopyEngine: Send + Sync {
         self.fence(stream).map(drop)
     }
 
-    /// How long a batch takes when nothing else is copied, if the engine has measured such batches. Where streams order copies, the
-    /// clock of whoever asks for their ends says nothing of it: they begin behind the work of others, and their ends are
-    /// looked for once a step.
+    /// Bytes of the loads that have ended well since the last call, and for how long they were being copied. Both are zero where
+    /// that is not measured.
+    ///
+    /// The time is the copies' own. Whoever submits a batch and asks for its end cannot measure it: in between the batch waits
+    /// for others, for a thread and for the question, all of which a forward pass outlasts.
+    fn take_load_time(&self) -> (u64, Duration) {
+        (0, Duration::ZERO)
+    }
+
+    /// How long a batch takes when nothing else is copied, if the engine has measured such batches before: for engines that
+    /// cannot measure loads [as they happen](Self::take_load_time), such as those whose copies are ordered by streams.
     fn expected_time(&self, batch: &CopyBatch) -> Option<Duration> {
         let _ = batch;
         None

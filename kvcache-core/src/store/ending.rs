@@ -148,7 +148,7 @@ impl Store {
             self.stats.failed_loads += u64::from(!ok);
             self.stats.loaded_bytes += running.bytes;
             self.stats.load_ns += elapsed;
-            if let Some(time) = running.load_time(&*self.copies) {
+            if let Some(time) = running.expected_time() {
                 self.unreported_load.0 += running.bytes;
                 self.unreported_load.1 += time.as_nanos() as u64;
             }
@@ -183,7 +183,10 @@ impl Store {
         }
         self.said_hello = true;
         self.reported_usable = usable;
-        let (loaded_bytes, load_ns) = std::mem::take(&mut self.unreported_load);
+        // Not from the plan to the end that was seen: the end of a layer-wise load is seen when its step is over, so that a short one
+        // would seem to cost as much as the step.
+        let (measured_bytes, measured) = self.copies.take_load_time();
+        let (expected_bytes, expected_ns) = std::mem::take(&mut self.unreported_load);
         let (fetched_bytes, fetch_ns) =
             self.remote.as_mut().map(RemoteJobs::take_fetched).unwrap_or_default();
         Some(Report {
@@ -191,8 +194,8 @@ impl Store {
             usable_slots: usable,
             hello,
             ended: std::mem::take(&mut self.ended),
-            loaded_bytes,
-            load_ns,
+            loaded_bytes: measured_bytes + expected_bytes,
+            load_ns: measured.as_nanos() as u64 + expected_ns,
             fetched_bytes,
             fetch_ns,
         })

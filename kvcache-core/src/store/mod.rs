@@ -150,6 +150,7 @@ pub struct Store {
     said_hello: bool,
     reported_usable: u32,
     ended: Vec<JobEnd>,
+    /// Bytes of loads that have ended, and the time that the copy engine expected them to take.
     unreported_load: (u64, u64),
     load_errors: BTreeSet<u32>,
     received: Vec<String>,

@@ -111,6 +111,8 @@ impl Store {
                 _ => Err(CopyFailure::Other(rejected.reason().to_owned())),
             },
         };
+        // Of memory that nobody has touched yet: it says nothing of loads.
+        self.copies.take_load_time();
         if registered.is_ok() {
             self.copies.unregister(address);
         }

@@ -249,10 +249,9 @@ impl Running {
         self.began.elapsed()
     }
 
-    /// How long the copies of a load took, if that is known. On a device, from the plan to the end that was seen, lie the steps
-    /// before and the rest of this one, so that a short load would seem to cost as much as a step.
-    pub(super) fn load_time(&self, copies: &dyn CopyEngine) -> Option<Duration> {
-        if copies.has_streams() { self.expected } else { Some(self.elapsed()) }
+    /// How long the copies should have taken, if the copy engine knew that of each.
+    pub(super) fn expected_time(&self) -> Option<Duration> {
+        self.expected
     }
 
     /// Engine blocks that the job was to load.

@@ -1,3 +1,4 @@
+mod load_time;
 mod moments;
 mod probe;
 mod remote;

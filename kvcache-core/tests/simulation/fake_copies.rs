@@ -34,7 +34,7 @@ pub(crate) struct CopyBehaviour {
     pub(crate) pinned_offloads: bool,
     /// Planted: of a batch with several pieces only the first half is copied.
     pub(crate) halves: bool,
-    /// Nanoseconds a byte, as it says.
+    /// Nanoseconds a byte that a device says it will take.
     pub(crate) expected_byte_ns: Option<u64>,
 }
 
@@ -56,6 +56,9 @@ impl Default for CopyBehaviour {
     }
 }
 
+/// Nanoseconds that loading a byte takes, as it measures: real durations would make a run depend on the machine.
+const LOAD_BYTE_NS: u64 = 10_000;
+
 /// What it has seen.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct CopyCounts {
@@ -68,6 +71,7 @@ pub(crate) struct CopyCounts {
 
 struct Batch {
     ticket: Ticket,
+    direction: Direction,
     left: Vec<Piece>,
     all: Vec<Piece>,
     fails: bool,
@@ -91,6 +95,8 @@ struct State {
     fences: u64,
     /// Which stream waits for which batch, in the order of the calls.
     ordered: Vec<(Ticket, u64)>,
+    /// Bytes of loads that have ended since somebody asked.
+    loaded_bytes: u64,
     registered: Vec<(usize, usize)>,
     register_bytes_max: usize,
     /// Refusals of registrations to come, and with which code.
@@ -117,6 +123,7 @@ impl LazyCopies {
             keeps_batches: false,
             fences: 0,
             ordered: Vec::new(),
+            loaded_bytes: 0,
             registered: Vec::new(),
             register_bytes_max: usize::MAX,
             refuse_registrations: (0, 0),
@@ -247,6 +254,9 @@ impl State {
             }
         }
         self.counts.failed += u64::from(batch.fails);
+        if batch.direction == Direction::Load && !batch.fails && !self.behaviour.streams {
+            self.loaded_bytes += batch.all.iter().map(|piece| piece.bytes as u64).sum::<u64>();
+        }
         if !batch.forgotten {
             self.ended.push((batch.ticket, !batch.fails));
         }
@@ -326,12 +336,12 @@ impl CopyEngine for LazyCopies {
         if state.keeps_batches {
             state.submitted.push(batch.clone());
         }
-        let all = batch.pieces;
+        let (all, direction) = (batch.pieces, batch.direction);
         let mut left = all.clone();
         if state.behaviour.halves {
             left.truncate(all.len().div_ceil(2));
         }
-        state.running.push(Batch { ticket, left, all, fails, forgotten: false });
+        state.running.push(Batch { ticket, direction, left, all, fails, forgotten: false });
         Ok(ticket)
     }
 
@@ -423,6 +433,11 @@ impl CopyEngine for LazyCopies {
 
     fn unregister(&self, base: usize) {
         self.state().registered.retain(|(start, _)| *start != base);
+    }
+
+    fn take_load_time(&self) -> (u64, Duration) {
+        let bytes = std::mem::take(&mut self.state().loaded_bytes);
+        (bytes, Duration::from_nanos(bytes * LOAD_BYTE_NS))
     }
 
     fn expected_time(&self, batch: &CopyBatch) -> Option<Duration> {
