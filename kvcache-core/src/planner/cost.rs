@@ -10,6 +10,9 @@ pub struct CostModel {
     byte_ns: Average,
     fetch_byte_ns: Average,
     last_step: Option<(Duration, usize)>,
+    last_load: Option<Duration>,
+    /// A load was made against what was measured: what it measures counts alone.
+    doubts_loads: bool,
     running_tokens: usize,
     /// Tokens that admitted requests have still to compute.
     backlog_tokens: usize,
@@ -28,11 +31,22 @@ const SAMPLES_NEEDED: u32 = 4;
 /// A step with at least this many tokens measures prefill; smaller ones are bound by reading the weights.
 const PREFILL_TOKENS: usize = 64;
 
+/// While loading is slower than computing, one load is tried when the last began so many times as long ago as it should take.
+///
+/// What is not done is not measured, so one bad quarter of an hour would turn the cache off for good. Trying takes a 32nd of the
+/// time at most, however slow loads are.
+const PAUSE_LOADS: u32 = 32;
+
 impl Average {
     fn observe(&mut self, sample: f64) {
         let weight = if self.samples < 8 { 1.0 / f64::from(self.samples + 1) } else { 0.125 };
         self.value += (sample - self.value) * weight;
         self.samples = self.samples.saturating_add(1);
+    }
+
+    /// What was observed before does not count any more.
+    fn replace(&mut self, sample: f64) {
+        self.value = sample;
     }
 
     fn known(&self) -> Option<f64> {
@@ -69,10 +83,21 @@ impl CostModel {
         self.compute_time(tokens.saturating_add(self.backlog_tokens))
     }
 
+    /// A load of `bytes` begins instead of computing `tokens`.
+    pub fn begin_load(&mut self, bytes: u64, tokens: usize, now: Duration) {
+        self.doubts_loads |= self.loading_is_slower(bytes, tokens);
+        self.last_load = Some(now);
+    }
+
     /// Loads copied `bytes` in `elapsed`.
     pub fn observe_load(&mut self, bytes: u64, elapsed: Duration) {
         if bytes > 0 && !elapsed.is_zero() {
-            self.byte_ns.observe(elapsed.as_nanos() as f64 / bytes as f64);
+            let sample = elapsed.as_nanos() as f64 / bytes as f64;
+            if std::mem::take(&mut self.doubts_loads) {
+                self.byte_ns.replace(sample);
+            } else {
+                self.byte_ns.observe(sample);
+            }
         }
     }
 
@@ -107,11 +132,19 @@ impl CostModel {
     }
 
     /// Whether loading is known to take longer than computing. Twice as long, so that noise does not decide.
-    pub fn loading_is_slower(&self, bytes: u64, tokens: usize) -> bool {
+    fn loading_is_slower(&self, bytes: u64, tokens: usize) -> bool {
         match (self.load_time(bytes), self.compute_time(tokens)) {
             (Some(load), Some(compute)) => load > compute * 2,
             _ => false,
         }
+    }
+
+    /// Whether to load rather than compute: unless loading is known to be slower, and now and then all the same, since what was
+    /// measured may not hold any more.
+    pub fn is_worth_loading(&self, bytes: u64, tokens: usize, now: Duration) -> bool {
+        let pause = self.load_time(bytes).unwrap_or_default().saturating_mul(PAUSE_LOADS);
+        let is_due = self.last_load.is_none_or(|last| now.saturating_sub(last) >= pause);
+        is_due || !self.loading_is_slower(bytes, tokens)
     }
 
     /// Whether a load is known to be longer than half a step while other requests run.

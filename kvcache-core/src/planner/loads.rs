@@ -77,11 +77,8 @@ impl Planner {
         if tokens < self.config.min_load_tokens {
             return Lookup::Miss(MissReason::TooShort);
         }
-        let slots: usize = (0..self.config.groups.len())
-            .map(|group| tokens.div_ceil(self.config.groups[group].block_tokens))
-            .sum();
-        let bytes = slots as u64 * self.startup.slot_bytes() / self.config.slot_blocks as u64;
-        if self.cost.loading_is_slower(bytes, tokens) {
+        let bytes = self.load_bytes(tokens);
+        if !self.cost.is_worth_loading(bytes, tokens, now) {
             return Lookup::Miss(MissReason::BreakEven);
         }
         let asynchronous = match self.config.load_mode {
@@ -93,6 +90,12 @@ impl Planner {
             }
         };
         Lookup::Hit { tokens, asynchronous }
+    }
+
+    /// Bytes that loading so many tokens copies, about.
+    fn load_bytes(&self, tokens: usize) -> u64 {
+        let blocks: usize = self.config.groups.iter().map(|group| tokens.div_ceil(group.block_tokens)).sum();
+        blocks as u64 * self.startup.slot_bytes() / self.config.slot_blocks as u64
     }
 
     /// The engine has allocated `blocks` (per group, the request's whole table) and counts on `external_tokens` being
@@ -107,6 +110,9 @@ impl Planner {
         self.cost.admit(asked_tokens.saturating_sub(external_tokens));
         if joined {
             self.leave_fetches(id, false);
+        }
+        if let Some(asked_at) = self.polled_at.filter(|_| external_tokens > 0) {
+            self.cost.begin_load(self.load_bytes(external_tokens), external_tokens, asked_at);
         }
         let Some(request) = self.requests.get_mut(id) else { return false };
         self.counters.queried_tokens += asked_tokens as u64;

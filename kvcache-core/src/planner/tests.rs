@@ -281,6 +281,51 @@ fn the_load_mode_decides_unless_there_are_several_groups() {
 }
 
 /// Full attention beside a window of 9 tokens: after 24 tokens it needs the two blocks before them.
+/// What is not loaded is not measured: without trying, one bad time would end all loads.
+#[test]
+fn loads_that_were_slow_are_tried_again_one_at_a_time() {
+    let mut planner = started(config(), 16);
+    store(&mut planner, 1, 4);
+    let ask = |planner: &mut Planner, id: &str, now| {
+        add(planner, id, 1, 6);
+        planner.lookup(id, 0, 24, ms(now))
+    };
+    let load = |planner: &mut Planner, id: &str| {
+        planner.commit_load(id, 16, &table(20..26));
+        planner.take_plan(0, ms(0)).unwrap().jobs[0].id
+    };
+    let measure = |planner: &mut Planner, byte_us: u64| {
+        let load_ns = 256 * byte_us * 1000;
+        planner.absorb(&Report { usable_slots: 16, loaded_bytes: 256, load_ns, ..Report::default() });
+    };
+    let refused = Lookup::Miss(MissReason::BreakEven);
+    assert_eq!(ask(&mut planner, "a", 0), hit(16));
+    let job = load(&mut planner, "a");
+    end(&mut planner, job, true);
+    for step in 0..9 {
+        // A token in 0.1 ms, a byte as well: 16 tokens take 1.6 ms, and their 256 bytes 25.6. 32 of these are 819.
+        planner.take_plan(100, ms(10 * step));
+        measure(&mut planner, 100);
+    }
+    assert_eq!(ask(&mut planner, "b", 100), refused);
+    assert_eq!(ask(&mut planner, "b", 819), refused);
+    assert_eq!(ask(&mut planner, "b", 820), hit(16));
+    assert_eq!(ask(&mut planner, "b", 821), hit(16), "asking is not loading");
+    load(&mut planner, "b");
+    assert_eq!(ask(&mut planner, "c", 822), refused, "the one that is tried has not been measured");
+    // It is as slow, and slower: 51.2 ms, and 1638 until the next.
+    measure(&mut planner, 200);
+    assert_eq!(ask(&mut planner, "c", 821 + 1638), refused);
+    assert_eq!(ask(&mut planner, "c", 821 + 1639), hit(16));
+    load(&mut planner, "c");
+    measure(&mut planner, 1);
+    for now in [2461, 2462] {
+        let id = now.to_string();
+        assert_eq!(ask(&mut planner, &id, now), hit(16), "what was measured last counts");
+        load(&mut planner, &id);
+    }
+}
+
 fn two_groups() -> PlannerConfig {
     let full = GroupConfig { kind: GroupKind::Full, block_tokens: BLOCK };
     let sliding = GroupConfig { kind: GroupKind::Sliding { window_tokens: 9 }, ..full };
