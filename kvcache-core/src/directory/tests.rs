@@ -482,5 +482,6 @@ fn withdrawn_slots_serve_what_they_hold_and_take_nothing() {
     assert_eq!(directory.stats().unusable, 0);
     assert!(directory.withdraw(6), "none of them");
     assert!(directory.withdraw(9), "nor are there more");
+    directory.check().unwrap();
     assert_eq!(directory.stats().unusable, 0);
 }
