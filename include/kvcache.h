@@ -1224,6 +1224,9 @@ kvc_status kvc_store_problems(const struct kvc_store *store,
 
 #endif  /* KVCACHE_H */
 
+#ifndef KVCACHE_H_INLINE
+#define KVCACHE_H_INLINE
+
 /* A header that is newer than the library is an error of the first call. */
 #define kvc_open(config_json, out) kvc_open_for_abi(KVC_ABI_VERSION, (config_json), (out))
 
@@ -1255,3 +1258,5 @@ static inline kvc_layer kvc_layer_init(void) {
     layer.struct_size = sizeof layer;
     return layer;
 }
+
+#endif  /* KVCACHE_H_INLINE */

@@ -28,7 +28,7 @@ fn generated() -> String {
     builder.generate().expect("the sources are understood").write(&mut header);
     let header = String::from_utf8(header).expect("the header is text");
     // What the caller must see to, in C's words.
-    header.replace(" * # Safety\n", " * The caller's duties:\n")
+    header.replace(" * # Safety\n", " * The caller's duties:\n").trim_end().to_owned() + "\n"
 }
 
 #[test]
