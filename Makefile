@@ -10,6 +10,10 @@ E2E_PROCESSES ?= 2
 # Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
 PYTEST_ARGS ?=
 SOAK_ARGS ?= --minutes 10 --seed 1
+# Where `make install` puts the C library.
+PREFIX ?= /usr/local
+DESTDIR ?=
+LIBDIR ?= lib
 # Extra arguments for the benchmarks, as in: make bench BENCH_ARGS="--quick --only engine"
 BENCH_ARGS ?=
 
@@ -17,10 +21,10 @@ tools = $$(scripts/ensure_dev_tools.sh)/bin
 wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
-parts = wheel lint kernels test-rust test-rdma test-peers test-python test-e2e
+parts = wheel lint kernels test-rust test-capi test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel kernels test test-rust test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel kernels install capi-abi test test-rust test-capi test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -34,6 +38,13 @@ build: ## all crates, in the development profile
 wheel: ## the Python wheel, installed beside vLLM in this checkout's environment
 	scripts/ensure_system_packages.sh
 	wheel="$$(scripts/build_wheel.sh)" && scripts/install_wheel.sh "$$wheel"
+
+install: ## the C library and its headers, in PREFIX (/usr/local); DESTDIR and LIBDIR as usual
+	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" LIBDIR="$(LIBDIR)" scripts/install_capi.sh
+
+capi-abi: ## include/kvcache.abi anew, after a deliberate change of the C library's binary interface
+	cargo build --locked --profile test -p kvcache-capi --lib
+	python3 -m tests.capi.abi "$${CARGO_TARGET_DIR:-target}/debug/libkvcache.so"
 
 test: ## everything that a change must pass
 	scripts/ensure_rust.sh
@@ -52,6 +63,11 @@ ifneq ($(nextest),)
 else
 	cargo test --locked --workspace --no-fail-fast
 endif
+
+test-capi: ## the C library as installed: its interface, headers, examples by pkg-config and CMake, valgrind
+	scripts/ensure_rust.sh
+	scripts/ensure_system_packages.sh
+	"$(tools)/python" -m pytest tests/capi -rs $(PYTEST_ARGS)
 
 test-rdma: ## real RDMA verbs in a small virtual machine with soft RoCE; skipped where it cannot be had
 	scripts/ensure_rust.sh

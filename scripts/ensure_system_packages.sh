@@ -19,6 +19,8 @@ need python3-venv "$PYTHON" -c 'import venv, ensurepip'
 need libnuma1 sh -c 'ldconfig -p | grep -q libnuma.so.1' # vLLM's CPU kernels link to it
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need util-linux command -v flock
+need pkg-config command -v pkg-config                    # how C programs find an installed library
+need valgrind command -v valgrind                        # the C examples are run under it
 need curl command -v curl                                # a test runs the quick start as it stands
 
 if [ "${#missing[@]}" -gt 0 ]; then
