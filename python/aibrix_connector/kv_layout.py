@@ -39,6 +39,17 @@ class LayerPages:
             self.segment_bytes,
         )
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return self.segments * self.segment_bytes
+
+
+def slot_bytes(layers: list[LayerPages], slot_blocks: int) -> int:
+    """Returns the bytes of a slot, which is as large as the largest group needs."""
+    groups = {layer.group for layer in layers}
+    return slot_blocks * max(sum(layer.page_bytes for layer in layers if layer.group == group) for group in groups)
+
 
 LAYOUTS = ("LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC")
 """vLLM's orders of the dimensions layer, block, head, token, content in memory."""

@@ -8,7 +8,7 @@ from vllm.logger import init_logger
 from aibrix_connector import _native, identity, layer_hooks
 from aibrix_connector.engine_device import EngineDevice, device_memory, drilled_device, engine_device
 from aibrix_connector.kv_groups import slot_blocks, stored_groups
-from aibrix_connector.kv_layout import derive_layers
+from aibrix_connector.kv_layout import derive_layers, slot_bytes
 from aibrix_connector.metadata import PromisedLoad, StepMetadata, WorkerReports
 from aibrix_connector.metrics import CacheStats
 from aibrix_connector.placement import (
@@ -107,6 +107,7 @@ class WorkerSide:
         threads, cpus = copy_placement(settings.copy_threads, config)
         engine_id = str(config.kv_transfer_config.engine_id) if config.kv_transfer_config else ""
         native_remote = None if remote is None else _native.Remote(**remote)
+        shard = _native.fingerprint("shard", shard_fields(config, self._kv_cache_config, kv_caches, layers))
         store = self._open(
             rank=rank,
             layers=[layer.native() for layer in layers],
@@ -116,7 +117,7 @@ class WorkerSide:
             leader=leader,
             copies=copies,
             namespace=identity.namespace(namespace),
-            shard=_native.fingerprint("shard", shard_fields(config, self._kv_cache_config, kv_caches, layers)),
+            shard=shard,
             slab_dir=slab_dir,
             engine_id=engine_id,
             owner_pid=owner_pid(),
@@ -143,6 +144,17 @@ class WorkerSide:
         self._store = store
         self._stats = CacheStats.Source(store.stats, store.activity, {})
         logger.info("rank %d of %d, process %d: %s", rank, world, os.getpid(), store.describe())
+        if native_remote is not None:
+            # In the words of kvcache.h's configuration: what another program needs to read these blocks.
+            logger.info(
+                'L2: rank %d shares its blocks as "namespace_id": "%s", "shard_id": "%s", "block_bytes": %d, '
+                "of %s tokens",
+                rank,
+                identity.namespace(namespace).hex(),
+                shard.hex(),
+                slot_bytes(layers, blocks),
+                "/".join(str(blocks * group.block_tokens) for group in groups),
+            )
         for warning in store.warnings():
             logger.warning("%s", warning)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from aibrix_connector import kv_layout
 from aibrix_connector.kv_groups import Group, UnsupportedLayoutError
-from aibrix_connector.kv_layout import LAYOUTS, LayerPages, derive_layers, page_runs
+from aibrix_connector.kv_layout import LAYOUTS, LayerPages, derive_layers, page_runs, slot_bytes
 
 
 def offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> set[int]:
@@ -218,3 +218,12 @@ def test_layer_order_is_numeric() -> None:
         "model.layers.9.b",
         "model.layers.10.a",
     ]
+
+
+def test_a_slot_is_as_large_as_the_largest_group_needs() -> None:
+    def layer(group: int, segments: int, segment_bytes: int) -> LayerPages:
+        return LayerPages(f"{group}", group, 0, 4096, 8, segments, 2048, segment_bytes)
+
+    full, window = [layer(0, 2, 100), layer(0, 1, 50)], [layer(1, 1, 120)]
+    assert slot_bytes(full + window, 3) == 3 * (2 * 100 + 50)
+    assert slot_bytes(window, 1) == 120
