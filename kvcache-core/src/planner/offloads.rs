@@ -45,11 +45,12 @@ impl Planner {
             let keys = &request.keys[group];
             let full = (limit / slot_tokens).min(keys.len());
             let mut from = request.offloaded[group].min(full);
-            // What has slid out of a window can no longer be copied: skip to the first slot whose blocks all exist.
+            // What has slid out of a window can no longer be copied: skip to the first slot whose blocks all exist. A block
+            // that no rank copies would be bytes of another, published as this slot's.
             let is_whole = |slot: usize| {
-                table
-                    .get(slot * slot_blocks..(slot + 1) * slot_blocks)
-                    .is_some_and(|ids| !ids.contains(&self.config.null_block))
+                table.get(slot * slot_blocks..(slot + 1) * slot_blocks).is_some_and(|ids| {
+                    !ids.contains(&self.config.null_block) && !ids.contains(&Transfer::SKIP)
+                })
             };
             let gate = self.config.store_on_sight;
             let sighted = &mut request.sighted[group];
