@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use kvcache_assembly::named_stats::{self, Number};
+use kvcache_core::plan::JobId;
 use kvcache_core::planner::{Ended, Lookup, Planner, RequestOptions};
 use kvcache_core::report::Report;
 use parking_lot::Mutex;
@@ -64,7 +65,7 @@ fn with_state<R>(
 pub struct kvc_request {
     /// sizeof(kvc_request) of the program's header.
     pub struct_size: usize,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, for the setting "prompt_only"; 0 if all of its tokens count as that.
     pub prompt_tokens: usize,
     /// Load no more than this many tokens; 0 for any number.
     pub max_load_tokens: usize,
@@ -86,7 +87,8 @@ unsafe impl Growing for kvc_request {
     const FIRST_BYTES: usize = 56;
 }
 
-/// The engine's blocks of one KV cache group of a request, in the order of its tokens.
+/// The engine's blocks of one KV cache group of a request, in the order of its tokens. UINT32_MAX stands for no block, as does the
+/// setting "null_block": nothing is loaded there and nothing stored.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct kvc_block_table {
@@ -96,8 +98,9 @@ pub struct kvc_block_table {
     pub count: usize,
 }
 
-/// Opens a directory. `config_json` is an object of settings, which docs/c-api.md lists; "groups", "slot_blocks", "hash_tokens" and
-/// "ranks" are needed. The header's macro of the same name passes the header's version as well.
+/// Opens a directory. `config_json` is an object of settings, which docs/c-api.md lists; "groups" and "slot_blocks" are needed, and
+/// "ranks" if there is more than one. Every rank has to report before anything is stored. The header's macro of the same name passes
+/// the header's version as well.
 ///
 /// Errors: KVC_BAD_CONFIG names key, place, value and remedy. Any thread.
 ///
@@ -154,7 +157,7 @@ pub unsafe extern "C" fn kvc_directory_add_request(
                 skip_store: given.skip_store != 0,
                 max_load_tokens: bound(given.max_load_tokens),
                 max_store_tokens: bound(given.max_store_tokens),
-                prompt_tokens: given.prompt_tokens,
+                prompt_tokens: bound(given.prompt_tokens),
                 extra: extra.to_vec(),
             }
         };
@@ -192,7 +195,7 @@ pub unsafe extern "C" fn kvc_directory_extend_tokens(
     })
 }
 
-/// Appends `count` of the engine's own block hashes, `hash_bytes` bytes each, one after the other: for key_source "engine".
+/// Appends `count` of the engine's own block hashes, `hash_bytes` bytes each (1 to 64), one after the other: for key_source "engine".
 /// Each covers the prefix up to its end. Unknown requests are left alone.
 ///
 /// # Safety
@@ -297,7 +300,10 @@ pub unsafe extern "C" fn kvc_directory_lookup(
 }
 
 /// The engine counts on `external_tokens` of the last look-up being loaded into the blocks of `tables`, one table for each group. The
-/// load is in the next plan. `*asynchronous` as in kvc_directory_lookup.
+/// load is in the next plan. `*asynchronous` as in kvc_directory_lookup. Once for each look-up, with 0 if the engine declines.
+///
+/// Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered. It has offered 0 if it was
+/// a miss or KVC_PENDING, if there was none, or if this function has answered it before.
 ///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; `asynchronous` is NULL or writable.
@@ -318,6 +324,13 @@ pub unsafe extern "C" fn kvc_directory_commit_load(
         let tables = unsafe { block_tables(tables, groups) }?;
         let between = with_state(directory, |state| {
             check_groups(&state.planner, &tables)?;
+            let offered = state.planner.offered_tokens(id);
+            if external_tokens > offered {
+                return Err(Failure::argument(format!(
+                    "external_tokens is {external_tokens} and the last look-up of \"{id}\" offers {offered}: pass no more than \
+                     that, once for each look-up"
+                )));
+            }
             Ok(state.planner.commit_load(id, external_tokens, &tables))
         })?;
         asynchronous.write(i32::from(between));
@@ -329,8 +342,9 @@ pub unsafe extern "C" fn kvc_directory_commit_load(
 /// this step. The copies are in the next plan, as job `*job`; 0 if there is nothing to copy.
 ///
 /// The blocks in `held` must not be used again before kvc_directory_next_ended says that the job has ended. `*held_count` is the
-/// room in `held` when the call is made, at least as many as all tables have blocks, and their number when it returns. Nothing new
-/// can be offloaded before `*next_tokens` tokens are computed.
+/// room in `held` when the call is made, at least as many as all tables have blocks, and their number when it returns; with less
+/// room KVC_BUFFER_TOO_SMALL, with what is needed in `*held_count`, and nothing is offloaded. Nothing new can be offloaded before
+/// `*next_tokens` tokens are computed.
 ///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; the others are NULL or writable,
@@ -355,17 +369,18 @@ pub unsafe extern "C" fn kvc_directory_offload(
             unsafe { (arguments::text("request", request)?, arguments::slice("held_count", held_count, 1)?) };
         let Some(room) = room.first().copied() else { return Ok(()) };
         // SAFETY: the caller's promise.
-        let tables = unsafe { block_tables(tables, groups) }?;
+        let (tables, held_count) =
+            unsafe { (block_tables(tables, groups)?, Out::of("held_count", held_count)?) };
         let blocks: usize = tables.iter().map(Vec::len).sum();
         if room < blocks {
+            held_count.write(blocks);
             return Err(Failure::new(
                 KVC_BUFFER_TOO_SMALL,
                 format!("held has room for {room} blocks and the tables have {blocks}: pass room for all"),
             ));
         }
         // SAFETY: the caller's promise.
-        let (held, held_count) =
-            unsafe { (arguments::slice_mut("held", held, blocks)?, Out::of("held_count", held_count)?) };
+        let held = unsafe { arguments::slice_mut("held", held, blocks) }?;
         let offloading = with_state(directory, |state| {
             check_groups(&state.planner, &tables)?;
             Ok(state.planner.offload(id, computed_tokens, &tables))
@@ -375,7 +390,7 @@ pub unsafe extern "C" fn kvc_directory_offload(
         }
         // A block is held once, and each is in the tables.
         held_count.write(offloading.held.len().min(blocks));
-        job.write(offloading.job.map_or(0, |job| job.number));
+        job.write(offloading.job.map_or(0, number_of));
         next_tokens.write(offloading.next_tokens);
         Ok(())
     })
@@ -404,7 +419,8 @@ pub unsafe extern "C" fn kvc_directory_finish(
 /// the tokens that the step computes.
 ///
 /// `*bytes` is the size of `buffer` when the call is made and that of the plan when it returns. With `buffer` NULL only the size is
-/// said; KVC_BUFFER_TOO_SMALL if it does not fit. The plan is kept in both cases, and the next call gives it.
+/// said; KVC_BUFFER_TOO_SMALL if it does not fit. The plan is kept in both cases, and the next call gives it: without what was
+/// committed or offloaded in between, so ask when all of the step was said.
 ///
 /// # Safety
 /// `buffer` is NULL or `*bytes` bytes are writable there; `bytes` is NULL or readable and writable.
@@ -481,7 +497,7 @@ pub unsafe extern "C" fn kvc_directory_next_ended(
             let Some(ended) = state.ended.front() else { return Ok(KVC_PENDING) };
             let asks_for_length = released.asks_for_length();
             released.write(&ended.released)?;
-            job.write(ended.id.number);
+            job.write(number_of(ended.id));
             if !asks_for_length {
                 state.ended.pop_front();
             }
@@ -573,6 +589,11 @@ unsafe fn block_tables(tables: *const kvc_block_table, groups: usize) -> Result<
             Ok(unsafe { arguments::slice("tables[].blocks", table.blocks, table.count) }?.to_vec())
         })
         .collect()
+}
+
+/// A job's number for the caller, to whom 0 is none.
+fn number_of(job: JobId) -> u64 {
+    job.number + 1
 }
 
 fn check_groups(planner: &Planner, tables: &[Vec<u32>]) -> Result<(), Failure> {

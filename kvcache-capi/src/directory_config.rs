@@ -26,6 +26,12 @@ const OWN: &[&str] = &[
 
 const OF_GROUP: &[&str] = &["kind", "block_tokens", "window_tokens"];
 
+/// Stands for no block in the tables of an engine.
+const NO_BLOCK: u32 = u32::MAX;
+
+/// More than any engine has; memory is taken for each.
+const RANKS_MAX: u32 = 1 << 16;
+
 /// The planner that a text describes.
 pub(crate) fn open(text: &str) -> Result<Planner, Failure> {
     let json = Settings::parse(text, &known(OWN))?;
@@ -45,6 +51,8 @@ pub(crate) fn open(text: &str) -> Result<Planner, Failure> {
         None => groups.first().map_or(0, |group| group.block_tokens),
     };
     let mut settings = PlannerSettings::new(namespace, groups, slot_blocks, hash_tokens);
+    // Engines number their blocks from 0 unless they say otherwise: a real block must not be taken for none.
+    settings.null_block = NO_BLOCK;
     for (name, place) in [
         ("key_source", &mut settings.key_source),
         ("hash", &mut settings.hash),
@@ -66,6 +74,9 @@ pub(crate) fn open(text: &str) -> Result<Planner, Failure> {
         if let Some(count) = json.small_count(name)? {
             *place = count;
         }
+    }
+    if settings.ranks > RANKS_MAX {
+        return Err(json.wrong("ranks", "use 1 to 65536"));
     }
     if let Some(tokens) = json.count("min_load_tokens")? {
         settings.min_load_tokens = in_memory(tokens);

@@ -17,7 +17,7 @@ use crate::handles::Handles;
 use crate::refusal::refused;
 use crate::statistics::json;
 use crate::status::Failure;
-use crate::status::kvc_status::{self, KVC_OK, KVC_PENDING};
+use crate::status::kvc_status::{self, KVC_NULL_ARGUMENT, KVC_OK, KVC_PENDING};
 use crate::store_config;
 use crate::version::check_abi;
 
@@ -450,6 +450,13 @@ unsafe fn bindings(layers: *const kvc_layer, count: usize) -> Result<Vec<LayerBi
                     layer.group
                 )));
             };
+            if layer.base.is_null() {
+                return Err(Failure::new(KVC_NULL_ARGUMENT, format!("layers[{position}].base is NULL")));
+            }
+            if layer.reserved != 0 {
+                let text = format!("layers[{position}].reserved is {}: set it to 0", layer.reserved);
+                return Err(Failure::argument(text));
+            }
             let pages = PageLayout {
                 base: layer.base.addr(),
                 block_stride: layer.block_stride,

@@ -196,6 +196,15 @@ impl Planner {
         asynchronous
     }
 
+    /// Tokens that the last look-up of a request has offered, until [`commit_load`](Self::commit_load) answers it; 0 if it
+    /// offered none.
+    pub fn offered_tokens(&self, id: &str) -> usize {
+        match self.requests.get(id).and_then(|request| request.answer) {
+            Some(Lookup::Hit { tokens, .. }) => tokens,
+            _ => 0,
+        }
+    }
+
     /// How many tokens of the request's last load came from L2 for it, rather than having been in L1.
     pub fn remote_tokens(&self, id: &str) -> usize {
         self.requests.get(id).map_or(0, |request| request.remote_tokens)
