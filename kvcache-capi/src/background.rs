@@ -137,6 +137,10 @@ impl Background {
         for (place, ticket) in places.iter_mut().zip(state.unlisted.drain(..count)) {
             *place = ticket;
         }
+        if !state.unlisted.is_empty() {
+            // Whoever read the event before this call would not hear of the rest.
+            self.shared.event.set();
+        }
         count
     }
 
@@ -268,6 +272,28 @@ mod tests {
         });
         assert_eq!(ended(&background, running).unwrap(), 1);
         assert_eq!(background.submit(|| Ok(3)).unwrap_err().status, KVC_CANCELLED);
+    }
+
+    /// A program that has read the event and has too few places is woken again for the rest.
+    #[test]
+    fn what_did_not_fit_a_list_is_heard_of_again() {
+        let background = Background::new(1, 8).unwrap();
+        for number in 0..3 {
+            background.submit(move || Ok(number)).unwrap();
+        }
+        while background.shared.state.lock().unlisted.len() < 3 {
+            std::thread::yield_now();
+        }
+        let is_set = || {
+            let mut events = 0u64;
+            // SAFETY: eight bytes of a number that lives through the call.
+            unsafe { libc::read(background.event_fd(), (&raw mut events).cast(), 8) == 8 }
+        };
+        assert!(is_set() && !is_set());
+        assert_eq!(background.list_ended(&mut [0; 2]), 2);
+        assert!(is_set(), "one is left");
+        assert_eq!(background.list_ended(&mut [0; 2]), 1);
+        assert!(!is_set(), "none is left");
     }
 
     #[test]
