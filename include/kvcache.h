@@ -1,8 +1,12 @@
 /* The KV cache library. Made by cbindgen from kvcache-capi: do not edit.
  *
  * Every function that can fail returns a kvc_status and leaves its words for kvc_last_error. Outputs are written only when the
- * status is KVC_OK. Pointers that must not be NULL are checked. Handles may be used from any number of threads, and one that was
- * closed is an error, never undefined. Nothing here throws, and no panic gets out.
+ * status is KVC_OK; the one exception is the size that KVC_BUFFER_TOO_SMALL tells. Pointers that must not be NULL are checked.
+ * Handles may be used from any number of threads, and one that was closed is an error, never undefined. Nothing here throws, and no
+ * panic gets out.
+ *
+ * A child of fork has no threads but one: it must not use handles of its parent, nor close them. Open handles after the fork. Close
+ * all handles before the library is unloaded.
  *
  * "The caller's duties" are what the library cannot check.
  */
@@ -207,12 +211,13 @@ typedef struct kvc_store kvc_store;
 
 /**
  * Takes one log line: its level (a kvc_log_level), the part of the library, and the text, both of which live until it
- * returns. It may be called from any thread, also several at a time, and must not call this library.
+ * returns. It may be called from any thread, also several at a time. It must not call this library, nor throw or jump out, nor wait
+ * for a thread that is in a call of this library.
  */
 typedef void (*kvc_log_callback)(void *user_data, int32_t level, const char *part, const char *text);
 
 /**
- * The common settings of a cache, for kvc_open_config. Make one with KVC_CONFIG_INIT, then set fields; texts may go when
+ * The common settings of a cache, for kvc_open_config. Make one with kvc_config_init, then set fields; texts may go when
  * the call has returned.
  */
 typedef struct kvc_config {
@@ -281,7 +286,7 @@ typedef struct kvc_request {
      */
     size_t struct_size;
     /**
-     * Tokens of the prompt.
+     * Tokens of the prompt, for the setting "prompt_only"; 0 if all of its tokens count as that.
      */
     size_t prompt_tokens;
     /**
@@ -311,7 +316,8 @@ typedef struct kvc_request {
 } kvc_request;
 
 /**
- * The engine's blocks of one KV cache group of a request, in the order of its tokens.
+ * The engine's blocks of one KV cache group of a request, in the order of its tokens. UINT32_MAX stands for no block, as does the
+ * setting "null_block": nothing is loaded there and nothing stored.
  */
 typedef struct kvc_block_table {
     /**
@@ -467,7 +473,8 @@ kvc_status kvc_open_config(const struct kvc_config *config,
 
 /**
  * Closes a cache and gives its memory back, after the calls that use it have returned. NULL is allowed, and so is a handle that
- * was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others.
+ * was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others. While there are leases and fills of it,
+ * its memory and its threads stay until the last of them ends.
  *
  * Waits for calls under way, which takes as long as they do. Any thread, but not the log callback.
  */
@@ -805,7 +812,8 @@ kvc_status kvc_wait(struct kvc_cache *cache,
 
 /**
  * Tickets that have ended and were neither listed nor polled since: up to `capacity` of them in `tickets`, oldest end first, and
- * their number in `*count`. Each still has to be polled for its outcome. Does not wait. Any thread.
+ * their number in `*count`. Each still has to be polled for its outcome. If there are more, the descriptor of kvc_event_fd is
+ * readable again. Does not wait. Any thread.
  *
  * The caller's duties:
  * `tickets` is NULL or `capacity` numbers are writable there; `count` is NULL or writable.
@@ -816,8 +824,11 @@ kvc_status kvc_ended(struct kvc_cache *cache,
                      size_t *count);
 
 /**
- * A file descriptor that is readable when a ticket has ended: for poll, epoll and the like. Read 8 bytes from it, which does not
- * block, then ask kvc_ended or kvc_poll. It belongs to the cache: do not close it; it is closed with the cache. Any thread.
+ * A file descriptor that is readable when a ticket has ended, also one that ended before this was called: for poll, epoll and the
+ * like. Read 8 bytes from it, which does not block, then ask kvc_ended or kvc_poll: in this order, or an end between both is not
+ * heard of. It may be readable though nothing is left to be told. One thread should read it.
+ *
+ * It belongs to the cache: do not close it; it is closed with the cache, so take it out of epoll before. Any thread.
  *
  * The caller's duties:
  * `fd` is NULL or writable.
@@ -863,8 +874,9 @@ kvc_status kvc_problems(const struct kvc_cache *cache,
                         size_t *bytes);
 
 /**
- * Opens a directory. `config_json` is an object of settings, which docs/c-api.md lists; "groups", "slot_blocks", "hash_tokens" and
- * "ranks" are needed. The header's macro of the same name passes the header's version as well.
+ * Opens a directory. `config_json` is an object of settings, which docs/c-engine.md lists; "groups" and "slot_blocks" are needed, and
+ * "ranks" if there is more than one. Every rank has to report before anything is stored. The header's macro of the same name passes
+ * the header's version as well.
  *
  * Errors: KVC_BAD_CONFIG names key, place, value and remedy. Any thread.
  *
@@ -902,7 +914,7 @@ kvc_status kvc_directory_extend_tokens(struct kvc_directory *directory,
                                        size_t count);
 
 /**
- * Appends `count` of the engine's own block hashes, `hash_bytes` bytes each, one after the other: for key_source "engine".
+ * Appends `count` of the engine's own block hashes, `hash_bytes` bytes each (1 to 64), one after the other: for key_source "engine".
  * Each covers the prefix up to its end. Unknown requests are left alone.
  *
  * The caller's duties:
@@ -953,7 +965,10 @@ kvc_status kvc_directory_lookup(struct kvc_directory *directory,
 
 /**
  * The engine counts on `external_tokens` of the last look-up being loaded into the blocks of `tables`, one table for each group. The
- * load is in the next plan. `*asynchronous` as in kvc_directory_lookup.
+ * load is in the next plan. `*asynchronous` as in kvc_directory_lookup. Once for each look-up, with 0 if the engine declines.
+ *
+ * Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered. It has offered 0 if it was
+ * a miss or KVC_PENDING, if there was none, or if this function has answered it before.
  *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; `asynchronous` is NULL or writable.
@@ -970,8 +985,9 @@ kvc_status kvc_directory_commit_load(struct kvc_directory *directory,
  * this step. The copies are in the next plan, as job `*job`; 0 if there is nothing to copy.
  *
  * The blocks in `held` must not be used again before kvc_directory_next_ended says that the job has ended. `*held_count` is the
- * room in `held` when the call is made, at least as many as all tables have blocks, and their number when it returns. Nothing new
- * can be offloaded before `*next_tokens` tokens are computed.
+ * room in `held` when the call is made, at least as many as all tables have blocks, and their number when it returns; with less
+ * room KVC_BUFFER_TOO_SMALL, with what is needed in `*held_count`, and nothing is offloaded. Nothing new can be offloaded before
+ * `*next_tokens` tokens are computed.
  *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; the others are NULL or writable,
@@ -1000,7 +1016,8 @@ kvc_status kvc_directory_finish(struct kvc_directory *directory, const char *req
  * the tokens that the step computes.
  *
  * `*bytes` is the size of `buffer` when the call is made and that of the plan when it returns. With `buffer` NULL only the size is
- * said; KVC_BUFFER_TOO_SMALL if it does not fit. The plan is kept in both cases, and the next call gives it.
+ * said; KVC_BUFFER_TOO_SMALL if it does not fit. The plan is kept in both cases, and the next call gives it: without what was
+ * committed or offloaded in between, so ask when all of the step was said.
  *
  * The caller's duties:
  * `buffer` is NULL or `*bytes` bytes are writable there; `bytes` is NULL or readable and writable.
@@ -1071,7 +1088,7 @@ kvc_status kvc_directory_stats_prometheus(const struct kvc_directory *directory,
                                           size_t *bytes);
 
 /**
- * Opens the store of one rank over the engine's memory. `config_json` is an object of settings, which docs/c-api.md lists;
+ * Opens the store of one rank over the engine's memory. `config_json` is an object of settings, which docs/c-engine.md lists;
  * "slot_blocks" and "capacity_bytes" are needed. The header's macro of the same name passes the header's version as well.
  *
  * Errors: KVC_BAD_CONFIG names the value and the remedy; KVC_SYSTEM if memory or a thread is refused; KVC_UNAVAILABLE if the
@@ -1224,8 +1241,8 @@ kvc_status kvc_store_problems(const struct kvc_store *store,
 
 #endif  /* KVCACHE_H */
 
-#ifndef KVCACHE_H_INLINE
-#define KVCACHE_H_INLINE
+#ifndef KVCACHE_H_MACROS
+#define KVCACHE_H_MACROS
 
 /* A header that is newer than the library is an error of the first call. */
 #define kvc_open(config_json, out) kvc_open_for_abi(KVC_ABI_VERSION, (config_json), (out))
@@ -1259,4 +1276,4 @@ static inline kvc_layer kvc_layer_init(void) {
     return layer;
 }
 
-#endif  /* KVCACHE_H_INLINE */
+#endif  /* KVCACHE_H_MACROS */

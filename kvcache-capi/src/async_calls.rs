@@ -153,7 +153,8 @@ fn progress(
 }
 
 /// Tickets that have ended and were neither listed nor polled since: up to `capacity` of them in `tickets`, oldest end first, and
-/// their number in `*count`. Each still has to be polled for its outcome. Does not wait. Any thread.
+/// their number in `*count`. Each still has to be polled for its outcome. If there are more, the descriptor of kvc_event_fd is
+/// readable again. Does not wait. Any thread.
 ///
 /// # Safety
 /// `tickets` is NULL or `capacity` numbers are writable there; `count` is NULL or writable.
@@ -173,8 +174,11 @@ pub unsafe extern "C" fn kvc_ended(
     })
 }
 
-/// A file descriptor that is readable when a ticket has ended: for poll, epoll and the like. Read 8 bytes from it, which does not
-/// block, then ask kvc_ended or kvc_poll. It belongs to the cache: do not close it; it is closed with the cache. Any thread.
+/// A file descriptor that is readable when a ticket has ended, also one that ended before this was called: for poll, epoll and the
+/// like. Read 8 bytes from it, which does not block, then ask kvc_ended or kvc_poll: in this order, or an end between both is not
+/// heard of. It may be readable though nothing is left to be told. One thread should read it.
+///
+/// It belongs to the cache: do not close it; it is closed with the cache, so take it out of epoll before. Any thread.
 ///
 /// # Safety
 /// `fd` is NULL or writable.

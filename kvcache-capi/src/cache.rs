@@ -131,7 +131,8 @@ fn open(config: &Config, out: Out<*mut kvc_cache>) -> Result<(), Failure> {
 }
 
 /// Closes a cache and gives its memory back, after the calls that use it have returned. NULL is allowed, and so is a handle that
-/// was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others.
+/// was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others. While there are leases and fills of it,
+/// its memory and its threads stay until the last of them ends.
 ///
 /// Waits for calls under way, which takes as long as they do. Any thread, but not the log callback.
 #[unsafe(no_mangle)]

@@ -10,7 +10,7 @@ use crate::json::Settings;
 use crate::remote_config::{known, remote_of};
 use crate::status::Failure;
 
-/// The common settings of a cache, for kvc_open_config. Make one with KVC_CONFIG_INIT, then set fields; texts may go when
+/// The common settings of a cache, for kvc_open_config. Make one with kvc_config_init, then set fields; texts may go when
 /// the call has returned.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -98,7 +98,7 @@ pub struct kvc_block_table {
     pub count: usize,
 }
 
-/// Opens a directory. `config_json` is an object of settings, which docs/c-api.md lists; "groups" and "slot_blocks" are needed, and
+/// Opens a directory. `config_json` is an object of settings, which docs/c-engine.md lists; "groups" and "slot_blocks" are needed, and
 /// "ranks" if there is more than one. Every rank has to report before anything is stored. The header's macro of the same name passes
 /// the header's version as well.
 ///

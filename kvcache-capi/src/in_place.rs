@@ -75,12 +75,13 @@ pub unsafe extern "C" fn kvc_lease_blocks(
             (arguments::keys(keys, blocks)?, arguments::slice_mut("addresses", addresses, blocks)?)
         };
         let lease = with::<OpenCache, _, _>(cache, |open| Ok(open.cache.core().lease(keys)))?;
-        let count = lease.len();
-        for (index, place) in addresses.iter_mut().enumerate().take(count) {
-            *place = std::ptr::with_exposed_provenance(lease.address(index).unwrap_or_default());
-        }
+        let blocks: Vec<usize> =
+            (0..lease.len()).map(|index| lease.address(index).unwrap_or_default()).collect();
         let lease = boundary::open(lease)?;
-        leading.write(count);
+        for (place, address) in addresses.iter_mut().zip(&blocks) {
+            *place = std::ptr::with_exposed_provenance(*address);
+        }
+        leading.write(blocks.len());
         out.write(lease);
         Ok(())
     })
@@ -120,15 +121,15 @@ pub unsafe extern "C" fn kvc_reserve(
             (arguments::keys(keys, blocks)?, arguments::slice_mut("addresses", addresses, blocks)?)
         };
         let fill = with::<OpenCache, _, _>(cache, |open| Ok(open.cache.core().reserve(keys)))?;
-        let places = fill.places();
+        let places = fill.places().to_vec();
+        let fill = boundary::open(OpenFill(Mutex::new(fill)))?;
         let reached = places.iter().position(|place| *place == Place::NoRoom).unwrap_or(places.len());
         for (address, place) in addresses.iter_mut().zip(places) {
             *address = match place {
-                Place::Write(address) => std::ptr::with_exposed_provenance_mut(*address),
+                Place::Write(address) => std::ptr::with_exposed_provenance_mut(address),
                 Place::Present | Place::NoRoom => std::ptr::null_mut(),
             };
         }
-        let fill = boundary::open(OpenFill(Mutex::new(fill)))?;
         reach.write(reached);
         out.write(fill);
         Ok(())

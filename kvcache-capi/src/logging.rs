@@ -28,7 +28,8 @@ pub enum kvc_log_level {
 }
 
 /// Takes one log line: its level (a kvc_log_level), the part of the library, and the text, both of which live until it
-/// returns. It may be called from any thread, also several at a time, and must not call this library.
+/// returns. It may be called from any thread, also several at a time. It must not call this library, nor throw or jump out, nor wait
+/// for a thread that is in a call of this library.
 #[expect(non_camel_case_types, reason = "the names of the header")]
 pub type kvc_log_callback = Option<
     unsafe extern "C" fn(user_data: *mut c_void, level: i32, part: *const c_char, text: *const c_char),

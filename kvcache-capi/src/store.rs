@@ -97,7 +97,7 @@ unsafe impl Growing for kvc_layer {
     const FIRST_BYTES: usize = 72;
 }
 
-/// Opens the store of one rank over the engine's memory. `config_json` is an object of settings, which docs/c-api.md lists;
+/// Opens the store of one rank over the engine's memory. `config_json` is an object of settings, which docs/c-engine.md lists;
 /// "slot_blocks" and "capacity_bytes" are needed. The header's macro of the same name passes the header's version as well.
 ///
 /// Errors: KVC_BAD_CONFIG names the value and the remedy; KVC_SYSTEM if memory or a thread is refused; KVC_UNAVAILABLE if the

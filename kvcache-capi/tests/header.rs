@@ -1,6 +1,8 @@
 //! The committed header is what its sources make. `KVC_WRITE_HEADER=1` writes it anew.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// In the order in which a reader wants them.
 const SOURCES: &[&str] = &[
@@ -46,6 +48,28 @@ fn the_committed_header_is_current() {
          KVC_WRITE_HEADER=1 cargo test -p kvcache-capi --test header",
         first.map_or(header.lines().count().min(committed.lines().count()) + 1, |line| line + 1)
     );
+}
+
+/// In C and C++, and also where two headers of a program include it.
+#[test]
+fn the_header_compiles_twice_in_one_file() {
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include");
+    for language in [&["-x", "c", "-std=c99"], &["-x", "c++", "-std=c++11"]] {
+        let mut compiler = Command::new("cc")
+            .args(["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-I"])
+            .arg(&include)
+            .args(language)
+            .arg("-")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a C compiler, which Rust links with, is there");
+        let text = "#include <kvcache.h>\n#include <kvcache.h>\nint use(void);\n\
+                    int use(void) { kvc_config config = kvc_config_init(); return (int)config.abi_version; }\n";
+        let mut stdin = compiler.stdin.take().expect("it was piped");
+        stdin.write_all(text.as_bytes()).expect("it reads");
+        drop(stdin);
+        assert!(compiler.wait().expect("it ends").success(), "{language:?}");
+    }
 }
 
 /// Every file with exported functions is in the header.
