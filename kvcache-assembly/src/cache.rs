@@ -7,7 +7,7 @@ use kvcache_core::block_cache::{BlockCache, BlockCacheConfig, L2Config};
 use kvcache_core::block_key::HashAlgorithm;
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 
-use crate::cuda::CudaDevice;
+use crate::cuda::{CudaDevice, check_path};
 use crate::device_problems::device_problems;
 use crate::{Error, Remote, RemoteSettings, TokenKeys};
 
@@ -79,6 +79,7 @@ impl CacheSettings {
             Some(_) if keys.hash == HashAlgorithm::Xxh3 => return Err(Error::HashNotShared),
             Some(settings) => Some(settings.open()?),
         };
+        check_path(&self.copy_path)?;
         let device = self.device.as_ref().map(|name| CudaDevice::open(name, &self.copy_path)).transpose()?;
         self.open_with(keys, remote, device)
     }
@@ -185,6 +186,13 @@ mod tests {
     use kvcache_core::block_cache::Segment;
 
     use super::*;
+
+    #[test]
+    fn a_copy_path_is_checked_without_a_device() {
+        let settings = CacheSettings { copy_path: "dmaa".to_owned(), ..CacheSettings::new(4096, 8192) };
+        let error = settings.open().err().unwrap().to_string();
+        assert!(error.contains("\"dmaa\"") && error.contains("dma_batch"), "{error}");
+    }
 
     /// A cache whose device is the fake: blocks of its memory come back, and nothing was done that no program may do.
     #[test]

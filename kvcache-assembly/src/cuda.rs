@@ -65,6 +65,11 @@ impl FakeCuda {
     }
 }
 
+/// A path that is misspelt is one without a device as well.
+pub(crate) fn check_path(path: &str) -> Result<(), Error> {
+    config(path).map(drop)
+}
+
 fn config(path: &str) -> Result<CudaCopyConfig, Error> {
     let path = match path {
         "auto" => None,

@@ -12,7 +12,7 @@ use kvcache_core::store::{EngineLayout, LayerBinding, PinnedSlots, RankSlots, St
 use parking_lot::Mutex;
 
 use super::{Opened, RankStore};
-use crate::cuda::CudaDevice;
+use crate::cuda::{CudaDevice, check_path};
 use crate::{Error, Remote};
 
 /// What an engine says of one of its ranks.
@@ -96,6 +96,7 @@ impl RankStoreSettings {
         let drill: Drill = self.drill.parse()?;
         let layout = EngineLayout::new(self.layers.clone(), self.slot_blocks)?;
         let slot_count = self.slot_count(layout.slot_bytes())?;
+        check_path(&self.copy_path)?;
         let device = match &self.device {
             _ if drill.fake_cuda => {
                 Some(CudaDevice::open_fake(&self.device_memory, &self.copy_path, self.rank.into())?)

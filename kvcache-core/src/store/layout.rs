@@ -62,14 +62,12 @@ pub struct EngineLayout {
 #[non_exhaustive]
 pub enum LayoutError {
     /// No layers were given.
-    #[error(
-        "no KV cache layers were registered: the model has no attention layers that this connector can store"
-    )]
+    #[error("no KV cache layers were given: there are no attention layers that could be stored")]
     NoLayers,
     /// A layer's numbers do not describe pages.
     #[error(
         "layer {layer}: pages of {segments} runs of {segment_bytes} bytes every {segment_stride} bytes do not fit blocks \
-         {block_stride} bytes apart: this KV layout is not supported, choose another with VLLM_KV_CACHE_LAYOUT"
+         {block_stride} bytes apart: this KV layout is not supported, choose another (in vLLM by VLLM_KV_CACHE_LAYOUT)"
     )]
     Overlap {
         /// The layer.
