@@ -205,6 +205,23 @@ def criterion(path: Path, arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def c_library(path: Path, arguments: argparse.Namespace) -> list[Row]:
+    """What the boundary of the C library costs, against the Rust API in the same run."""
+    command = ["cargo", "bench", "--locked", "--quiet", "-p", "kvcache-capi", "--bench", "overhead", "--", "--json"]
+    answer = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = []
+    for one in json.loads(answer.stdout):
+        low, median, high = one["low"], one["median"], one["high"]
+        target, met = "", None
+        if one["at_most"] is not None:
+            target, met = f"<= {one['at_most']:g} {one['unit']}", median <= one["at_most"]
+        if one["at_least"] is not None:
+            target, met = f">= {one['at_least']:g}", median >= one["at_least"]
+        spread = f"{low:.3g}..{high:.3g}, {one['rounds']} rounds"
+        rows.append(row(one["what"], target, f"{median:.3g} {one['unit']}".strip(), spread, met))
+    return rows
+
+
 def _joined(text: str) -> str:
     """Criterion breaks the line after a long name."""
     return re.sub(r"^(\S+)\n\s+time:", r"\1 time:", text, flags=re.M)
@@ -218,6 +235,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "prefetch": python_part("benches.engine.prefetch_overlap"),
     "l2_steps": python_part("benches.engine.l2_steps"),
     "parts": criterion,
+    "c_library": c_library,
 }
 
 COMMANDS = {
@@ -228,6 +246,7 @@ COMMANDS = {
     "prefetch": "python -m benches.engine.prefetch_overlap",
     "l2_steps": "python -m benches.engine.l2_steps",
     "parts": "cargo bench -p kvcache-benches --bench parts",
+    "c_library": "cargo bench -p kvcache-capi --bench overhead -- --json",
 }
 
 

@@ -1,6 +1,6 @@
 //! What the C boundary costs: the shared library, loaded as a C program loads it, against the Rust API in the same run.
 //!
-//! `cargo bench -p kvcache-capi --bench overhead`
+//! `cargo bench -p kvcache-capi --bench overhead` (`-- --json` for `make bench`)
 //!
 //! Each round times both on a cache of its own with the same blocks, in turn; a ratio is formed within its round, and the
 //! median, smallest and largest of the rounds are printed.
@@ -19,13 +19,19 @@ const ROUNDS: usize = 15;
 
 fn main() {
     let library = Library::open();
-    match_of_one_block(&library);
+    let mut rows = match_of_one_block(&library);
     for block_bytes in [32 << 10, 2 << 20] {
-        put_and_get(&library, block_bytes);
+        rows.extend(put_and_get(&library, block_bytes));
+    }
+    if std::env::args().any(|argument| argument == "--json") {
+        let rows: Vec<String> = rows.iter().map(Row::json).collect();
+        println!("[{}]", rows.join(", "));
+    } else {
+        rows.iter().for_each(|row| println!("{row}"));
     }
 }
 
-fn match_of_one_block(library: &Library) {
+fn match_of_one_block(library: &Library) -> Vec<Row> {
     const CALLS: u32 = 200_000;
     let both = Both::open(library, 4096, 1 << 20);
     let keys = keys(1);
@@ -41,10 +47,17 @@ fn match_of_one_block(library: &Library) {
         c.push(per_call(&|| assert_eq!(both.c_match(black_box(&keys)), 1)));
         rust.push(per_call(&|| assert_eq!(both.rust.match_prefix(black_box(&keys)), 1)));
     }
-    println!("match of one block: C {} ns, Rust {} ns (C has to be at most 300)", Spread(c), Spread(rust));
+    let row = |who, rounds, at_most| Row {
+        what: format!("match of one block, {who}"),
+        unit: "ns",
+        rounds,
+        at_most,
+        at_least: None,
+    };
+    vec![row("C", c, Some(300.0)), row("Rust", rust, None)]
 }
 
-fn put_and_get(library: &Library, block_bytes: usize) {
+fn put_and_get(library: &Library, block_bytes: usize) -> Vec<Row> {
     const CACHE_BYTES: usize = 512 << 20;
     const CALL_BYTES: usize = 64 << 20;
     let both = Both::open(library, block_bytes, CACHE_BYTES);
@@ -88,14 +101,14 @@ fn put_and_get(library: &Library, block_bytes: usize) {
         rates[1].push(c);
         gets.push(c / rust);
     }
+    let mut rows = Vec::new();
     for ((way, ratios), rates) in [("put", puts), ("get", gets)].into_iter().zip(rates) {
-        println!(
-            "{way} of {:>4} KiB blocks: C {} GB/s, to Rust {} (has to be at least 0.98)",
-            block_bytes >> 10,
-            Spread(rates),
-            Spread(ratios)
-        );
+        let what = format!("{way} of {} KiB blocks, C", block_bytes >> 10);
+        let to_rust = format!("{what} to Rust");
+        rows.push(Row { what, unit: "GB/s", rounds: rates, at_most: None, at_least: None });
+        rows.push(Row { what: to_rust, unit: "", rounds: ratios, at_most: None, at_least: Some(0.98) });
     }
+    rows
 }
 
 fn keys(count: usize) -> Vec<BlockKey> {
@@ -215,20 +228,49 @@ fn count(call: impl FnOnce(*mut usize) -> i32) -> usize {
     count
 }
 
-/// The median of rounds, with the smallest and the largest.
-struct Spread(Vec<f64>);
+/// What was measured in every round, and what its median has to be.
+struct Row {
+    what: String,
+    unit: &'static str,
+    rounds: Vec<f64>,
+    at_most: Option<f64>,
+    at_least: Option<f64>,
+}
 
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut sorted = self.0.clone();
+impl Row {
+    /// Smallest, median and largest.
+    fn spread(&self) -> [f64; 3] {
+        let mut sorted = self.rounds.clone();
         sorted.sort_by(f64::total_cmp);
-        let places = if sorted[0] >= 10.0 { 0 } else { 3 };
-        write!(
-            f,
-            "{:.places$} ({:.places$} to {:.places$})",
-            sorted[sorted.len() / 2],
-            sorted[0],
-            sorted[sorted.len() - 1]
+        [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
+    }
+
+    fn json(&self) -> String {
+        let [low, median, high] = self.spread();
+        let or_null = |bound: Option<f64>| bound.map_or("null".to_owned(), |bound| bound.to_string());
+        format!(
+            "{{\"what\": \"{}\", \"unit\": \"{}\", \"low\": {low}, \"median\": {median}, \"high\": {high}, \"rounds\": {}, \
+             \"at_most\": {}, \"at_least\": {}}}",
+            self.what,
+            self.unit,
+            self.rounds.len(),
+            or_null(self.at_most),
+            or_null(self.at_least)
         )
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [low, median, high] = self.spread();
+        let places = if low >= 10.0 { 0 } else { 3 };
+        write!(f, "{}: {median:.places$} ({low:.places$} to {high:.places$}) {}", self.what, self.unit)?;
+        if let Some(bound) = self.at_most {
+            write!(f, ", at most {bound}")?;
+        }
+        if let Some(bound) = self.at_least {
+            write!(f, ", at least {bound}")?;
+        }
+        Ok(())
     }
 }
