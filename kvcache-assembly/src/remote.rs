@@ -230,8 +230,13 @@ fn token_in(path: &Path) -> Result<String, Error> {
 /// # Errors
 /// [`Error::Seconds`] for what is negative, not a number or longer than time is counted.
 pub fn seconds(name: &'static str, seconds: f64) -> Result<Duration, Error> {
-    Duration::try_from_secs_f64(seconds).map_err(|_| Error::Seconds { name, seconds })
+    let given = Duration::try_from_secs_f64(seconds).map_err(|_| Error::Seconds { name, seconds })?;
+    // Added to the time of a clock it must be a time again.
+    Ok(given.min(FOR_EVER))
 }
+
+/// 31 years.
+const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
 
 /// A number that no other process draws.
 fn random() -> u64 {

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::handles::{Handle, Handles};
 use crate::status::kvc_status::{self, KVC_BAD_HANDLE, KVC_INTERNAL, KVC_OK, KVC_SYSTEM};
@@ -61,8 +62,7 @@ pub(crate) fn with<T: Object, P, R>(
 ) -> Result<R, Failure> {
     let acted = T::table().with(handle_of(pointer), |opened| {
         if opened.is_broken.load(Ordering::Relaxed) {
-            let text = format!("a defect was caught in this {} before: close it and go on without", T::NAME);
-            return Err(Failure::new(KVC_INTERNAL, text));
+            return Err(broken::<T>());
         }
         catch_unwind(AssertUnwindSafe(|| act(&opened.value))).unwrap_or_else(|panic| {
             opened.is_broken.store(true, Ordering::Relaxed);
@@ -80,6 +80,17 @@ pub(crate) fn close<T: Object, P>(pointer: *const P) -> Result<T, Failure> {
         Some(opened) => Ok(opened.value),
         None => Err(bad_handle::<T, P>(pointer)),
     }
+}
+
+/// The state behind an object's lock. Whoever waited for it while a panic ended another call does not get it: the lock, unlike
+/// those that are not poisoned, says so before anybody else has it.
+pub(crate) fn state<T: Object, S>(lock: &Mutex<S>) -> Result<MutexGuard<'_, S>, Failure> {
+    lock.lock().map_err(|_| broken::<T>())
+}
+
+fn broken<T: Object>() -> Failure {
+    let text = format!("a defect was caught in this {} before: close it and go on without", T::NAME);
+    Failure::new(KVC_INTERNAL, text)
 }
 
 fn handle_of<P>(pointer: *const P) -> Handle {
@@ -107,4 +118,59 @@ fn defect(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no words");
     format!("a defect of this library was caught, please report it: {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Barrier, LazyLock};
+
+    use super::*;
+
+    struct Counter(Mutex<u32>);
+
+    impl Object for Counter {
+        const NAME: &'static str = "counter";
+        const OPENED_BY: &'static str = "nothing";
+
+        fn table() -> &'static Handles<Opened<Self>> {
+            static TABLE: LazyLock<Handles<Opened<Counter>>> = LazyLock::new(|| Handles::new(15));
+            &TABLE
+        }
+    }
+
+    /// A call that waits while another one panics does not see what that left behind, and neither does a later one.
+    #[test]
+    fn what_a_panic_leaves_is_seen_by_nobody() {
+        let handle = open::<Counter, u8>(Counter(Mutex::new(0))).unwrap().addr();
+        let both_are_in = Barrier::new(2);
+        let count = |act: &(dyn Fn(&mut u32) + Sync), is_in: &(dyn Fn() + Sync)| {
+            call("count", || {
+                with::<Counter, u8, _>(std::ptr::without_provenance(handle), |counter| {
+                    is_in();
+                    act(&mut *state::<Counter, _>(&counter.0)?);
+                    Ok(())
+                })
+            })
+        };
+        std::thread::scope(|scope| {
+            let panics = scope.spawn(|| {
+                let half = |value: &mut u32| {
+                    *value = 1;
+                    both_are_in.wait();
+                    // Time for the other one to come to the lock; without it the test shows less.
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    panic!("planted");
+                };
+                count(&half, &|| ())
+            });
+            let waits = scope.spawn(|| {
+                count(&|value| *value += 1, &|| {
+                    both_are_in.wait();
+                })
+            });
+            assert_eq!([panics.join().unwrap(), waits.join().unwrap()], [KVC_INTERNAL; 2]);
+        });
+        assert_eq!(count(&|value| *value += 1, &|| ()), KVC_INTERNAL);
+        assert!(close::<Counter, u8>(std::ptr::without_provenance(handle)).is_ok());
+    }
 }

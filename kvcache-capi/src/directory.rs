@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use kvcache_assembly::named_stats::{self, Number};
 use kvcache_core::plan::JobId;
 use kvcache_core::planner::{Ended, Lookup, Planner, RequestOptions};
 use kvcache_core::report::Report;
-use parking_lot::Mutex;
 
 use crate::arguments::{self, Buffer, Growing, Out};
 use crate::boundary::{self, Object, Opened, call, call_for, with};
@@ -56,7 +55,7 @@ fn with_state<R>(
     directory: *const kvc_directory,
     act: impl FnOnce(&mut State) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
-    with::<OpenDirectory, _, _>(directory, |open| act(&mut open.0.lock()))
+    with::<OpenDirectory, _, _>(directory, |open| act(&mut *boundary::state::<OpenDirectory, _>(&open.0)?))
 }
 
 /// What the cache may do for one request. Make one with kvc_request_init.

@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use kvcache_assembly::RankStore;
 use kvcache_assembly::named_stats::{self, Number};
 use kvcache_core::plan::StepPlan;
 use kvcache_core::store::{LayerBinding, PageLayout, Store};
-use parking_lot::Mutex;
 
 use crate::arguments::{self, Buffer, Growing, Out};
 use crate::boundary::{self, Object, Opened, call, call_for, with};
@@ -61,7 +60,7 @@ fn with_state<R>(
     store: *const kvc_store,
     act: impl FnOnce(&mut State) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
-    with::<OpenStore, _, _>(store, |open| act(&mut open.0.lock()))
+    with::<OpenStore, _, _>(store, |open| act(&mut *boundary::state::<OpenStore, _>(&open.0)?))
 }
 
 /// Where one layer of the engine keeps its blocks. Block `b` is `segments` pieces of `segment_bytes` bytes; piece `s` begins at

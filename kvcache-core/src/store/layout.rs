@@ -84,6 +84,25 @@ pub enum LayoutError {
     /// A slot holds at least one block.
     #[error("slot_blocks is 0: use 1 or more")]
     NoBlocks,
+    /// Numbers that no address can have.
+    #[error(
+        "layer {layer}: {block_count} blocks {block_stride} bytes apart, of {segments} runs of {segment_bytes} bytes, or slots of \
+         {slot_blocks} of them, are more than memory can hold: lower slot_blocks, or mend the layer"
+    )]
+    TooLarge {
+        /// The layer.
+        layer: String,
+        /// Blocks in the tensor.
+        block_count: usize,
+        /// Bytes between blocks.
+        block_stride: usize,
+        /// Runs of a page.
+        segments: usize,
+        /// Bytes of a run.
+        segment_bytes: usize,
+        /// Blocks in a slot.
+        slot_blocks: usize,
+    },
 }
 
 /// A block id that the engine's tensors do not have.
@@ -112,6 +131,17 @@ impl EngineLayout {
         let mut offsets = Vec::with_capacity(layers.len());
         for layer in &layers {
             let pages = layer.pages;
+            let group = usize::from(layer.group);
+            let Some(end) = slot_end(&pages, slot_blocks, used[group]) else {
+                return Err(LayoutError::TooLarge {
+                    layer: layer.name.clone(),
+                    block_count: pages.block_count,
+                    block_stride: pages.block_stride,
+                    segments: pages.segments,
+                    segment_bytes: pages.segment_bytes,
+                    slot_blocks,
+                });
+            };
             // Runs must not overlap each other, and blocks must not overlap: either whole pages lie apart, or the runs
             // of a page are so far apart that the blocks lie between them.
             let extent =
@@ -128,9 +158,8 @@ impl EngineLayout {
                     block_stride: pages.block_stride,
                 });
             }
-            let group = usize::from(layer.group);
             offsets.push(used[group]);
-            used[group] += pages.page_bytes() * slot_blocks;
+            used[group] = end;
         }
         // One pool serves all groups, so a slot is as large as the largest group needs. Engines give their groups equal
         // page sizes and layer counts, so this wastes little.
@@ -213,6 +242,19 @@ impl EngineLayout {
     }
 }
 
+/// Where a layer's part of a slot ends that begins at `start`; `None` if that, or any address of the layer, is none.
+fn slot_end(pages: &PageLayout, slot_blocks: usize, start: usize) -> Option<usize> {
+    let extent = pages
+        .segment_stride
+        .checked_mul(pages.segments.saturating_sub(1))?
+        .checked_add(pages.segment_bytes)?;
+    let layer = pages.block_stride.checked_mul(pages.block_count)?.checked_add(extent)?;
+    pages.base.checked_add(layer)?;
+    let page_bytes = pages.segments.checked_mul(pages.segment_bytes)?;
+    let end = page_bytes.checked_mul(slot_blocks)?.checked_add(start)?;
+    isize::try_from(end).is_ok().then_some(end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +278,40 @@ mod tests {
 
     fn layer(name: &str, group: u16, pages: PageLayout) -> LayerBinding {
         LayerBinding { name: name.into(), group, pages }
+    }
+
+    /// Sums that do not fit are refused: wrapped, they would be places inside of other blocks.
+    #[test]
+    fn numbers_that_no_memory_has_are_refused() {
+        let small = PageLayout {
+            base: 4096,
+            block_stride: 64,
+            block_count: 4,
+            segments: 1,
+            segment_stride: 64,
+            segment_bytes: 64,
+        };
+        let huge = usize::MAX / 2;
+        let layouts = [
+            (PageLayout { segment_bytes: huge, block_stride: huge, ..small }, 4),
+            (PageLayout { segments: huge, segment_bytes: 4, ..small }, 1),
+            (PageLayout { segments: 2, segment_stride: usize::MAX, ..small }, 1),
+            (PageLayout { block_count: huge, ..small }, 1),
+            (PageLayout { base: usize::MAX - 100, ..small }, 1),
+            (small, huge),
+        ];
+        for (pages, slot_blocks) in layouts {
+            let refused = EngineLayout::new(vec![layer("l0", 0, pages)], slot_blocks);
+            assert!(
+                matches!(refused, Err(LayoutError::TooLarge { .. })),
+                "{pages:?} {slot_blocks}: {refused:?}"
+            );
+        }
+        // Each alone would fit.
+        let half = PageLayout { segment_bytes: 1 << 61, block_stride: 1 << 61, block_count: 1, ..small };
+        let layers = (0..4).map(|number| layer(&format!("l{number}"), 0, half)).collect();
+        assert!(matches!(EngineLayout::new(layers, 1), Err(LayoutError::TooLarge { .. })));
+        assert!(EngineLayout::new(vec![layer("l0", 0, small)], 2).is_ok());
     }
 
     proptest! {
