@@ -141,10 +141,9 @@ struct Library {
 
 impl Library {
     fn open() -> Self {
-        // Beside the folder of this program.
+        // Cargo builds it beside this program.
         let program = std::env::current_exe().expect("the path of this program");
-        let folder: PathBuf = program.ancestors().nth(2).expect("a folder of builds").into();
-        let path = folder.join("libkvcache.so");
+        let path: PathBuf = program.with_file_name("libkvcache.so");
         let name = CString::new(path.to_str().expect("a path of text")).expect("no NUL");
         // SAFETY: a path; loading the library runs nothing but the runtime's own constructors.
         let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
