@@ -203,8 +203,11 @@ class Settings:
         "auto",
         _one_of("auto", *LAYOUTS),
         "`auto` or " + ", ".join(f"`{name}`" for name in LAYOUTS),
-        "The memory layout of the KV cache that vLLM is asked for, by its names. vLLM drops one that an attention "
-        "backend does not support, with a warning. `auto` asks for none: what vLLM chooses suits loads layer by layer.",
+        "The memory layout of the KV cache that vLLM is asked for, by its names: the order of layer (`L`), block "
+        "(`B`), head (`H`), token (`N`) and content (`C`) in memory, from the outside in. `HND` is `LBHNC` and `NHD` "
+        "is `LBNHC`. With blocks first an engine that has to split blocks does not start up to vLLM 0.31. vLLM drops "
+        "one that an attention backend does not support, with a warning. `auto` asks for none: what vLLM chooses "
+        "suits loads layer by layer.",
     )
     verify_l1: bool = _setting(
         False,
