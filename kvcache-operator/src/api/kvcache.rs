@@ -1,0 +1,91 @@
+//! The resource itself. Names and defaults of fields are AIBrix's, whatever they are called here.
+
+use k8s_openapi::api::core::v1::ServicePort;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{KVCacheStatus, RuntimeSpec, ServerSpec, schema};
+
+/// A distributed KV cache: a ring of cache servers and what engines need to find it.
+#[derive(CustomResource, Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "orchestration.aibrix.ai",
+    version = "v1alpha1",
+    kind = "KVCache",
+    plural = "kvcaches",
+    namespaced,
+    status = "KVCacheStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "A ring of KV cache servers and what engines need to find it."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct KVCacheSpec {
+    /// AIBrix's deployment mode. Nothing reads it: the annotation `kvcache.orchestration.aibrix.ai/backend` chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Where the ring is published besides its ConfigMap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<MetadataSpec>,
+    /// The cache servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<RuntimeSpec>,
+    /// AIBrix's watcher. Accepted, and starts nothing: the operator publishes the ring itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watcher: Option<RuntimeSpec>,
+    /// The servers' service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceSpec>,
+    /// Memory and ring of the cache servers. An addition to AIBrix's fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerSpec>,
+}
+
+/// The stores that AIBrix's engines read the ring from.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataSpec {
+    /// Redis: the ring's JSON under one key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<MetadataStore>,
+    /// etcd, which only AIBrix's vineyard backend uses. Not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<MetadataStore>,
+}
+
+/// A store that is there already, or one to run: exactly one of them.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataStore {
+    /// One that somebody else runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_connection: Option<ExternalConnection>,
+    /// One that the operator runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeSpec>,
+}
+
+/// How to reach a store that somebody else runs.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalConnection {
+    /// `host:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The password's Secret in the same namespace: `secret` (then the key is `password`) or `secret/key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<String>,
+}
+
+/// The servers' service, of the name `<name>-headless-service`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// The service's type, `ClusterIP` if left out.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<String>,
+    /// Its ports.
+    #[schemars(schema_with = "schema::service_ports")]
+    pub ports: Vec<ServicePort>,
+}

@@ -1,0 +1,1 @@
+//! What should be, from what was asked for and what is: pure functions, no client and no clock.
