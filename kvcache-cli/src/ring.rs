@@ -2,6 +2,7 @@
 
 mod members;
 mod report;
+mod text;
 
 use std::num::NonZeroUsize;
 
@@ -19,7 +20,8 @@ pub(crate) struct Args {
     /// Members by name, as in 10.0.0.7:12345 or kv-0; a server's address is its name unless its source gives it one.
     #[arg(value_name = "MEMBER", value_delimiter = ',', required_unless_present = "from")]
     members: Vec<String>,
-    /// Reads the members from a JSON file, or from where a `remote=` URL says: tcp://…, file:///…, redis://…
+    /// Reads the members from a JSON file (- is the standard input), or from where a `remote=` URL says: tcp://…,
+    /// file:///…, redis://… A file may also be the ConfigMap of a KVCache, from `kubectl get configmap NAME-ring -o json`.
     #[arg(long, value_name = "FILE|URL", conflicts_with = "members")]
     from: Option<String>,
     /// Uses the ranges of slots that the source published, instead of the placement that follows from the names.

@@ -1,10 +1,23 @@
 //! Runs the built `kvcache ring` as a user would.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use kvcache_core::ring::RingDocument;
 
 fn ring(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kvcache")).arg("ring").args(args).output().expect("the binary runs")
+}
+
+/// With `text` on the standard input, as `kubectl get … | kvcache ring --from -` has it.
+fn piped(text: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvcache"));
+    command.args(["ring", "--from", "-"]).args(args);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads all of it");
+    child.wait_with_output().expect("it ends")
 }
 
 fn stdout(output: &Output) -> String {
@@ -122,6 +135,73 @@ fn members_are_read_from_files_and_urls() {
     assert_eq!(published["range_faults"]["wrapped"], 1);
     let text = stdout(&ring(&["--from", nodes.path(), "--published"]));
     assert!(text.contains("published ranges: 1 wrapped, 0 slots claimed twice, 0 slots unclaimed"), "{text}");
+}
+
+/// The bytes that the core writes.
+const GOLDEN_RING: &str = include_str!("../../kvcache-core/src/ring/golden_ring.json");
+
+/// What the operator publishes says the same in a mounted file, on the standard input, and in the object that kubectl
+/// prints.
+#[test]
+fn a_published_ring_is_read_from_its_file_and_from_its_config_map() {
+    let servers =
+        (0..3).map(|n| (format!("kv-{n}"), format!("10.0.0.{n}:12345").parse().expect("an address")));
+    let ring = RingDocument::of(&servers.collect(), 7, Default::default()).expect("a ring").to_json();
+    let file = TestFile::new("ring.json", &ring);
+    let report = json(&["--from", file.path(), "--published", "--slots"]);
+    assert_eq!(report["ring"], json(&["kv-0", "kv-1", "kv-2", "--slots"])["ring"]);
+    assert_eq!(
+        report["range_faults"],
+        serde_json::json!({"wrapped": 0, "claimed_twice": 0, "unclaimed": 0, "out_of_bounds": 0})
+    );
+    let url = format!("file://{}?placement=published", file.path());
+    assert_eq!(json(&["--from", &url, "--slots"]), report);
+
+    let config_map = serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kv-ring"}, "data": {"ring.json": ring}
+    });
+    let config_map = serde_json::to_string_pretty(&config_map).expect("text");
+    for text in [&ring, &config_map] {
+        let output = piped(text, &["--published", "--slots", "--json"]);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&stdout(&output)).expect("one object"), report);
+    }
+    // Where a key lives and what a scale-out moves.
+    let asked = stdout(&piped(&config_map, &["--add", "kv-3", "--key", "34120000000000000000000000000000"]));
+    assert!(
+        asked.contains("after the change: kv-3 joined") && asked.contains("slot 564, held by "),
+        "{asked}"
+    );
+
+    assert!(
+        stdout(&piped(GOLDEN_RING, &[])).starts_with("member   slots   of mean\nkv-0      4096     1.000\n")
+    );
+}
+
+#[test]
+fn an_object_without_a_ring_is_told() {
+    let error = |text: &str| {
+        let output = piped(text, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).expect("text").trim_end().to_owned()
+    };
+    let begin = "kvcache: --from: members file from the standard input:";
+    assert_eq!(
+        error("apiVersion: v1\ndata: {}\nkind: ConfigMap\n"),
+        format!("{begin} this is YAML: write `kubectl get configmap NAME-ring -o json`")
+    );
+    assert_eq!(
+        error(r#"{"apiVersion":"v1","items":[],"kind":"List"}"#),
+        format!("{begin} this is a List, not a ConfigMap: write `kubectl get configmap NAME-ring -o json`")
+    );
+    for empty in [r#"{"kind":"ConfigMap"}"#, r#"{"kind":"ConfigMap","data":{"env":"A=1"}}"#] {
+        assert_eq!(
+            error(empty),
+            format!("{begin} this ConfigMap has no ring.json: that of a KVCache called NAME is NAME-ring")
+        );
+    }
+    let broken = r#"{"kind":"ConfigMap","data":{"ring.json":"{\"nodes\":["}}"#;
+    assert!(error(broken).starts_with(&format!("{begin} not a list of members: EOF")));
+    assert!(error("").starts_with(&format!("{begin} not a list of members: EOF")));
 }
 
 #[test]

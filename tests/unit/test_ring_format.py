@@ -1,5 +1,6 @@
 """`docs/format.md` says where a ring's slots are: this works it out with nothing but the document."""
 
+import json
 import re
 from pathlib import Path
 
@@ -83,3 +84,28 @@ def test_sixty_four_members() -> None:
     table = owners([f"10.0.0.{host}:12345" for host in range(1, 65)])
     data = b"".join(place.to_bytes(2, "little") for place in table)
     assert str(xxhash.xxh3_64_intdigest(data)) == cell("XXH3-64 of all owners")
+
+
+def document(names: list[str], version: int) -> str:
+    """The published ring of servers at the addresses that are their names."""
+    names = sorted(names)
+    ranges: list[list[dict[str, int]]] = [[] for _ in names]
+    for slot, place in enumerate(owners(names)):
+        own = ranges[place]
+        if own and own[-1]["end"] == slot - 1:
+            own[-1]["end"] = slot
+        else:
+            own.append({"start": slot, "end": slot})
+    nodes = [
+        {"name": name, "addr": name.split(":")[0], "port": int(name.split(":")[1]), "slots": slots}
+        for name, slots in zip(names, ranges, strict=True)
+    ]
+    return json.dumps({"nodes": nodes, "version": version}, separators=(",", ":"))
+
+
+def test_published_ring() -> None:
+    text = document(["c:12345", "a:12345", "b:12345"], 3)
+    assert str(len(text)) == cell("bytes of that of")
+    assert str(xxhash.xxh3_64_intdigest(text.encode())) == cell("its XXH3-64")
+    one = json.loads(cell("the document of one server"))
+    assert [node["slots"] for node in one["nodes"]] == [[{"start": 0, "end": SLOTS - 1}]]

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use kvcache_core::ring::{RangeFaults, SlotTable};
 use kvcache_rdma::members::{
-    FileSource, MemberList, MemberSnapshot, MemberSource, Members, MembersError, OpenError, PlacementSource,
-    Reading, RemoteUrl, RemoteUrlError, ServerAddress, SourceError,
+    MemberList, MemberSnapshot, Members, MembersError, OpenError, PlacementSource, RemoteUrl, RemoteUrlError,
+    ServerAddress, SourceError,
 };
+
+use super::text::{self, ConfigMapError};
 
 /// The name that a member has on the ring: that of an address is written in one way only.
 pub(super) fn named(text: &str) -> Result<String, FromError> {
@@ -16,7 +18,7 @@ pub(super) fn named(text: &str) -> Result<String, FromError> {
     Ok(text.parse::<ServerAddress>().map_or_else(|_| text.to_owned(), |address| address.to_string()))
 }
 
-/// The table of the members in a file or behind a URL, and what was repaired in published ranges.
+/// The table of the members in a file, from the standard input or behind a URL, and what was repaired in published ranges.
 pub(super) fn read(from: &str, published: bool) -> Result<(SlotTable, Option<RangeFaults>), FromError> {
     let mut placement = if published { PlacementSource::Published } else { PlacementSource::Computed };
     let list = if from.contains("://") {
@@ -26,10 +28,7 @@ pub(super) fn read(from: &str, published: bool) -> Result<(SlotTable, Option<Ran
         }
         behind_url(&url)?
     } else {
-        match FileSource::new(from).read()? {
-            Reading::List(list) => list,
-            Reading::Unchanged => MemberList::default(),
-        }
+        in_file(from)?
     };
     if placement == PlacementSource::Published && list.ranges().is_none() {
         return Err(FromError::NoRanges { from: from.to_owned() });
@@ -38,6 +37,14 @@ pub(super) fn read(from: &str, published: bool) -> Result<(SlotTable, Option<Ran
     let faults = (placement == PlacementSource::Published).then(|| snapshot.range_faults());
     let table = snapshot.table().cloned().ok_or_else(|| FromError::Nobody { from: without_login(from) })?;
     Ok((table, faults))
+}
+
+fn in_file(from: &str) -> Result<MemberList, FromError> {
+    let path = || if from == text::STDIN { "from the standard input".to_owned() } else { from.to_owned() };
+    let read = text::read(from).map_err(|source| SourceError::File { path: path(), source })?;
+    let ring = text::unwrapped(read).map_err(|source| FromError::ConfigMap { from: path(), source })?;
+    Ok(MemberList::from_json(&ring)
+        .map_err(|source| SourceError::Text { origin: format!("members file {}", path()), source })?)
 }
 
 fn behind_url(url: &RemoteUrl) -> Result<MemberList, FromError> {
@@ -68,6 +75,8 @@ pub(crate) enum FromError {
     Url(#[from] RemoteUrlError),
     #[error("--from: {0}")]
     File(#[from] SourceError),
+    #[error("--from: members file {from}: {source}")]
+    ConfigMap { from: String, source: ConfigMapError },
     #[error("--from: {0}")]
     Source(String),
     #[error(transparent)]

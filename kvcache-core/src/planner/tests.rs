@@ -237,7 +237,7 @@ fn a_block_is_stored_when_its_prefix_is_seen_for_the_second_time() {
     // Turn two repeats the four blocks and adds four; turn three repeats eight.
     add(&mut planner, "b", 1, 8);
     assert_eq!(planner.offload("b", 32, &table(1..9)).held, [1, 2, 3, 4]);
-    assert_eq!(planner.offload("b", 32, &table(1..9)).held, []);
+    assert!(planner.offload("b", 32, &table(1..9)).held.is_empty());
     add(&mut planner, "c", 1, 8);
     assert_eq!(planner.offload("c", 32, &table(1..9)).held, [5, 6, 7, 8]);
 }

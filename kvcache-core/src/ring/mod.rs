@@ -16,15 +16,21 @@
 //! `preference.rs` has the construction.
 
 mod assignment;
+mod document;
+#[cfg(test)]
+mod document_tests;
 mod error;
 mod preference;
 mod ranges;
+mod server_address;
 mod slot_table;
 #[cfg(test)]
 mod tests;
 
+pub use document::{RingDocument, RingDocumentError, RingNode};
 pub use error::MemberListError;
 pub use ranges::{RangeFaults, SlotRange};
+pub use server_address::{ServerAddress, ServerAddressError};
 pub use slot_table::{Holders, RingSlot, SlotTable};
 
 /// Slots of a ring. AIBrix's rings have as many.

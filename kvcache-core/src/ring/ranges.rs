@@ -1,9 +1,11 @@
 //! Tables that somebody else worked out and published as ranges of slots.
 
+use serde::{Deserialize, Serialize};
+
 use super::{MemberListError, RING_SLOTS, SlotTable};
 
 /// Slots `start` to `end`, both included. `start > end` is a range that wraps around.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SlotRange {
     /// First slot.
     pub start: u32,

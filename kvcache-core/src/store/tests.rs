@@ -169,7 +169,7 @@ fn a_layer_is_there_when_its_wait_returns_and_later_ones_run_ahead_within_the_bo
     }
     rank.store.end_step(None);
     assert_eq!(rank.ended(), [JobEnd::whole(JobId { epoch: 0, number: 2 }, true)]);
-    assert_eq!(rank.store.take_load_errors(), []);
+    assert!(rank.store.take_load_errors().is_empty());
     assert_eq!(rank.store.stats().loaded_bytes, (LAYERS * PAGE) as u64);
 }
 

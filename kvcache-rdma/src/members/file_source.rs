@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
-use super::members_json::TEXT_BYTES_MAX;
+use kvcache_core::ring::RingDocument;
+
 use super::{MemberList, MemberSource, Reading, SourceError};
 
 /// Reads a JSON file whenever it is asked, and parses it when its text is another one.
@@ -12,6 +13,9 @@ use super::{MemberList, MemberSource, Reading, SourceError};
 /// The text itself is compared, since a file that is written twice within a tick of the clock keeps its time. Writers
 /// should write another file and rename it; a file that is caught half-written is no JSON, counts as a failure and is
 /// read again.
+///
+/// The path is followed anew each time, so that links on it may change: a ConfigMap that is mounted in a pod is a link to
+/// a file in a folder that is itself a link, and Kubernetes replaces the latter.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
@@ -27,7 +31,7 @@ impl FileSource {
     fn text(&self) -> std::io::Result<Vec<u8>> {
         let mut text = Vec::new();
         // One byte more than is accepted tells a file that is too long from one that just fits.
-        File::open(&self.path)?.take(TEXT_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+        File::open(&self.path)?.take(RingDocument::TEXT_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
         Ok(text)
     }
 }
@@ -50,6 +54,9 @@ impl MemberSource for FileSource {
 mod tests {
     use super::super::test_folder::TestFolder;
     use super::*;
+
+    /// The bytes that the core writes.
+    const GOLDEN_RING: &str = include_str!("../../../kvcache-core/src/ring/golden_ring.json");
 
     #[test]
     fn a_file_is_parsed_when_its_text_changes() {
@@ -75,7 +82,31 @@ mod tests {
         std::fs::rename(&next, &path).unwrap();
         assert!(matches!(source.read(), Ok(Reading::List(list)) if list.members()[0].name == "b:1"));
 
-        std::fs::write(&path, vec![b' '; TEXT_BYTES_MAX + 10]).unwrap();
+        std::fs::write(&path, vec![b' '; RingDocument::TEXT_BYTES_MAX + 10]).unwrap();
         assert!(source.read().unwrap_err().to_string().contains("too long"));
+    }
+
+    /// As a kubelet does it: `ring.json -> ..data/ring.json`, `..data -> ..2026_1`, and another `..data` is renamed over
+    /// the first. Kubelets do so for any update, so the file may also be another one with the same text.
+    #[test]
+    fn a_config_map_that_is_mounted_is_followed_through_its_links() {
+        let folder = TestFolder::new();
+        let mount = |generation: &str, text: &str| {
+            let data = folder.path().join(generation);
+            std::fs::create_dir(&data).unwrap();
+            std::fs::write(data.join("ring.json"), text).unwrap();
+            let link = folder.path().join("..data_tmp");
+            std::os::unix::fs::symlink(generation, &link).unwrap();
+            std::fs::rename(&link, folder.path().join("..data")).unwrap();
+        };
+        mount("..2026_1", GOLDEN_RING);
+        std::os::unix::fs::symlink("..data/ring.json", folder.path().join("ring.json")).unwrap();
+        let mut source = FileSource::new(folder.path().join("ring.json"));
+        assert!(matches!(source.read(), Ok(Reading::List(list)) if list.members()[0].name == "kv-0"));
+        mount("..2026_2", GOLDEN_RING);
+        std::fs::remove_dir_all(folder.path().join("..2026_1")).unwrap();
+        assert_eq!(source.read().unwrap(), Reading::Unchanged);
+        mount("..2026_3", r#"{"nodes":[],"version":8}"#);
+        assert!(matches!(source.read(), Ok(Reading::List(list)) if list.is_empty()));
     }
 }

@@ -22,11 +22,12 @@ mod refresh;
 mod refresh_tests;
 mod remote_url;
 mod resp;
-mod server_address;
 mod snapshot;
 mod source;
 #[cfg(test)]
 mod test_folder;
+
+pub use kvcache_core::ring::{ServerAddress, ServerAddressError};
 
 pub use file_source::FileSource;
 pub use member_list::{Member, MemberList, MembersError};
@@ -34,6 +35,5 @@ pub use members_json::MembersJsonError;
 pub use redis_source::{RedisKey, RedisSource};
 pub use refresh::{Members, OpenError, RefreshConfig, RefreshStatus};
 pub use remote_url::{MembersFrom, RemoteUrl, RemoteUrlError, Transport};
-pub use server_address::{ServerAddress, ServerAddressError};
 pub use snapshot::{MemberSnapshot, PlacementSource};
 pub use source::{MemberSource, Reading, SourceError};

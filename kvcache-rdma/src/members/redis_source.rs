@@ -5,7 +5,8 @@ use std::io::{self, BufReader, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use super::members_json::TEXT_BYTES_MAX;
+use kvcache_core::ring::RingDocument;
+
 use super::percent::decoded;
 use super::resp::{DeadlineStream, Reply, RespError, command, read_reply};
 use super::{MemberList, MemberSource, Reading, RemoteUrlError, ServerAddress, SourceError};
@@ -127,7 +128,7 @@ impl RedisSource {
         let parts: Vec<&str> = std::iter::once(name).chain(arguments.iter().copied()).collect();
         connection.get_mut().write_all(&command(&parts)).map_err(|error| self.io_error(error))?;
         let server = || self.key.server.to_string();
-        match read_reply(connection, TEXT_BYTES_MAX) {
+        match read_reply(connection, RingDocument::TEXT_BYTES_MAX) {
             Ok(Reply::Error(mut message)) => {
                 message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
                 Err(SourceError::RedisRefused { server: server(), command: name, message })
