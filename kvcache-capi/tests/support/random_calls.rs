@@ -179,15 +179,14 @@ impl Driver<'_> {
     }
 
     fn close(&mut self, place: usize) {
-        if let Some(cache) = self.open[place].take() {
-            kvc_close(cache.handle);
+        if let Some(mut cache) = self.open[place].take() {
             self.stale.push(cache.handle);
+            let leases = std::mem::take(&mut cache.leases);
+            drop(cache);
             // A lease may outlive its cache.
-            for lease in &cache.leases {
+            for lease in &leases {
                 lease.check_and_release();
             }
-            // Nobody uses the buffers of tickets from now on.
-            drop(cache);
         }
     }
 
@@ -250,6 +249,13 @@ impl Driver<'_> {
     }
 }
 
+impl Drop for Cache {
+    /// Before the buffers of its tickets go, also where a check has failed: nobody uses them from now on.
+    fn drop(&mut self) {
+        kvc_close(self.handle);
+    }
+}
+
 impl Cache {
     /// Leading blocks by the model, and their first bytes.
     fn leading(&self, keys: &[Key]) -> Vec<u8> {
@@ -267,16 +273,18 @@ impl Cache {
 
     /// Until what was asked for in the background is done: calls of now would overtake it.
     fn settle(&mut self) {
-        for pending in std::mem::take(&mut self.pending) {
+        while let Some(first) = self.pending.first() {
             let mut blocks = usize::MAX;
             // SAFETY: a place.
-            let status = unsafe { kvc_wait(self.handle, pending.ticket, 60_000, &mut blocks) };
-            self.end(pending, status, blocks);
+            let status = unsafe { kvc_wait(self.handle, first.ticket, 60_000, &mut blocks) };
+            self.end(0, status, blocks);
         }
     }
 
-    fn end(&self, pending: Pending, status: kvc_status, blocks: usize) {
+    /// A ticket has ended. Its buffer goes with it, and not before.
+    fn end(&mut self, index: usize, status: kvc_status, blocks: usize) {
         assert_eq!(status, KVC_OK, "{}", last_error());
+        let pending = self.pending.remove(index);
         self.check_count(blocks, pending.expected, "outcome of a ticket");
         if !pending.bytes.is_empty() {
             let bytes = (blocks * BLOCK_BYTES).min(pending.bytes.len());
@@ -458,9 +466,10 @@ impl Cache {
             return false;
         }
         assert_eq!(status, KVC_OK, "{}", last_error());
-        assert!(pending.ticket > self.last_ticket, "tickets are not used twice");
-        self.last_ticket = pending.ticket;
+        let (ticket, last) = (pending.ticket, self.last_ticket);
+        self.last_ticket = ticket;
         self.pending.push(pending);
+        assert!(ticket > last, "tickets are not used twice");
         true
     }
 
@@ -483,8 +492,7 @@ impl Cache {
                 assert!(!is_waiting);
                 assert_eq!(blocks, usize::MAX);
             } else {
-                let pending = self.pending.remove(index);
-                self.end(pending, status, blocks);
+                self.end(index, status, blocks);
             }
         }
         blocks = usize::MAX;
@@ -499,10 +507,9 @@ impl Cache {
         assert_eq!(blocks, usize::MAX);
         for ticket in &tickets[..count] {
             let index = self.pending.iter().position(|pending| pending.ticket == *ticket);
-            let pending = self.pending.remove(index.expect("what has ended was out, and not polled yet"));
             // SAFETY: a place.
             let status = unsafe { kvc_poll(self.handle, *ticket, &mut blocks) };
-            self.end(pending, status, blocks);
+            self.end(index.expect("what has ended was out, and not polled yet"), status, blocks);
         }
     }
 
