@@ -63,7 +63,8 @@ pub enum PinFailure {
     },
 }
 
-/// See the [module documentation](self).
+/// Slots of which each is usable as soon as its memory is prepared for a device: pinned in pieces, on a thread of its own, while the
+/// engine starts. What an earlier process left can be loaded before that, by slow copies, and nothing is stored there.
 pub struct PinnedSlots {
     inner: Arc<dyn SlotMemory>,
     shared: Arc<Shared>,
