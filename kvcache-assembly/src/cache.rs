@@ -9,7 +9,7 @@ use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 
 use crate::cuda::{CudaDevice, check_path};
 use crate::device_problems::device_problems;
-use crate::{Error, Remote, RemoteSettings, TokenKeys};
+use crate::{Error, Remote, RemoteSettings, TokenKeys, capacity, slab_folder};
 
 /// What a user says of a block cache.
 #[derive(Clone, PartialEq, Debug)]
@@ -70,6 +70,9 @@ impl CacheSettings {
     /// What cannot be meant, with its remedy, or what the system refuses.
     pub fn open(&self) -> Result<Cache, Error> {
         let keys = TokenKeys { namespace: self.namespace()?, hash: self.hash()? };
+        if self.is_found_by_others() && self.namespace.as_ref().is_some_and(|name| name.trim().is_empty()) {
+            return Err(Error::EmptyNamespace);
+        }
         let remote = match &self.remote {
             None => None,
             Some(_) if self.namespace.is_none() && self.namespace_id.is_none() => {
@@ -80,6 +83,7 @@ impl CacheSettings {
             Some(settings) => Some(settings.open()?),
         };
         check_path(&self.copy_path)?;
+        capacity::slot_count(self.capacity_bytes, 1, self.block_bytes)?;
         let device = self.device.as_ref().map(|name| CudaDevice::open(name, &self.copy_path)).transpose()?;
         self.open_with(keys, remote, device)
     }
@@ -90,6 +94,7 @@ impl CacheSettings {
         remote: Option<Remote>,
         device: Option<CudaDevice>,
     ) -> Result<Cache, Error> {
+        let folder_warning = self.slab_path.as_deref().map(slab_folder::check).transpose()?.flatten();
         let mut core = BlockCache::open(&BlockCacheConfig {
             eviction: self.eviction.clone(),
             namespace: self.slab_namespace(),
@@ -110,7 +115,12 @@ impl CacheSettings {
             let store = remote.store(Arc::clone(core.memory()))?;
             core = core.with_l2(config, store, remote.presence()?).map_err(Error::RemoteThread)?;
         }
-        Ok(Cache { core: Arc::new(core), keys, remote, device })
+        Ok(Cache { core: Arc::new(core), keys, remote, device, folder_warning })
+    }
+
+    /// Whether blocks of this cache may be those of another one, of a later process or another machine.
+    fn is_found_by_others(&self) -> bool {
+        self.slab_path.is_some() || self.remote.is_some()
     }
 
     fn namespace(&self) -> Result<Namespace, Error> {
@@ -124,7 +134,7 @@ impl CacheSettings {
     fn hash(&self) -> Result<HashAlgorithm, Error> {
         match &self.hash {
             // A cache that others may read must not be at the mercy of chosen tokens.
-            None if self.slab_path.is_some() || self.remote.is_some() => Ok(HashAlgorithm::Blake3),
+            None if self.is_found_by_others() => Ok(HashAlgorithm::Blake3),
             None => Ok(HashAlgorithm::Xxh3),
             Some(name) => Ok(name.parse()?),
         }
@@ -150,6 +160,7 @@ pub struct Cache {
     keys: TokenKeys,
     remote: Option<Remote>,
     device: Option<CudaDevice>,
+    folder_warning: Option<String>,
 }
 
 impl Cache {
@@ -166,6 +177,11 @@ impl Cache {
     /// Whether there is L2: a match may take a round trip then.
     pub fn has_remote(&self) -> bool {
         self.remote.is_some()
+    }
+
+    /// What the user should know of how the cache was opened, one line each.
+    pub fn warnings(&self) -> Vec<String> {
+        self.folder_warning.iter().chain(self.core.warnings()).cloned().collect()
     }
 
     /// What is wrong now with L2 and with the device, one line each. May take a millisecond.

@@ -14,8 +14,6 @@ use kvcache_cuda::driver::{DriverError, Unavailable};
 use kvcache_rdma::members::{OpenError as MembersOpenError, RemoteUrlError};
 use kvcache_rdma::ring::RingOpenError;
 
-use crate::rank_store::our_words;
-
 /// A setting that cannot be meant, or a part that the system refuses. Each text names the value and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -34,6 +32,21 @@ pub enum Error {
     /// Blocks that others read must say whose they are.
     #[error("remote needs a namespace: name the model and everything else that makes its blocks different")]
     NoNamespace,
+    /// A name that separates nothing.
+    #[error(
+        "namespace is empty, and blocks that others can find need one: name the model and everything else that makes its \
+         blocks different"
+    )]
+    EmptyNamespace,
+    /// A setting of L2 without L2.
+    #[error("{0} is of no use without remote: set remote, or leave {0} out")]
+    NoRemote(&'static str),
+    /// Nobody has made the folder for slabs.
+    #[error(
+        "slab_path {} does not exist, and would be on a disk: set slab_path to a directory in shared memory, such as \
+         /dev/shm, or make that directory", .0.display()
+    )]
+    NoSlabFolder(PathBuf),
     /// Two namespaces for one cache.
     #[error(
         "namespace and namespace_id are both given: give the name, or the fingerprint that stands for it"
@@ -127,10 +140,20 @@ pub enum Error {
         /// Ranks with a slab of their own.
         shards: u32,
     },
+    /// More than there is.
+    #[error(
+        "capacity of {capacity_bytes} bytes is above this machine's memory of {memory_bytes} bytes: lower capacity_bytes"
+    )]
+    CapacityAboveMemory {
+        /// For all ranks.
+        capacity_bytes: u64,
+        /// The machine's, or what its control group allows.
+        memory_bytes: u64,
+    },
     /// More slots than have numbers.
     #[error(
         "capacity of {capacity_bytes} bytes is {slots} slots of {slot_bytes} bytes on each of {shards} ranks, and no more \
-         than {} can be numbered: lower capacity",
+         than {} can be numbered: lower capacity_bytes, or use larger blocks",
         u32::MAX
     )]
     SlotsAboveCount {
@@ -144,8 +167,8 @@ pub enum Error {
         shards: u32,
     },
     /// The slab of a rank cannot be opened.
-    #[error("{}", our_words(.0))]
-    Slab(#[source] SlabError),
+    #[error(transparent)]
+    Slab(SlabError),
     /// The system refuses threads that copy.
     #[error("cannot start {threads} copy threads: {source}")]
     CopyThreads {

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod capacity;
 mod cuda;
 mod device_problems;
 mod error;
@@ -19,6 +20,7 @@ pub mod named_stats;
 mod planner;
 mod rank_store;
 mod remote;
+mod slab_folder;
 mod token_keys;
 #[expect(unsafe_code, reason = "a client of L2 is told where slots are mapped")]
 mod value_memory;

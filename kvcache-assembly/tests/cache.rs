@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kvcache_assembly::{Cache, CacheSettings, Error, RemoteSettings, named_stats};
 use kvcache_core::BlockKey;
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
+use kvcache_core::slab::is_in_memory;
 use kvcache_server::{Server, ServerConfig};
 
 const BLOCK_BYTES: usize = 4096;
@@ -108,8 +109,7 @@ fn a_server_that_is_gone_is_a_problem_and_not_an_error() {
 /// Caches of different identities that lie in one folder do not find each other's blocks, and each finds its own.
 #[test]
 fn slabs_are_found_by_whoever_has_both_fingerprints() {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("slabs-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = PathBuf::from(format!("/dev/shm/kvcache-slabs-{}", std::process::id()));
     let of = |namespace: Option<&str>, namespace_id, shard_id| CacheSettings {
         namespace: namespace.map(str::to_owned),
         namespace_id,
@@ -128,7 +128,7 @@ fn slabs_are_found_by_whoever_has_both_fingerprints() {
     let open = |settings: &CacheSettings| settings.open().unwrap();
     let opened: Vec<Cache> = identities.iter().map(open).collect();
     for (cache, byte) in opened.iter().zip(1..) {
-        assert_eq!(cache.core().warnings(), [] as [String; 0]);
+        assert_eq!(cache.warnings(), [] as [String; 0]);
         cache.core().put(&keys, &vec![byte; BLOCK_BYTES]).unwrap();
     }
     drop(opened);
@@ -136,6 +136,29 @@ fn slabs_are_found_by_whoever_has_both_fingerprints() {
         assert_eq!(read(&open(settings), &keys), Some(vec![byte; BLOCK_BYTES]), "{settings:?}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A misspelt folder would fill a disk with blocks, and nobody would know why all is slow.
+#[test]
+fn folders_that_are_no_shared_memory_are_told() {
+    let on_disk = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("folder-{}", std::process::id()));
+    if is_in_memory(&on_disk).unwrap() {
+        eprintln!("the target folder is in memory: nothing to see here");
+        return;
+    }
+    let settings = CacheSettings {
+        namespace: Some("model".to_owned()),
+        slab_path: Some(on_disk.clone()),
+        ..CacheSettings::new(BLOCK_BYTES, 1 << 20)
+    };
+    let missing = settings.open().err().unwrap();
+    assert!(matches!(missing, Error::NoSlabFolder(_)), "{missing}");
+    assert!(!on_disk.exists(), "it is not made");
+    std::fs::create_dir(&on_disk).unwrap();
+    let warnings = settings.open().unwrap().warnings();
+    let start = format!("slab_path {} is not in shared memory (tmpfs): ", on_disk.display());
+    assert!(warnings.len() == 1 && warnings[0].starts_with(&start), "{warnings:?}");
+    std::fs::remove_dir_all(&on_disk).unwrap();
 }
 
 #[test]
@@ -160,6 +183,22 @@ fn errors_name_the_setting_and_the_remedy() {
         (hash("xxh3", with(&|_| ())), "hash \"xxh3\" cannot be used with remote"),
         (CacheSettings { namespace: None, ..with(&|_| ()) }, "remote needs a namespace: name the model"),
         (
+            CacheSettings { namespace: Some(" ".to_owned()), ..with(&|_| ()) },
+            "namespace is empty, and blocks",
+        ),
+        (
+            CacheSettings {
+                namespace: Some(String::new()),
+                slab_path: Some("/dev/shm".into()),
+                ..plain.clone()
+            },
+            "namespace is empty, and blocks",
+        ),
+        (
+            CacheSettings { capacity_bytes: 1 << 60, ..plain.clone() },
+            "capacity of 1152921504606846976 bytes is above this machine's memory of ",
+        ),
+        (
             CacheSettings { namespace_id: Some(NAMESPACE), ..named.clone() },
             "namespace and namespace_id are both",
         ),
@@ -180,6 +219,8 @@ fn errors_name_the_setting_and_the_remedy() {
         assert!(text.starts_with(start), "{start:?}, not {text:?}");
     }
     assert!(matches!(named.open().map(|_| ()), Ok(())));
+    // A cache that nobody else finds needs no name.
+    assert!(CacheSettings { namespace: Some(String::new()), ..plain }.open().is_ok());
     assert!(matches!(with(&|remote| remote.url = "gopher://a".to_owned()).open(), Err(Error::RemoteUrl(_))));
     std::fs::remove_file(&empty).unwrap();
 }

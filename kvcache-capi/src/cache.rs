@@ -117,7 +117,7 @@ fn open(config: &Config, out: Out<*mut kvc_cache>) -> Result<(), Failure> {
         Failure::new(KVC_SYSTEM, format!("cannot open a file descriptor for events: {error}"))
     })?;
     let cache = config.cache.open().map_err(refused)?;
-    for warning in cache.core().warnings() {
+    for warning in cache.warnings() {
         log::warn!("{warning}");
     }
     log::info!(

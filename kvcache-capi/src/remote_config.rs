@@ -32,7 +32,7 @@ pub(crate) fn remote_of(json: &Settings<'_>, url: Option<String>) -> Result<Opti
     let Some(url) = json.text("remote")?.or(url) else {
         return match OF_REMOTE.iter().find(|name| json.has(name)) {
             Some(name) => {
-                Err(json.wrong(name, "it is of no use without \"remote\": set that or leave this out"))
+                Err(json.wrong(name, "it is of no use without \"remote\": set that, or leave this out"))
             }
             None => Ok(None),
         };
@@ -60,16 +60,17 @@ pub(crate) fn remote_of(json: &Settings<'_>, url: Option<String>) -> Result<Opti
     Ok(Some(remote))
 }
 
+const NAME_IT: &str =
+    "blocks that others can find need one: name the model and everything else that makes them different";
+
 /// The namespace of one half of an engine, by name or as a fingerprint. With `remote` or a slab it has to be there.
 pub(crate) fn namespace_of(json: &Settings<'_>, is_shared: bool) -> Result<[u8; 16], Failure> {
     match (json.text("namespace")?, json.fingerprint("namespace_id")?) {
         (Some(_), Some(_)) => {
             Err(json.wrong("namespace_id", "\"namespace\" is set as well: set the name, or its fingerprint"))
         }
-        (None, None) if is_shared => Err(json.wrong(
-            "namespace",
-            "blocks that others can find need one: name the model and everything else that makes them different",
-        )),
+        (None, None) if is_shared => Err(json.wrong("namespace", NAME_IT)),
+        (Some(name), None) if is_shared && name.trim().is_empty() => Err(json.wrong("namespace", NAME_IT)),
         (name, None) => Ok(Namespace::of_text(name.as_deref().unwrap_or("")).0),
         (None, Some(id)) => Ok(id),
     }

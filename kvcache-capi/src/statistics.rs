@@ -67,8 +67,7 @@ pub unsafe extern "C" fn kvc_problems(
         // SAFETY: the caller's promise.
         let buffer = unsafe { Buffer::of(buffer, bytes) }?;
         let problems = with::<OpenCache, _, _>(cache, |open| {
-            let core = open.cache.core().warnings().iter().cloned();
-            Ok(core.chain(open.cache.problems()).collect::<Vec<_>>())
+            Ok([open.cache.warnings(), open.cache.problems()].concat())
         })?;
         buffer.write_text(&problems.join("\n"))
     })

@@ -50,20 +50,21 @@ pub(crate) fn of_json(
     let mut settings = RankStoreSettings::new(layers, slot_blocks, capacity_bytes);
     settings.device_memory = device_memory;
     settings.slab_dir = json.text("slab_path")?.map(Into::into);
-    settings.namespace = namespace_of(&json, remote.is_some() || settings.slab_dir.is_some())?;
+    let is_shared = remote.is_some() || settings.slab_dir.is_some();
+    settings.namespace = namespace_of(&json, is_shared)?;
     settings.shard = match (json.text("shard")?, json.fingerprint("shard_id")?) {
         (Some(_), Some(_)) => {
             return Err(json.wrong("shard_id", "\"shard\" is set as well: set the name, or its fingerprint"));
         }
-        (Some(name), None) => ShardFingerprint::of_fields([("name", name.as_bytes())]).0,
         (None, Some(id)) => id,
-        (None, None) if remote.is_some() || settings.slab_dir.is_some() => {
+        (name, None) if is_shared && name.as_ref().is_none_or(|name| name.trim().is_empty()) => {
             return Err(json.wrong(
                 "shard",
                 "blocks that others can find need one: name what this rank's bytes depend on beside the namespace, such \
                  as its layers and heads",
             ));
         }
+        (Some(name), None) => ShardFingerprint::of_fields([("name", name.as_bytes())]).0,
         (None, None) => settings.shard,
     };
     for (name, place) in [

@@ -160,6 +160,15 @@ fn configurations_are_checked() {
         ("{\"block_bytes\": 1, \"capacity_bytes\": 1, \"hash\": \"md5\"}", "unknown hash \"md5\""),
         ("{\"block_bytes\": 1, \"capacity_bytes\": 1, \"remote\": \"tcp://a:1\"}", "namespace"),
         ("{\"block_bytes\": 1, \"capacity_bytes\": 1, \"tls_ca\": \"x\"}", "of no use without \"remote\""),
+        (
+            "{\"block_bytes\": 1, \"capacity_bytes\": 1, \"slab_path\": \"/dev/shm\", \"namespace\": \"\"}",
+            "namespace is empty",
+        ),
+        (
+            "{\"block_bytes\": 1, \"capacity_bytes\": 1, \"slab_path\": \"/no/such\", \"namespace\": \"a\"}",
+            "slab_path /no/such does not exist, and would be on a disk",
+        ),
+        ("{\"block_bytes\": 64, \"capacity_bytes\": \"1048576TiB\"}", "is above this machine's memory of"),
     ] {
         let (status, text) = refused(json);
         assert_eq!(status, KVC_BAD_CONFIG, "{text}");

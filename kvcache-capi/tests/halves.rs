@@ -51,8 +51,12 @@ fn directory(more: &str) -> (kvc_status, *mut kvc_directory) {
 }
 
 fn open_store(layers: &[kvc_layer]) -> (kvc_status, *mut kvc_store) {
-    let json = c"{\"slot_blocks\": 2, \"capacity_bytes\": 4096, \"copy_threads\": 0}";
-    let mut out = null_mut();
+    open_store_with("", layers)
+}
+
+fn open_store_with(more: &str, layers: &[kvc_layer]) -> (kvc_status, *mut kvc_store) {
+    let json = format!("{{\"slot_blocks\": 2, \"capacity_bytes\": 4096, \"copy_threads\": 0{more}}}");
+    let (json, mut out) = (CString::new(json).expect("no NUL"), null_mut());
     // SAFETY: a text, layers of the size that they say, and a place.
     let status = unsafe {
         kvc_store_open_for_abi(KVC_ABI_VERSION, json.as_ptr(), layers.as_ptr(), layers.len(), &mut out)
@@ -385,6 +389,16 @@ fn calls() -> impl Strategy<Value = Call> {
         ]
     };
     let block =
+    for more in
+        ["", ", \"namespace\": \" \"", ", \"namespace\": \"a\"", ", \"namespace\": \"a\", \"shard\": \"\""]
+    {
+        let more = format!(", \"slab_path\": \"/dev/shm\"{more}");
+        assert_eq!(open_store_with(&more, &[good]).0, KVC_BAD_CONFIG);
+        assert!(last_error().contains("blocks that others can find need one"), "{}", last_error());
+    }
+    let nowhere = ", \"slab_path\": \"/no/such\", \"namespace\": \"a\", \"shard\": \"b\"";
+    assert_eq!(open_store_with(nowhere, &[good]).0, KVC_BAD_CONFIG);
+    assert!(last_error().contains("slab_path /no/such does not exist"), "{}", last_error());
         || prop_oneof![12 => 0u32..BLOCKS as u32, 1 => prop::sample::select(vec![32, 1 << 20, u32::MAX])];
     let table = move || prop::collection::vec(block(), 0..12);
     let tables = move || prop_oneof![8 => table().prop_map(|table| vec![table]), 1 => prop::collection::vec(table(), 0..3)];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvcache_assembly::{Cache, CacheSettings, RemoteSettings, TokenKeys, ingestion_of, named_stats};
+use kvcache_assembly::{Cache, CacheSettings, Error, RemoteSettings, TokenKeys, ingestion_of, named_stats};
 use kvcache_core::BlockKey;
 use parking_lot::RwLock;
 use pyo3::buffer::PyBuffer;
@@ -60,6 +60,14 @@ impl BlockCache {
         };
         // Also without anything to ingest: a misspelt name is an error now, and not when L2 is added.
         ingestion_of(ingestion).map_err(value_error)?;
+        let of_remote = [
+            ("token_file", token_file.is_some()),
+            ("tls_ca", tls_ca.is_some()),
+            ("tls_name", tls_name.is_some()),
+        ];
+        if let Some((name, _)) = of_remote.into_iter().find(|(_, is_set)| *is_set && remote.is_none()) {
+            return Err(value_error(Error::NoRemote(name)));
+        }
         let remote = remote.map(|url| RemoteSettings {
             ingestion: ingestion.to_owned(),
             token_file,
@@ -78,7 +86,7 @@ impl BlockCache {
             ..CacheSettings::new(block_bytes, capacity_bytes)
         };
         let cache = py.detach(|| settings.open()).map_err(value_error)?;
-        for warning in cache.core().warnings() {
+        for warning in cache.warnings() {
             let category = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
             let text = std::ffi::CString::new(warning.as_str()).unwrap_or_default();
             PyErr::warn(py, &category, &text, 1)?;

@@ -84,7 +84,7 @@ class BlockCache:
                 answer are misses: nothing raises, see :meth:`problems`.
             slab_path: A directory in shared memory such as ``/dev/shm``. Blocks are kept in a file there, and a later
                 process with the same namespace and sizes finds them, also after SIGKILL. None keeps them in private
-                memory that is gone with the process.
+                memory that is gone with the process. It is made if need be; on a disk it has to be there.
             copy_threads: Threads that copy, the caller's included. None and 1 copy on the caller's thread.
             hash: How tokens become keys. None means ``blake3`` with a ``slab_path`` or ``remote`` and ``xxh3`` without.
                 ``xxh3`` is faster and for private, single-tenant caches only: whoever chooses tokens can make keys
@@ -100,7 +100,7 @@ class BlockCache:
             TypeError: A size is not a whole number.
             ValueError: Names the value and the remedy: a negative size, no or too little capacity, more than there is
                 memory, an unknown policy or hash, a directory that cannot be written, a ``slab_path`` or a ``remote``
-                without ``namespace``, a ``remote`` that cannot be understood.
+                without ``namespace``, a ``remote`` that cannot be understood, settings of it without it.
 
         Warns:
             RuntimeWarning: The cache works, but not as asked: for example too little shared memory, so that blocks are

@@ -156,16 +156,14 @@ class WorkerSide:
                 "/".join(str(blocks * group.block_tokens) for group in groups),
             )
         for warning in store.warnings():
-            logger.warning("%s", warning)
+            logger.warning("%s", _in_our_names(warning))
 
     @staticmethod
     def _open(**arguments: Any) -> _native.Store:
         try:
             return _native.Store(**arguments)
         except ValueError as error:
-            # The native side speaks of the names of `BlockCache`.
-            text = str(error).replace("slab_path", "slab_dir").replace("capacity_bytes", "capacity")
-            raise ValueError(text) from None
+            raise ValueError(_in_our_names(str(error))) from None
 
     def begin_step(self, metadata: StepMetadata) -> bool:
         """A step begins: takes its plan. Returns whether neither the step nor anything before it has work here."""
@@ -301,3 +299,8 @@ class WorkerSide:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+
+def _in_our_names(text: str) -> str:
+    """Returns what the native side says, which speaks of the settings of ``BlockCache``, with the names of ours."""
+    return text.replace("slab_path", "slab_dir").replace("capacity_bytes", "capacity")

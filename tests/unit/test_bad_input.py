@@ -60,9 +60,22 @@ def opening(**arguments: Any) -> Callable[[], Any]:
         ),
         ({"copy_threads": 0}, "copy_threads is 0: use 1 to copy on the caller's thread, or more"),
         ({"copy_threads": -1}, "copy_threads is -1: use 1 to copy on the caller's thread, or more"),
+        *(
+            (
+                {"namespace": "", shared: where},
+                "namespace is empty, and blocks that others can find need one: name the model and everything else that "
+                "makes its blocks different",
+            )
+            for shared, where in (("slab_path", "/dev/shm"), ("remote", "tcp://10.0.0.1:12345"))
+        ),
+        *(
+            ({name: "/x"}, f"{name} is of no use without remote: set remote, or leave {name} out")
+            for name in ("token_file", "tls_ca", "tls_name")
+        ),
         (
-            {"capacity_bytes": 1 << 50},
-            "slot_count is 17592186044416: slots are numbered with 32 bits: use larger slots",
+            {"slab_path": "/no/such/folder", "namespace": "n"},
+            "slab_path /no/such/folder does not exist, and would be on a disk: set slab_path to a directory in shared "
+            "memory, such as /dev/shm, or make that directory",
         ),
         (
             {"slab_path": "/dev/null", "namespace": "n"},
@@ -132,6 +145,15 @@ def test_hashes_that_do_not_end_with_slots_are_fine_where_keys_come_from_tokens(
     _native.Planner(namespace=bytes(16), groups=groups, slot_blocks=1, hash_tokens=24, ranks=1, key_source="tokens")
 
 
+def test_capacity_that_no_machine_has() -> None:
+    with pytest.raises(ValueError, match="memory") as caught:
+        opening(capacity_bytes=1 << 50)()
+    assert re.fullmatch(
+        r"capacity of 1125899906842624 bytes is above this machine's memory of \d+ bytes: lower capacity_bytes",
+        str(caught.value),
+    )
+
+
 def test_capacity_above_free_memory() -> None:
     with pytest.raises(ValueError, match="memory") as caught:
         opening(block_bytes=1 << 20, capacity_bytes=1 << 46)()
@@ -169,6 +191,18 @@ def test_capacity_above_shared_memory_is_private_memory_and_a_warning(small_tmpf
     assert cache.put(keys, bytes(1 << 20)) == 1
     cache.close()
     assert list(small_tmpfs.glob("*.slab")) == []
+
+
+def test_a_folder_on_a_disk_is_a_warning(tmp_path: Path) -> None:
+    (kind,) = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True).stdout.split()
+    if kind == "tmpfs":
+        pytest.skip("temporary files of this machine are in memory")
+    with pytest.warns(RuntimeWarning) as warned:
+        opening(slab_path=tmp_path, namespace="n")().close()
+    assert [str(warning.message) for warning in warned] == [
+        f"slab_path {tmp_path} is not in shared memory (tmpfs): its disk gets every block that is stored, which is "
+        "slower and wears it out; set slab_path to a directory such as /dev/shm"
+    ]
 
 
 def test_a_directory_without_write_permission(tmp_path: Path) -> None:

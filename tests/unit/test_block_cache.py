@@ -249,29 +249,29 @@ def shared(directory: Path, namespace: str = "model a", blocks: int = 64) -> Blo
     return BlockCache(BLOCK_BYTES, blocks * BLOCK_BYTES, slab_path=directory, namespace=namespace)
 
 
-def test_a_restart_over_slab_path_finds_the_blocks(tmp_path: Path) -> None:
-    with shared(tmp_path) as first:
+def test_a_restart_over_slab_path_finds_the_blocks(slab_folder: Path) -> None:
+    with shared(slab_folder) as first:
         keys = first.hash_tokens(TOKENS)
         assert first.put(keys, blocks_of(keys)) == 10
         first.delete(keys[9:])
-    with shared(tmp_path) as second:
+    with shared(slab_folder) as second:
         assert second.stats()["adopted"] == 9
         out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
         assert second.get(keys, out) == 9
         assert (out[:9] == blocks_of(keys)[:9]).all()
         second.clear()
-    with shared(tmp_path) as third:
+    with shared(slab_folder) as third:
         assert third.match(keys) == 0, "what was cleared stays away"
 
 
-def test_other_namespaces_and_sizes_find_nothing(tmp_path: Path) -> None:
-    with shared(tmp_path) as first:
+def test_other_namespaces_and_sizes_find_nothing(slab_folder: Path) -> None:
+    with shared(slab_folder) as first:
         keys = first.hash_tokens(TOKENS)
         first.put(keys, blocks_of(keys))
-    with shared(tmp_path, "model b") as other:
+    with shared(slab_folder, "model b") as other:
         assert other.match(keys) == 0
         assert other.match(other.hash_tokens(TOKENS)) == 0
-    with shared(tmp_path, blocks=65) as other:
+    with shared(slab_folder, blocks=65) as other:
         assert other.match(keys) == 0
 
 
@@ -288,10 +288,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_process_leaves_its_blocks_to_the_next(tmp_path: Path) -> None:
-    child = subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path)], env=_environment(), check=False)
+def test_a_killed_process_leaves_its_blocks_to_the_next(slab_folder: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", _CHILD, str(slab_folder)], env=_environment(), check=False)
     assert child.returncode == -signal.SIGKILL
-    with shared(tmp_path) as cache:
+    with shared(slab_folder) as cache:
         keys = cache.hash_tokens(TOKENS)
         out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
         assert cache.get(keys, out) == 10
@@ -299,11 +299,11 @@ def test_a_killed_process_leaves_its_blocks_to_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "garbage"])
-def test_a_damaged_slab_file_is_a_cold_start(tmp_path: Path, damage: str) -> None:
-    with shared(tmp_path) as first:
+def test_a_damaged_slab_file_is_a_cold_start(slab_folder: Path, damage: str) -> None:
+    with shared(slab_folder) as first:
         keys = first.hash_tokens(TOKENS)
         first.put(keys, blocks_of(keys))
-    (slab,) = tmp_path.glob("*.slab")
+    (slab,) = slab_folder.glob("*.slab")
     content = bytearray(slab.read_bytes())
     if damage == "truncated":
         slab.write_bytes(content[: len(content) // 2])
@@ -312,7 +312,7 @@ def test_a_damaged_slab_file_is_a_cold_start(tmp_path: Path, damage: str) -> Non
         slab.write_bytes(content)
     else:
         slab.write_bytes(os.urandom(len(content)))
-    with shared(tmp_path) as second:
+    with shared(slab_folder) as second:
         assert second.match(keys) == 0
         assert second.put(keys, blocks_of(keys)) == 10
         out: Any = np.zeros((10, BLOCK_BYTES), np.uint8)
@@ -320,16 +320,16 @@ def test_a_damaged_slab_file_is_a_cold_start(tmp_path: Path, damage: str) -> Non
         assert (out == blocks_of(keys)).all()
 
 
-def test_one_damaged_record_costs_one_block(tmp_path: Path) -> None:
-    with shared(tmp_path) as first:
+def test_one_damaged_record_costs_one_block(slab_folder: Path) -> None:
+    with shared(slab_folder) as first:
         keys = first.hash_tokens(TOKENS)
         first.put(keys, blocks_of(keys))
-    (slab,) = tmp_path.glob("*.slab")
+    (slab,) = slab_folder.glob("*.slab")
     content = bytearray(slab.read_bytes())
     at = content.index(keys[5].tobytes())
     content[at] ^= 1
     slab.write_bytes(content)
-    with shared(tmp_path) as second:
+    with shared(slab_folder) as second:
         assert second.match(keys) == 5
         assert second.stats()["adopted"] == 9
 

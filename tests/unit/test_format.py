@@ -14,12 +14,12 @@ BLOCK_BYTES, SLOTS = 1000, 5
 
 
 @pytest.fixture
-def slab(tmp_path: Path) -> tuple[bytes, bytes, str]:
+def slab(slab_folder: Path) -> tuple[bytes, bytes, str]:
     """The content of a slab file with two blocks, their keys, and the file's name."""
-    with BlockCache(BLOCK_BYTES, SLOTS * BLOCK_BYTES, namespace="demo", slab_path=tmp_path) as cache:
+    with BlockCache(BLOCK_BYTES, SLOTS * BLOCK_BYTES, namespace="demo", slab_path=slab_folder) as cache:
         keys = cache.hash_tokens(np.arange(32, dtype=np.int32))
         assert cache.put(keys, bytes([1]) * BLOCK_BYTES + bytes([2]) * BLOCK_BYTES) == 2
-    (path,) = tmp_path.glob("*.slab")
+    (path,) = slab_folder.glob("*.slab")
     return path.read_bytes(), keys.tobytes(), path.name
 
 

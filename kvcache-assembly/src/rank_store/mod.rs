@@ -20,7 +20,6 @@ use crate::device_problems::device_problems;
 use crate::named_stats::{self, Number};
 
 pub use settings::RankStoreSettings;
-pub(crate) use slots::our_words;
 
 /// One rank's store.
 ///
@@ -29,6 +28,7 @@ pub(crate) use slots::our_words;
 pub struct RankStore {
     opened: Mutex<Option<Opened>>,
     slots: RankSlots,
+    folder_warning: Option<String>,
     fake: Option<FakeCuda>,
     copy_threads: usize,
     drilled: Option<Arc<DrillEngine>>,
@@ -115,7 +115,7 @@ impl RankStore {
 
     /// What the user should know, one line each.
     pub fn warnings(&self) -> Vec<String> {
-        self.slots.warnings().iter().map(our_words).collect()
+        self.folder_warning.iter().cloned().chain(self.slots.warnings()).collect()
     }
 
     /// The device that copies and the slots that it copies from and to; `None` for host copies, or after the end.

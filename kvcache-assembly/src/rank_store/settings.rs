@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{Opened, RankStore};
 use crate::cuda::{CudaDevice, check_path};
-use crate::{Error, Remote};
+use crate::{Error, Remote, capacity, slab_folder};
 
 /// What an engine says of one of its ranks.
 #[derive(Clone, PartialEq, Debug)]
@@ -97,6 +97,7 @@ impl RankStoreSettings {
         let layout = EngineLayout::new(self.layers.clone(), self.slot_blocks)?;
         let slot_count = self.slot_count(layout.slot_bytes())?;
         check_path(&self.copy_path)?;
+        let folder_warning = self.slab_dir.as_deref().map(slab_folder::check).transpose()?.flatten();
         let device = match &self.device {
             _ if drill.fake_cuda => {
                 Some(CudaDevice::open_fake(&self.device_memory, &self.copy_path, self.rank.into())?)
@@ -144,6 +145,7 @@ impl RankStoreSettings {
         Ok(RankStore {
             opened: Mutex::new(Some(Opened { store, pinned, cuda })),
             slots,
+            folder_warning,
             fake: device.and_then(|device| device.fake),
             copy_threads: self.copy_threads,
             drilled,
@@ -156,12 +158,9 @@ impl RankStoreSettings {
         let capacity_bytes = self.capacity_bytes;
         // Ranks that hold copies of the same bytes share what one of them stores.
         let shards = self.ranks.max(1).div_ceil(self.copies.max(1));
-        let slots = capacity_bytes / u64::from(shards) / slot_bytes as u64;
+        let slots = capacity::slot_count(capacity_bytes, shards, slot_bytes)?;
         if slots == 0 {
             return Err(Error::CapacityBelowSlot { capacity_bytes, slot_bytes, shards });
-        }
-        if slots > u64::from(u32::MAX) {
-            return Err(Error::SlotsAboveCount { capacity_bytes, slots, slot_bytes, shards });
         }
         Ok(usize::try_from(slots).unwrap_or(usize::MAX))
     }

@@ -26,8 +26,3 @@ pub(super) fn describe(slots: &RankSlots) -> String {
         RankSlots::Replica(_, leader) => format!("{size} stored by rank {leader}, {found} blocks found"),
     }
 }
-
-/// A message of the slab with the name that the setting has here.
-pub(crate) fn our_words(message: &impl ToString) -> String {
-    message.to_string().replace("slab_path", "slab_dir")
-}

@@ -25,6 +25,7 @@ pub use error::SlabError;
 pub use mapping::HugePages;
 pub(crate) use mapping::page_bytes;
 pub use replica::SlabReplica;
+pub use room::{is_in_memory, machine_memory_bytes};
 pub use slab::{OpenReport, Slab, Verification};
 pub use slab_file::Removed;
 pub use slot_table::{SlotRecord, SlotTable, WarmSlot};

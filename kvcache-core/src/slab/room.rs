@@ -48,9 +48,30 @@ impl Room for SystemRoom {
     }
 }
 
+/// Whether files of `path` are memory (tmpfs), or would be if it were made.
+///
+/// # Errors
+/// What the system says of its nearest folder that there is.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    let above = path.ancestors().find(|above| above.exists());
+    // A name alone is one of the working directory.
+    let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(SystemRoom.file_system(above)?.in_memory)
+}
+
+/// All memory that this process could have: the machine's, or what its control group allows if that is less. `None` where the
+/// system does not say.
+pub fn machine_memory_bytes() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_meminfo(&text, "MemTotal:"));
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|limit| limit.trim().parse().ok());
+    machine.into_iter().chain(group).min()
+}
+
 /// The smaller of what the machine and the control group have left. Takes some ten microseconds.
 pub(super) fn memory_bytes() -> Option<u64> {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_of_meminfo(&text));
+    let machine =
+        fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_meminfo(&text, "MemAvailable:"));
     let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().zip(
         // Pages of files that could be dropped count as used here: an underestimate, on the safe side.
         fs::read_to_string("/sys/fs/cgroup/memory.current").ok(),
@@ -59,8 +80,8 @@ pub(super) fn memory_bytes() -> Option<u64> {
     machine.into_iter().chain(group).min()
 }
 
-fn available_of_meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+fn of_meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -77,8 +98,10 @@ mod tests {
 
     #[test]
     fn memory_is_read_from_the_systems_texts() {
-        assert_eq!(available_of_meminfo("MemTotal: 9 kB\nMemAvailable:   12 kB\n"), Some(12 * 1024));
-        assert_eq!(available_of_meminfo("MemTotal: 9 kB\n"), None);
+        let text = "MemTotal: 9 kB\nMemAvailable:   12 kB\n";
+        assert_eq!(of_meminfo(text, "MemAvailable:"), Some(12 * 1024));
+        assert_eq!(of_meminfo(text, "MemTotal:"), Some(9 * 1024));
+        assert_eq!(of_meminfo("MemTotal: 9 kB\n", "MemAvailable:"), None);
         assert_eq!(available_of_group("100\n", "30\n"), Some(70));
         assert_eq!(available_of_group("100\n", "300\n"), Some(0));
         assert_eq!(available_of_group("max\n", "30\n"), None);
@@ -90,5 +113,18 @@ mod tests {
         assert!(room.file_system(Path::new("/")).unwrap().available_bytes > 0);
         assert!(room.file_system(Path::new("/no/such/path")).is_err());
         assert!(room.memory_bytes().is_some_and(|bytes| bytes > 0));
+        assert!(machine_memory_bytes() >= room.memory_bytes());
+    }
+
+    /// `/proc` is no tmpfs on any machine, and `/dev/shm` is one where it is there at all.
+    #[test]
+    fn memory_is_told_from_other_file_systems() {
+        for path in ["/proc", "/proc/no/such", "/proc/version"] {
+            assert!(!is_in_memory(Path::new(path)).unwrap(), "{path}");
+        }
+        for path in ["/dev/shm", "/dev/shm/no/such"] {
+            assert!(is_in_memory(Path::new(path)).unwrap() || !Path::new("/dev/shm").exists(), "{path}");
+        }
+        assert_eq!(is_in_memory(Path::new("no-such")).unwrap(), is_in_memory(Path::new(".")).unwrap());
     }
 }
