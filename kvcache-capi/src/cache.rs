@@ -7,7 +7,7 @@ use std::time::Duration;
 use kvcache_assembly::Cache;
 use kvcache_assembly::named_stats::{self, Number};
 use kvcache_core::BlockKey;
-use kvcache_core::block_cache::WrongBuffer;
+use kvcache_core::block_cache::{BlockCache, WrongBuffer};
 
 use crate::arguments::{self, Out};
 use crate::background::Background;
@@ -240,12 +240,9 @@ pub unsafe extern "C" fn kvc_match(
     blocks: usize,
     leading: *mut usize,
 ) -> kvc_status {
-    call("kvc_match", || {
-        // SAFETY: the caller's promise.
-        let (leading, keys) = unsafe { (Out::of("leading", leading)?, arguments::keys(keys, blocks)?) };
-        leading.write(with::<OpenCache, _, _>(cache, |open| Ok(open.cache.core().match_prefix(keys)))?);
-        Ok(())
-    })
+    let act = |core: &BlockCache, keys: &[BlockKey]| Ok(core.match_prefix(keys));
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_match", cache, keys, blocks, ("leading", leading), act) }
 }
 
 /// Stores blocks, which lie one after the other in `data`; `keys` is a prefix from its first block on. `*stored` is the number of
@@ -267,16 +264,13 @@ pub unsafe extern "C" fn kvc_put(
     bytes: usize,
     stored: *mut usize,
 ) -> kvc_status {
-    call("kvc_put", || {
-        // SAFETY: the caller's promise.
-        let (stored, keys) = unsafe { (Out::of("stored", stored)?, arguments::keys(keys, blocks)?) };
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
         // SAFETY: the caller's promise.
         let data = unsafe { arguments::bytes("data", data, bytes) }?;
-        stored.write(with::<OpenCache, _, _>(cache, |open| {
-            open.cache.core().put(keys, data).map_err(wrong_size)
-        })?);
-        Ok(())
-    })
+        core.put(keys, data).map_err(wrong_size)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_put", cache, keys, blocks, ("stored", stored), act) }
 }
 
 /// Copies the leading blocks that the cache has, here or in L2, into `out`, one after the other; `*loaded` is their number. What
@@ -299,16 +293,13 @@ pub unsafe extern "C" fn kvc_get(
     bytes: usize,
     loaded: *mut usize,
 ) -> kvc_status {
-    call("kvc_get", || {
-        // SAFETY: the caller's promise.
-        let (loaded, keys) = unsafe { (Out::of("loaded", loaded)?, arguments::keys(keys, blocks)?) };
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
         // SAFETY: the caller's promise.
         let out = unsafe { arguments::bytes_mut("out", out, bytes) }?;
-        loaded.write(with::<OpenCache, _, _>(cache, |open| {
-            open.cache.core().get(keys, out).map_err(wrong_size)
-        })?);
-        Ok(())
-    })
+        core.get(keys, out).map_err(wrong_size)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_get", cache, keys, blocks, ("loaded", loaded), act) }
 }
 
 /// Removes blocks here, in L2 and for a later process; `*deleted` is how many there were. Any thread.
@@ -322,12 +313,9 @@ pub unsafe extern "C" fn kvc_delete(
     blocks: usize,
     deleted: *mut usize,
 ) -> kvc_status {
-    call("kvc_delete", || {
-        // SAFETY: the caller's promise.
-        let (deleted, keys) = unsafe { (Out::of("deleted", deleted)?, arguments::keys(keys, blocks)?) };
-        deleted.write(with::<OpenCache, _, _>(cache, |open| Ok(open.cache.core().delete(keys)))?);
-        Ok(())
-    })
+    let act = |core: &BlockCache, keys: &[BlockKey]| Ok(core.delete(keys));
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_delete", cache, keys, blocks, ("deleted", deleted), act) }
 }
 
 /// Removes everything, here and for a later process. What is in L2 stays there for others; this cache neither finds it nor shares
@@ -356,3 +344,24 @@ pub extern "C" fn kvc_flush(cache: *mut kvc_cache, timeout_ms: u64) -> kvc_statu
 pub(crate) fn wrong_size(error: WrongBuffer) -> Failure {
     Failure::new(KVC_WRONG_SIZE, error.to_string())
 }
+/// The body of the exported function `name`, which does something with the blocks of `keys` and answers with a number of them, in the
+/// place that has its own name there.
+///
+/// # Safety
+/// `keys` is NULL or 16 * blocks bytes; the place is NULL or writable.
+pub(crate) unsafe fn counted(
+    name: &'static str,
+    cache: *const kvc_cache,
+    keys: *const u8,
+    blocks: usize,
+    (what, place): (&str, *mut usize),
+    act: impl FnOnce(&BlockCache, &[BlockKey]) -> Result<usize, Failure>,
+) -> kvc_status {
+    call(name, || {
+        // SAFETY: the caller's promise.
+        let (count, keys) = unsafe { (Out::of(what, place)?, arguments::keys(keys, blocks)?) };
+        count.write(with::<OpenCache, _, _>(cache, |open| act(open.cache.core(), keys))?);
+        Ok(())
+    })
+}
+

@@ -1,10 +1,10 @@
 //! Blocks that come from and go to the memory of a device.
 
-use kvcache_core::block_cache::WrongBuffer;
+use kvcache_core::BlockKey;
+use kvcache_core::block_cache::{BlockCache, WrongBuffer};
 
-use crate::arguments::{self, Out};
-use crate::boundary::{call, with};
-use crate::cache::{OpenCache, kvc_cache, wrong_size};
+use crate::arguments;
+use crate::cache::{counted, kvc_cache, wrong_size};
 use crate::segments::{kvc_segment, segments_of};
 use crate::status::Failure;
 use crate::status::kvc_status::{self, KVC_UNAVAILABLE};
@@ -27,18 +27,15 @@ pub unsafe extern "C" fn kvc_put_device_segments(
     stream: *const u64,
     stored: *mut usize,
 ) -> kvc_status {
-    call("kvc_put_device_segments", || {
-        // SAFETY: the caller's promise.
-        let (stored, keys) = unsafe { (Out::of("stored", stored)?, arguments::keys(keys, blocks)?) };
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
         // SAFETY: the caller's promise.
         let (segments, stream) =
             unsafe { (segments_of(segments, segment_count)?, arguments::optional("stream", stream)?) };
-        stored.write(with::<OpenCache, _, _>(cache, |open| {
-            // SAFETY: the caller's promise.
-            unsafe { open.cache.core().put_device_segments(keys, segments, stream) }.map_err(refused)
-        })?);
-        Ok(())
-    })
+        // SAFETY: the caller's promise.
+        unsafe { core.put_device_segments(keys, segments, stream) }.map_err(refused)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_put_device_segments", cache, keys, blocks, ("stored", stored), act) }
 }
 
 /// As kvc_get_segments, to the memory of the device that the setting "device" names. What `stream` holds is waited for first, since it
@@ -57,18 +54,15 @@ pub unsafe extern "C" fn kvc_get_device_segments(
     stream: *const u64,
     loaded: *mut usize,
 ) -> kvc_status {
-    call("kvc_get_device_segments", || {
-        // SAFETY: the caller's promise.
-        let (loaded, keys) = unsafe { (Out::of("loaded", loaded)?, arguments::keys(keys, blocks)?) };
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
         // SAFETY: the caller's promise.
         let (segments, stream) =
             unsafe { (segments_of(segments, segment_count)?, arguments::optional("stream", stream)?) };
-        loaded.write(with::<OpenCache, _, _>(cache, |open| {
-            // SAFETY: the caller's promise.
-            unsafe { open.cache.core().get_device_segments(keys, segments, stream) }.map_err(refused)
-        })?);
-        Ok(())
-    })
+        // SAFETY: the caller's promise.
+        unsafe { core.get_device_segments(keys, segments, stream) }.map_err(refused)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_get_device_segments", cache, keys, blocks, ("loaded", loaded), act) }
 }
 
 fn refused(error: WrongBuffer) -> Failure {

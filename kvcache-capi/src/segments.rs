@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 
 use kvcache_core::BlockKey;
-use kvcache_core::block_cache::Segment;
+use kvcache_core::block_cache::{BlockCache, Segment};
 
 use crate::arguments::{self, Out};
 use crate::async_calls::submit;
-use crate::boundary::{call, with};
-use crate::cache::{OpenCache, kvc_cache, wrong_size};
+use crate::boundary::call;
+use crate::cache::{counted, kvc_cache, wrong_size};
 use crate::status::Failure;
 use crate::status::kvc_status;
 
@@ -40,17 +40,12 @@ pub unsafe extern "C" fn kvc_put_segments(
     segment_count: usize,
     stored: *mut usize,
 ) -> kvc_status {
-    call("kvc_put_segments", || {
-        // SAFETY: the caller's promise.
-        let (stored, keys) = unsafe { (Out::of("stored", stored)?, arguments::keys(keys, blocks)?) };
-        // SAFETY: the caller's promise.
-        let segments = unsafe { segments_of(segments, segment_count) }?;
-        stored.write(with::<OpenCache, _, _>(cache, |open| {
-            // SAFETY: the caller's promise.
-            unsafe { open.cache.core().put_segments(keys, segments) }.map_err(wrong_size)
-        })?);
-        Ok(())
-    })
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
+        // SAFETY: the caller's promise, for both.
+        unsafe { core.put_segments(keys, segments_of(segments, segment_count)?) }.map_err(wrong_size)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_put_segments", cache, keys, blocks, ("stored", stored), act) }
 }
 
 /// As kvc_get, for blocks in pieces. See kvc_put_segments.
@@ -66,17 +61,12 @@ pub unsafe extern "C" fn kvc_get_segments(
     segment_count: usize,
     loaded: *mut usize,
 ) -> kvc_status {
-    call("kvc_get_segments", || {
-        // SAFETY: the caller's promise.
-        let (loaded, keys) = unsafe { (Out::of("loaded", loaded)?, arguments::keys(keys, blocks)?) };
-        // SAFETY: the caller's promise.
-        let segments = unsafe { segments_of(segments, segment_count) }?;
-        loaded.write(with::<OpenCache, _, _>(cache, |open| {
-            // SAFETY: the caller's promise.
-            unsafe { open.cache.core().get_segments(keys, segments) }.map_err(wrong_size)
-        })?);
-        Ok(())
-    })
+    let act = |core: &BlockCache, keys: &[BlockKey]| {
+        // SAFETY: the caller's promise, for both.
+        unsafe { core.get_segments(keys, segments_of(segments, segment_count)?) }.map_err(wrong_size)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { counted("kvc_get_segments", cache, keys, blocks, ("loaded", loaded), act) }
 }
 
 /// As kvc_put_segments, in the background: see kvc_put_async. `segments` may go when the call has returned, the bytes that they name
