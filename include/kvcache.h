@@ -316,8 +316,8 @@ typedef struct kvc_request {
 } kvc_request;
 
 /**
- * The engine's blocks of one KV cache group of a request, in the order of its tokens. UINT32_MAX stands for no block, as does the
- * setting "null_block": nothing is loaded there and nothing stored.
+ * The engine's blocks of one KV cache group of a request, in the order of its tokens, from its first one on. UINT32_MAX stands for no
+ * block, as does the setting "null_block": nothing is loaded there and nothing stored.
  */
 typedef struct kvc_block_table {
     /**
@@ -909,6 +909,8 @@ kvc_status kvc_directory_add_request(struct kvc_directory *directory,
  * `request` is NULL or ends with a NUL; `tokens` is NULL or `count` numbers.
  */
 kvc_status kvc_directory_extend_tokens(struct kvc_directory *directory,
+ * Errors: KVC_INVALID_ARGUMENT for numbers that are no token ids, and where key_source is "engine".
+ *
                                        const char *request,
                                        const int32_t *tokens,
                                        size_t count);
@@ -921,6 +923,8 @@ kvc_status kvc_directory_extend_tokens(struct kvc_directory *directory,
  * `request` is NULL or ends with a NUL; `hashes` is NULL or count * hash_bytes bytes.
  */
 kvc_status kvc_directory_extend_hashes(struct kvc_directory *directory,
+ * Errors: KVC_INVALID_ARGUMENT for hashes of another length, and where key_source is "tokens".
+ *
                                        const char *request,
                                        const uint8_t *hashes,
                                        size_t hash_bytes,
@@ -967,8 +971,9 @@ kvc_status kvc_directory_lookup(struct kvc_directory *directory,
  * The engine counts on `external_tokens` of the last look-up being loaded into the blocks of `tables`, one table for each group. The
  * load is in the next plan. `*asynchronous` as in kvc_directory_lookup. Once for each look-up, with 0 if the engine declines.
  *
- * Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered. It has offered 0 if it was
- * a miss or KVC_PENDING, if there was none, or if this function has answered it before.
+ * Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered, or tables that do not reach to
+ * the end of what is loaded. It has offered 0 if it was a miss or KVC_PENDING, if there was none, or if this function has answered it
+ * before.
  *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; `asynchronous` is NULL or writable.
@@ -993,6 +998,8 @@ kvc_status kvc_directory_commit_load(struct kvc_directory *directory,
  * `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; the others are NULL or writable,
  * `held` for `*held_count` numbers.
  */
+ * Errors: KVC_INVALID_ARGUMENT, and nothing is offloaded, for tables that do not reach to the end of the last slot that is computed.
+ *
 kvc_status kvc_directory_offload(struct kvc_directory *directory,
                                  const char *request,
                                  size_t computed_tokens,
@@ -1031,7 +1038,7 @@ kvc_status kvc_directory_take_plan(struct kvc_directory *directory,
 /**
  * Takes in a report of one rank, from kvc_store_take_report. What has ended by it is given by kvc_directory_next_ended.
  *
- * Errors: KVC_MALFORMED if the bytes are not what a rank of the same library version says.
+ * Errors: KVC_MALFORMED if the bytes are not what a rank of the same library version says, or not one of this directory's ranks.
  *
  * The caller's duties:
  * `report` is NULL or `bytes` bytes.

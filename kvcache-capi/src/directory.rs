@@ -86,8 +86,8 @@ unsafe impl Growing for kvc_request {
     const FIRST_BYTES: usize = 56;
 }
 
-/// The engine's blocks of one KV cache group of a request, in the order of its tokens. UINT32_MAX stands for no block, as does the
-/// setting "null_block": nothing is loaded there and nothing stored.
+/// The engine's blocks of one KV cache group of a request, in the order of its tokens, from its first one on. UINT32_MAX stands for no
+/// block, as does the setting "null_block": nothing is loaded there and nothing stored.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct kvc_block_table {
@@ -169,6 +169,8 @@ pub unsafe extern "C" fn kvc_directory_add_request(
 
 /// Appends tokens of a request, after those given before: for key_source "tokens". Unknown requests are left alone.
 ///
+/// Errors: KVC_INVALID_ARGUMENT for numbers that are no token ids, and where key_source is "engine".
+///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `tokens` is NULL or `count` numbers.
 #[unsafe(no_mangle)]
@@ -188,6 +190,12 @@ pub unsafe extern "C" fn kvc_directory_extend_tokens(
             )));
         }
         with_state(directory, |state| {
+            if !state.planner.takes_tokens() {
+                return Err(Failure::argument(
+                    "key_source of this directory is \"engine\": pass hashes to kvc_directory_extend_hashes, or open it with \
+                     \"tokens\"",
+                ));
+            }
             state.planner.extend_tokens(id, tokens.iter().map(|token| *token as u32));
             Ok(())
         })
@@ -196,6 +204,8 @@ pub unsafe extern "C" fn kvc_directory_extend_tokens(
 
 /// Appends `count` of the engine's own block hashes, `hash_bytes` bytes each (1 to 64), one after the other: for key_source "engine".
 /// Each covers the prefix up to its end. Unknown requests are left alone.
+///
+/// Errors: KVC_INVALID_ARGUMENT for hashes of another length, and where key_source is "tokens".
 ///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `hashes` is NULL or count * hash_bytes bytes.
@@ -216,6 +226,12 @@ pub unsafe extern "C" fn kvc_directory_extend_hashes(
         let (id, hashes) =
             unsafe { (arguments::text("request", request)?, arguments::slice("hashes", hashes, bytes)?) };
         with_state(directory, |state| {
+            if state.planner.takes_tokens() {
+                return Err(Failure::argument(
+                    "key_source of this directory is \"tokens\": pass tokens to kvc_directory_extend_tokens, or open it with \
+                     \"engine\"",
+                ));
+            }
             state.planner.extend_hashes(id, hashes.chunks_exact(hash_bytes));
             Ok(())
         })
@@ -301,8 +317,9 @@ pub unsafe extern "C" fn kvc_directory_lookup(
 /// The engine counts on `external_tokens` of the last look-up being loaded into the blocks of `tables`, one table for each group. The
 /// load is in the next plan. `*asynchronous` as in kvc_directory_lookup. Once for each look-up, with 0 if the engine declines.
 ///
-/// Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered. It has offered 0 if it was
-/// a miss or KVC_PENDING, if there was none, or if this function has answered it before.
+/// Errors: KVC_INVALID_ARGUMENT, and nothing is loaded, for more tokens than the last look-up has offered, or tables that do not reach to
+/// the end of what is loaded. It has offered 0 if it was a miss or KVC_PENDING, if there was none, or if this function has answered it
+/// before.
 ///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; `asynchronous` is NULL or writable.
@@ -330,6 +347,10 @@ pub unsafe extern "C" fn kvc_directory_commit_load(
                      that, once for each look-up"
                 )));
             }
+            if external_tokens > 0 {
+                let end = state.planner.local_tokens(id) + external_tokens;
+                check_reach(&state.planner, &tables, |_| end)?;
+            }
             Ok(state.planner.commit_load(id, external_tokens, &tables))
         })?;
         asynchronous.write(i32::from(between));
@@ -344,6 +365,8 @@ pub unsafe extern "C" fn kvc_directory_commit_load(
 /// room in `held` when the call is made, at least as many as all tables have blocks, and their number when it returns; with less
 /// room KVC_BUFFER_TOO_SMALL, with what is needed in `*held_count`, and nothing is offloaded. Nothing new can be offloaded before
 /// `*next_tokens` tokens are computed.
+///
+/// Errors: KVC_INVALID_ARGUMENT, and nothing is offloaded, for tables that do not reach to the end of the last slot that is computed.
 ///
 /// # Safety
 /// `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; the others are NULL or writable,
@@ -382,6 +405,9 @@ pub unsafe extern "C" fn kvc_directory_offload(
         let held = unsafe { arguments::slice_mut("held", held, blocks) }?;
         let offloading = with_state(directory, |state| {
             check_groups(&state.planner, &tables)?;
+            // Slots are copied when they are whole.
+            let whole = |group| computed_tokens - computed_tokens % state.planner.slot_tokens(group);
+            check_reach(&state.planner, &tables, whole)?;
             Ok(state.planner.offload(id, computed_tokens, &tables))
         })?;
         for (place, block) in held.iter_mut().zip(&offloading.held) {
@@ -451,7 +477,7 @@ pub unsafe extern "C" fn kvc_directory_take_plan(
 
 /// Takes in a report of one rank, from kvc_store_take_report. What has ended by it is given by kvc_directory_next_ended.
 ///
-/// Errors: KVC_MALFORMED if the bytes are not what a rank of the same library version says.
+/// Errors: KVC_MALFORMED if the bytes are not what a rank of the same library version says, or not one of this directory's ranks.
 ///
 /// # Safety
 /// `report` is NULL or `bytes` bytes.
@@ -467,6 +493,14 @@ pub unsafe extern "C" fn kvc_directory_absorb(
         let report =
             Report::decode(report).map_err(|error| Failure::new(KVC_MALFORMED, error.to_string()))?;
         with_state(directory, |state| {
+            let ranks = state.planner.ranks();
+            if report.rank >= ranks {
+                let text = format!(
+                    "the report is of rank {}, and \"ranks\" of this directory is {ranks}: open it and its stores with the same",
+                    report.rank
+                );
+                return Err(Failure::new(KVC_MALFORMED, text));
+            }
             let ended = state.planner.absorb(&report);
             state.ended.extend(ended);
             Ok(())
@@ -604,6 +638,27 @@ fn check_groups(planner: &Planner, tables: &[Vec<u32>]) -> Result<(), Failure> {
         "{} block tables were given and the directory has {groups} groups: pass one table for each",
         tables.len()
     )))
+}
+
+/// Whether the tables have a place for every token that each group is to copy, from the request's first one on. What lies behind a
+/// table's end would not be copied, and nobody would know.
+fn check_reach(
+    planner: &Planner,
+    tables: &[Vec<u32>],
+    tokens: impl Fn(usize) -> usize,
+) -> Result<(), Failure> {
+    for (group, table) in tables.iter().enumerate() {
+        let (tokens, block_tokens) = (tokens(group), planner.block_tokens(group));
+        let needed = tokens.div_ceil(block_tokens);
+        if table.len() < needed {
+            return Err(Failure::argument(format!(
+                "tables[{group}] has {} blocks of {block_tokens} tokens, and {tokens} tokens need {needed}: pass the request's \
+                 whole table, with UINT32_MAX where there is no block",
+                table.len()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn time(seconds: f64) -> Result<Duration, Failure> {

@@ -42,9 +42,9 @@ fn layer(name: &std::ffi::CStr, base: *mut u8) -> kvc_layer {
 }
 
 fn directory(more: &str) -> (kvc_status, *mut kvc_directory) {
-    let json = format!(
-        "{{\"groups\": [{{\"block_tokens\": {BLOCK_TOKENS}}}], \"slot_blocks\": 2, \"key_source\": \"tokens\"{more}}}"
-    );
+    let source = if more.contains("key_source") { "" } else { ", \"key_source\": \"tokens\"" };
+    let json =
+        format!("{{\"groups\": [{{\"block_tokens\": {BLOCK_TOKENS}}}], \"slot_blocks\": 2{source}{more}}}");
     let (json, mut out) = (CString::new(json).expect("no NUL"), null_mut());
     // SAFETY: a text and a place.
     (unsafe { kvc_directory_open_for_abi(KVC_ABI_VERSION, json.as_ptr(), &mut out) }, out)
@@ -306,6 +306,68 @@ fn a_load_that_was_not_offered_is_an_error() {
     assert_eq!(engine.commit_load(c"a", 0, &table), KVC_OK, "nothing is counted on");
 }
 
+/// What lies behind the end of a table would be neither loaded nor stored, and the engine would compute with it.
+#[test]
+fn tables_that_end_early_are_errors() {
+    let mut engine = Engine::new("layerwise");
+    engine.step();
+    engine.bytes_come_back();
+    engine.add(c"a", &(7000..7017).collect::<Vec<i32>>());
+    assert_eq!(engine.lookup(c"a", 4, 17), (KVC_OK, 12));
+    let refused = |status, words| {
+        assert_eq!(status, KVC_INVALID_ARGUMENT);
+        assert!(last_error().contains(words), "{}", last_error());
+    };
+    let (short, whole) = ([vec![8, 9, 10]], [vec![8, 9, 10, 11]]);
+    refused(engine.commit_load(c"a", 12, &short), "tables[0] has 3 blocks of 4 tokens, and 16 tokens need 4");
+    assert_eq!(engine.commit_load(c"a", 12, &whole), KVC_OK, "{}", last_error());
+    engine.add(c"b", &(0..9).collect::<Vec<i32>>());
+    refused(
+        engine.offload(c"b", 9, &[vec![0]], 1).0,
+        "tables[0] has 1 blocks of 4 tokens, and 8 tokens need 2",
+    );
+    assert_eq!(engine.offload(c"b", 9, &[vec![0, 1]], 2).2, 2, "a block that is not whole is not copied");
+}
+
+/// One source of keys for a directory: what the other one gives would be forgotten.
+#[test]
+fn keys_of_the_wrong_source_are_errors() {
+    for (source, takes_tokens) in [("tokens", true), ("engine", false)] {
+        let (status, directory) = directory(&format!(", \"key_source\": \"{source}\""));
+        assert_eq!(status, KVC_OK, "{}", last_error());
+        // SAFETY: texts and numbers that live here.
+        unsafe {
+            assert_eq!(kvc_directory_add_request(directory, c"a".as_ptr(), null()), KVC_OK);
+            let tokens = kvc_directory_extend_tokens(directory, c"a".as_ptr(), [1, 2].as_ptr(), 2);
+            let hashes = kvc_directory_extend_hashes(directory, c"a".as_ptr(), [7; 32].as_ptr(), 32, 1);
+            let refused =
+                if takes_tokens { (KVC_OK, KVC_INVALID_ARGUMENT) } else { (KVC_INVALID_ARGUMENT, KVC_OK) };
+            assert_eq!((tokens, hashes), refused);
+            assert!(last_error().contains(&format!("is \"{source}\": pass")), "{}", last_error());
+        }
+        kvc_directory_close(directory);
+    }
+}
+
+/// A rank more than the directory counts with would never be waited for.
+#[test]
+fn reports_of_unknown_ranks_are_errors() {
+    let mut memory = vec![0; BLOCKS * PAGE_BYTES];
+    let (status, store) = open_store_with(", \"rank\": 1, \"ranks\": 2", &[layer(c"0", memory.as_mut_ptr())]);
+    assert_eq!(status, KVC_OK, "{}", last_error());
+    // SAFETY: a buffer of the size that is said.
+    let report = answer(|buffer, bytes| unsafe { kvc_store_take_report(store, buffer, bytes) });
+    for (ranks, expected) in [(1, KVC_MALFORMED), (2, KVC_OK)] {
+        let (_, directory) = directory(&format!(", \"ranks\": {ranks}"));
+        // SAFETY: bytes that live here.
+        let status = unsafe { kvc_directory_absorb(directory, report.as_ptr().cast(), report.len()) };
+        assert_eq!(status, expected, "{}", last_error());
+        kvc_directory_close(directory);
+    }
+    assert!(last_error().contains("of rank 1, and \"ranks\" of this directory is 1"), "{}", last_error());
+    kvc_store_close(store);
+}
+
 /// Engines fill the tails of their tables with -1; and number blocks from 0.
 #[test]
 fn no_block_is_not_stored_and_block_0_is_one() {
@@ -327,6 +389,16 @@ fn what_cannot_be_meant_is_refused() {
     assert_eq!(open_store(&[kvc_layer { base: null_mut(), ..good }]).0, KVC_NULL_ARGUMENT);
     assert!(last_error().contains("layers[0].base is NULL"), "{}", last_error());
     assert_eq!(open_store(&[kvc_layer { reserved: 1, ..good }]).0, KVC_INVALID_ARGUMENT);
+    for more in
+        ["", ", \"namespace\": \" \"", ", \"namespace\": \"a\"", ", \"namespace\": \"a\", \"shard\": \"\""]
+    {
+        let more = format!(", \"slab_path\": \"/dev/shm\"{more}");
+        assert_eq!(open_store_with(&more, &[good]).0, KVC_BAD_CONFIG);
+        assert!(last_error().contains("blocks that others can find need one"), "{}", last_error());
+    }
+    let nowhere = ", \"slab_path\": \"/no/such\", \"namespace\": \"a\", \"shard\": \"b\"";
+    assert_eq!(open_store_with(nowhere, &[good]).0, KVC_BAD_CONFIG);
+    assert!(last_error().contains("slab_path /no/such does not exist"), "{}", last_error());
     assert_eq!(directory(", \"ranks\": 4000000000").0, KVC_BAD_CONFIG);
     assert!(last_error().contains("use 1 to 65536"), "{}", last_error());
 }
@@ -389,16 +461,6 @@ fn calls() -> impl Strategy<Value = Call> {
         ]
     };
     let block =
-    for more in
-        ["", ", \"namespace\": \" \"", ", \"namespace\": \"a\"", ", \"namespace\": \"a\", \"shard\": \"\""]
-    {
-        let more = format!(", \"slab_path\": \"/dev/shm\"{more}");
-        assert_eq!(open_store_with(&more, &[good]).0, KVC_BAD_CONFIG);
-        assert!(last_error().contains("blocks that others can find need one"), "{}", last_error());
-    }
-    let nowhere = ", \"slab_path\": \"/no/such\", \"namespace\": \"a\", \"shard\": \"b\"";
-    assert_eq!(open_store_with(nowhere, &[good]).0, KVC_BAD_CONFIG);
-    assert!(last_error().contains("slab_path /no/such does not exist"), "{}", last_error());
         || prop_oneof![12 => 0u32..BLOCKS as u32, 1 => prop::sample::select(vec![32, 1 << 20, u32::MAX])];
     let table = move || prop::collection::vec(block(), 0..12);
     let tables = move || prop_oneof![8 => table().prop_map(|table| vec![table]), 1 => prop::collection::vec(table(), 0..3)];

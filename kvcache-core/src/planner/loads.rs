@@ -205,6 +205,11 @@ impl Planner {
         }
     }
 
+    /// Tokens that the engine had itself at the last look-up of a request; 0 for an unknown one.
+    pub fn local_tokens(&self, id: &str) -> usize {
+        self.requests.get(id).map_or(0, |request| request.local_tokens)
+    }
+
     /// How many tokens of the request's last load came from L2 for it, rather than having been in L1.
     pub fn remote_tokens(&self, id: &str) -> usize {
         self.requests.get(id).map_or(0, |request| request.remote_tokens)

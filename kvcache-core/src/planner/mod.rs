@@ -208,6 +208,21 @@ impl Planner {
         self.config.groups.len()
     }
 
+    /// Ranks that report, numbered from 0.
+    pub fn ranks(&self) -> u32 {
+        self.config.ranks
+    }
+
+    /// Whether keys come from tokens, and not from the engine's hashes.
+    pub fn takes_tokens(&self) -> bool {
+        matches!(self.config.key_source, KeySource::Tokens(_))
+    }
+
+    /// Tokens in one engine block of `group`.
+    pub fn block_tokens(&self, group: usize) -> usize {
+        self.config.groups[group].block_tokens
+    }
+
     /// Tokens in a slot of `group`.
     pub fn slot_tokens(&self, group: usize) -> usize {
         self.config.groups[group].block_tokens * self.config.slot_blocks
