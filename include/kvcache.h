@@ -476,7 +476,8 @@ kvc_status kvc_open_config(const struct kvc_config *config,
  * was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others. While there are leases and fills of it,
  * its memory and its threads stay until the last of them ends.
  *
- * Waits for calls under way, which takes as long as they do. Any thread, but not the log callback.
+ * Waits for calls under way, which takes as long as they do, and so does whoever closes the same cache meanwhile: after any kvc_close
+ * of it has returned, the library uses no buffer of its tickets any more. Any thread, but not the log callback.
  */
 void kvc_close(struct kvc_cache *cache);
 
@@ -789,6 +790,9 @@ kvc_status kvc_prefetch_async(struct kvc_cache *cache,
  * Where the work of a ticket stands. KVC_PENDING until it has ended; then what the call would have returned, once, with its number
  * of blocks in `*blocks` if that is KVC_OK. A ticket whose end was told is unknown: KVC_INVALID_ARGUMENT.
  *
+ * Where a defect of the library was caught in the cache (KVC_INTERNAL), tickets can be asked for all the same: what had begun ends as it
+ * does, and what had not ends with KVC_INTERNAL.
+ *
  * Does not wait. Any thread.
  *
  * The caller's duties:
@@ -905,12 +909,12 @@ kvc_status kvc_directory_add_request(struct kvc_directory *directory,
 /**
  * Appends tokens of a request, after those given before: for key_source "tokens". Unknown requests are left alone.
  *
+ * Errors: KVC_INVALID_ARGUMENT for numbers that are no token ids, and where key_source is "engine".
+ *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `tokens` is NULL or `count` numbers.
  */
 kvc_status kvc_directory_extend_tokens(struct kvc_directory *directory,
- * Errors: KVC_INVALID_ARGUMENT for numbers that are no token ids, and where key_source is "engine".
- *
                                        const char *request,
                                        const int32_t *tokens,
                                        size_t count);
@@ -919,12 +923,12 @@ kvc_status kvc_directory_extend_tokens(struct kvc_directory *directory,
  * Appends `count` of the engine's own block hashes, `hash_bytes` bytes each (1 to 64), one after the other: for key_source "engine".
  * Each covers the prefix up to its end. Unknown requests are left alone.
  *
+ * Errors: KVC_INVALID_ARGUMENT for hashes of another length, and where key_source is "tokens".
+ *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `hashes` is NULL or count * hash_bytes bytes.
  */
 kvc_status kvc_directory_extend_hashes(struct kvc_directory *directory,
- * Errors: KVC_INVALID_ARGUMENT for hashes of another length, and where key_source is "tokens".
- *
                                        const char *request,
                                        const uint8_t *hashes,
                                        size_t hash_bytes,
@@ -994,12 +998,12 @@ kvc_status kvc_directory_commit_load(struct kvc_directory *directory,
  * room KVC_BUFFER_TOO_SMALL, with what is needed in `*held_count`, and nothing is offloaded. Nothing new can be offloaded before
  * `*next_tokens` tokens are computed.
  *
+ * Errors: KVC_INVALID_ARGUMENT, and nothing is offloaded, for tables that do not reach to the end of the last slot that is computed.
+ *
  * The caller's duties:
  * `request` is NULL or ends with a NUL; `tables` is NULL or `groups` tables of readable blocks; the others are NULL or writable,
  * `held` for `*held_count` numbers.
  */
- * Errors: KVC_INVALID_ARGUMENT, and nothing is offloaded, for tables that do not reach to the end of the last slot that is computed.
- *
 kvc_status kvc_directory_offload(struct kvc_directory *directory,
                                  const char *request,
                                  size_t computed_tokens,

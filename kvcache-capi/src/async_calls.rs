@@ -9,7 +9,7 @@ use kvcache_core::block_cache::BlockCache;
 
 use crate::arguments::{self, Out};
 use crate::background::{Background, Progress, deadline};
-use crate::boundary::{call, call_for, with};
+use crate::boundary::{call, call_for, with, with_even_broken};
 use crate::cache::{OpenCache, kvc_cache, wrong_size};
 use crate::status::Failure;
 use crate::status::kvc_status::{self, KVC_OK, KVC_PENDING};
@@ -99,6 +99,9 @@ pub(crate) fn submit(
 
 /// Where the work of a ticket stands. KVC_PENDING until it has ended; then what the call would have returned, once, with its number
 /// of blocks in `*blocks` if that is KVC_OK. A ticket whose end was told is unknown: KVC_INVALID_ARGUMENT.
+///
+/// Where a defect of the library was caught in the cache (KVC_INTERNAL), tickets can be asked for all the same: what had begun ends as it
+/// does, and what had not ends with KVC_INTERNAL.
 ///
 /// Does not wait. Any thread.
 ///
@@ -192,6 +195,97 @@ pub unsafe extern "C" fn kvc_event_fd(cache: *mut kvc_cache, fd: *mut i32) -> kv
     })
 }
 
+/// Tickets outlive a defect: whoever waits for one has to learn when its buffer is free.
 fn background(cache: *const kvc_cache) -> Result<Arc<Background>, Failure> {
-    with::<OpenCache, _, _>(cache, |open| Ok(Arc::clone(&open.background)))
+    with_even_broken(cache, |open: &OpenCache| Arc::clone(&open.background))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cache::{kvc_close, kvc_match, kvc_open};
+    use crate::status::kvc_status::{KVC_BAD_HANDLE, KVC_INTERNAL};
+
+    /// The address of an open cache with one thread, so that threads can share it.
+    fn opened() -> usize {
+        let mut cache = null_mut();
+        let config = c"{\"block_bytes\": 64, \"capacity_bytes\": 640, \"async_threads\": 1}";
+        // SAFETY: a text and a place.
+        assert_eq!(unsafe { kvc_open(config.as_ptr(), &mut cache) }, KVC_OK);
+        cache.addr()
+    }
+
+    fn handle(cache: usize) -> *mut kvc_cache {
+        std::ptr::without_provenance_mut(cache)
+    }
+
+    fn matched(cache: usize) -> kvc_status {
+        let mut leading = 0;
+        // SAFETY: a key and a place; no handle is followed.
+        unsafe { kvc_match(handle(cache), [0u8; 16].as_ptr(), 1, &mut leading) }
+    }
+
+    fn submitted(cache: usize, work: impl FnOnce() -> usize + Send + 'static) -> u64 {
+        let mut ticket = 0;
+        // SAFETY: a place.
+        let place = unsafe { Out::of("ticket", &mut ticket) }.unwrap();
+        submit(handle(cache), &[], place, move |_, _| Ok(work())).unwrap();
+        ticket
+    }
+
+    fn waited(cache: usize, ticket: u64) -> kvc_status {
+        let mut blocks = 0;
+        // SAFETY: a place.
+        unsafe { kvc_wait(handle(cache), ticket, 60_000, &mut blocks) }
+    }
+
+    /// As after a panic in a call: nothing of the cache is used, but tickets can be asked for, since buffers depend on them.
+    #[test]
+    fn a_panic_in_the_background_breaks_the_cache() {
+        let cache = opened();
+        let done = submitted(cache, || 1);
+        let (go, waiting) = mpsc::channel::<()>();
+        let panics = submitted(cache, move || {
+            let _ = waiting.recv();
+            panic!("planted")
+        });
+        let queued = submitted(cache, || 1);
+        assert_eq!(matched(cache), KVC_OK);
+        go.send(()).unwrap();
+        assert_eq!([waited(cache, panics), waited(cache, queued)], [KVC_INTERNAL; 2]);
+        assert_eq!((matched(cache), waited(cache, done)), (KVC_INTERNAL, KVC_OK));
+        kvc_close(handle(cache));
+        assert_eq!(matched(cache), KVC_BAD_HANDLE);
+    }
+
+    /// Whoever has closed a cache may free the buffers of its tickets, also where another thread was first.
+    #[test]
+    fn nobody_has_closed_a_cache_before_its_work_has_ended() {
+        let cache = opened();
+        let (began, has_begun) = mpsc::channel();
+        let (go, waiting) = mpsc::channel::<()>();
+        submitted(cache, move || {
+            began.send(()).unwrap();
+            waiting.recv().map_or(0, |()| 1)
+        });
+        has_begun.recv().unwrap();
+        std::thread::scope(|scope| {
+            // Goes with a check that fails, so that the threads end.
+            let go = go;
+            let first = scope.spawn(|| kvc_close(handle(cache)));
+            while matched(cache) != KVC_BAD_HANDLE {
+                std::thread::yield_now();
+            }
+            let second = scope.spawn(|| kvc_close(handle(cache)));
+            // Time for the second one to be wrong.
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!first.is_finished() && !second.is_finished());
+            go.send(()).unwrap();
+        });
+        kvc_close(handle(cache));
+    }
 }

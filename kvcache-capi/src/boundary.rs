@@ -1,9 +1,8 @@
 //! The way in and out: no panic crosses it, and every failure leaves its words behind.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::defect::{self, Defect};
 use crate::handles::{Handle, Handles};
 use crate::status::kvc_status::{self, KVC_BAD_HANDLE, KVC_INTERNAL, KVC_OK, KVC_SYSTEM};
 use crate::status::{Failure, remember};
@@ -16,12 +15,17 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
 
     /// All objects of this kind.
     fn table() -> &'static Handles<Opened<Self>>;
+
+    /// Where defects are noted: one place for the calls and for what the object does on threads of its own.
+    fn defect(&self) -> Arc<Defect> {
+        Arc::default()
+    }
 }
 
-/// An object, and whether a defect was caught in it: then nothing of it is trusted any more.
+/// An object, and whether a defect was caught in it.
 pub(crate) struct Opened<T> {
     value: T,
-    is_broken: AtomicBool,
+    defect: Arc<Defect>,
 }
 
 /// Runs the body of the exported function `name`.
@@ -31,24 +35,19 @@ pub(crate) fn call(name: &'static str, body: impl FnOnce() -> Result<(), Failure
 
 /// The same for a function that has other outcomes than done.
 pub(crate) fn call_for(name: &'static str, body: impl FnOnce() -> Result<kvc_status, Failure>) -> kvc_status {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(status)) => status,
-        Ok(Err(failure)) => {
+    match defect::catch(body).unwrap_or_else(|text| Err(Failure::new(KVC_INTERNAL, text))) {
+        Ok(status) => status,
+        Err(failure) => {
             remember(&format!("{name}: {}", failure.text));
             failure.status
-        }
-        Err(panic) => {
-            remember(&format!("{name}: {}", defect(&*panic)));
-            // A payload of a foreign type could panic again while it is dropped.
-            std::mem::forget(panic);
-            KVC_INTERNAL
         }
     }
 }
 
 /// Puts an object behind a handle, as the pointer that the caller gets.
 pub(crate) fn open<T: Object, P>(value: T) -> Result<*mut P, Failure> {
-    let opened = Opened { value, is_broken: AtomicBool::new(false) };
+    let defect = value.defect();
+    let opened = Opened { value, defect };
     match T::table().insert(opened) {
         Ok(Handle(number)) => Ok(std::ptr::without_provenance_mut(number as usize)),
         Err(_) => Err(Failure::new(KVC_SYSTEM, format!("too many {} handles are open: close some", T::NAME))),
@@ -60,37 +59,40 @@ pub(crate) fn with<T: Object, P, R>(
     pointer: *const P,
     act: impl FnOnce(&T) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
-    let acted = T::table().with(handle_of(pointer), |opened| {
-        if opened.is_broken.load(Ordering::Relaxed) {
-            return Err(broken::<T>());
+    with_opened(pointer, |opened: &Opened<T>| {
+        if opened.defect.is_noted() {
+            return Err(defect::broken(T::NAME));
         }
-        catch_unwind(AssertUnwindSafe(|| act(&opened.value))).unwrap_or_else(|panic| {
-            opened.is_broken.store(true, Ordering::Relaxed);
-            let text = defect(&*panic);
-            std::mem::forget(panic);
-            Err(Failure::new(KVC_INTERNAL, text))
-        })
-    });
-    acted.unwrap_or_else(|| Err(bad_handle::<T, P>(pointer)))
+        opened.defect.catch(|| act(&opened.value))
+    })
 }
 
-/// Takes the object away from its handle, when no call uses it any more.
-pub(crate) fn close<T: Object, P>(pointer: *const P) -> Result<T, Failure> {
-    match T::table().remove(handle_of(pointer)) {
-        Some(opened) => Ok(opened.value),
-        None => Err(bad_handle::<T, P>(pointer)),
-    }
+/// The same after a defect as before: for what does not depend on the state that one leaves.
+pub(crate) fn with_even_broken<T: Object, P, R>(
+    pointer: *const P,
+    act: impl FnOnce(&T) -> R,
+) -> Result<R, Failure> {
+    with_opened(pointer, |opened: &Opened<T>| opened.defect.catch(|| Ok(act(&opened.value))))
+}
+
+fn with_opened<T: Object, P, R>(
+    pointer: *const P,
+    act: impl FnOnce(&Opened<T>) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    T::table().with(handle_of(pointer), act).unwrap_or_else(|| Err(bad_handle::<T, P>(pointer)))
+}
+
+/// Takes the object away from its handle, when no call uses it any more, and ends it. Whoever closes it at the same time waits for
+/// that: where any of them returns, the object is gone.
+pub(crate) fn close<T: Object, P, R>(pointer: *const P, end: impl FnOnce(T) -> R) -> Result<R, Failure> {
+    let ended = T::table().remove(handle_of(pointer), |opened| end(opened.value));
+    ended.ok_or_else(|| bad_handle::<T, P>(pointer))
 }
 
 /// The state behind an object's lock. Whoever waited for it while a panic ended another call does not get it: the lock, unlike
 /// those that are not poisoned, says so before anybody else has it.
 pub(crate) fn state<T: Object, S>(lock: &Mutex<S>) -> Result<MutexGuard<'_, S>, Failure> {
-    lock.lock().map_err(|_| broken::<T>())
-}
-
-fn broken<T: Object>() -> Failure {
-    let text = format!("a defect was caught in this {} before: close it and go on without", T::NAME);
-    Failure::new(KVC_INTERNAL, text)
+    lock.lock().map_err(|_| defect::broken(T::NAME))
 }
 
 fn handle_of<P>(pointer: *const P) -> Handle {
@@ -109,15 +111,6 @@ fn bad_handle<T: Object, P>(pointer: *const P) -> Failure {
         KVC_BAD_HANDLE,
         format!("{:#x} is no open {name}: it was closed, or {} never gave it", pointer.addr(), T::OPENED_BY),
     )
-}
-
-fn defect(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no words");
-    format!("a defect of this library was caught, please report it: {text}")
 }
 
 #[cfg(test)]
@@ -171,6 +164,6 @@ mod tests {
             assert_eq!([panics.join().unwrap(), waits.join().unwrap()], [KVC_INTERNAL; 2]);
         });
         assert_eq!(count(&|value| *value += 1, &|| ()), KVC_INTERNAL);
-        assert!(close::<Counter, u8>(std::ptr::without_provenance(handle)).is_ok());
+        assert!(close::<Counter, u8, _>(std::ptr::without_provenance(handle), drop).is_ok());
     }
 }

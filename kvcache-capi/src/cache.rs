@@ -13,6 +13,7 @@ use crate::arguments::{self, Out};
 use crate::background::Background;
 use crate::boundary::{self, Object, Opened, call, with};
 use crate::config::{self, Config, kvc_config};
+use crate::defect::Defect;
 use crate::handles::Handles;
 use crate::refusal::refused;
 use crate::status::Failure;
@@ -52,6 +53,10 @@ impl Object for OpenCache {
     fn table() -> &'static Handles<Opened<Self>> {
         static TABLE: LazyLock<Handles<Opened<OpenCache>>> = LazyLock::new(|| Handles::new(1));
         &TABLE
+    }
+
+    fn defect(&self) -> Arc<Defect> {
+        self.background.defect()
     }
 }
 
@@ -134,12 +139,13 @@ fn open(config: &Config, out: Out<*mut kvc_cache>) -> Result<(), Failure> {
 /// was closed before: nothing happens then. Blocks in `slab_path` and in L2 stay for others. While there are leases and fills of it,
 /// its memory and its threads stay until the last of them ends.
 ///
-/// Waits for calls under way, which takes as long as they do. Any thread, but not the log callback.
+/// Waits for calls under way, which takes as long as they do, and so does whoever closes the same cache meanwhile: after any kvc_close
+/// of it has returned, the library uses no buffer of its tickets any more. Any thread, but not the log callback.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_close(cache: *mut kvc_cache) {
     if !cache.is_null() {
         // The words of a failure stay for kvc_last_error: there is nobody to tell.
-        let _ = call("kvc_close", || boundary::close::<OpenCache, _>(cache).map(drop));
+        let _ = call("kvc_close", || boundary::close::<OpenCache, _, _>(cache, drop));
     }
 }
 
@@ -341,9 +347,6 @@ pub extern "C" fn kvc_flush(cache: *mut kvc_cache, timeout_ms: u64) -> kvc_statu
     })
 }
 
-pub(crate) fn wrong_size(error: WrongBuffer) -> Failure {
-    Failure::new(KVC_WRONG_SIZE, error.to_string())
-}
 /// The body of the exported function `name`, which does something with the blocks of `keys` and answers with a number of them, in the
 /// place that has its own name there.
 ///
@@ -365,3 +368,6 @@ pub(crate) unsafe fn counted(
     })
 }
 
+pub(crate) fn wrong_size(error: WrongBuffer) -> Failure {
+    Failure::new(KVC_WRONG_SIZE, error.to_string())
+}

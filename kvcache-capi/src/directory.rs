@@ -126,7 +126,7 @@ pub unsafe extern "C" fn kvc_directory_open_for_abi(
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_directory_close(directory: *mut kvc_directory) {
     if !directory.is_null() {
-        let _ = call("kvc_directory_close", || boundary::close::<OpenDirectory, _>(directory).map(drop));
+        let _ = call("kvc_directory_close", || boundary::close::<OpenDirectory, _, _>(directory, drop));
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use super::sync::{Mutex, PoisonError, RwLock};
+use super::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Names an entry of one table. Never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -18,7 +18,10 @@ pub(crate) struct Handles<T> {
     /// What the table holds, so that a handle of another kind is not taken for one of this.
     kind: u8,
     chunks: [OnceLock<Chunk<T>>; CHUNKS],
+    /// May be locked while an entry is, but not the other way round.
     unused: Mutex<Unused>,
+    /// A handle was removed to the end.
+    removed: Condvar,
 }
 
 type Chunk<T> = Box<[RwLock<Entry<T>>]>;
@@ -33,6 +36,8 @@ struct Entry<T> {
 struct Unused {
     /// Entries that were used and are empty again.
     emptied: Vec<u32>,
+    /// Handles whose value was taken out and is still being ended.
+    removing: Vec<Handle>,
     /// The first entry that was never used.
     next: u32,
 }
@@ -56,13 +61,14 @@ impl<T> Handles<T> {
     /// An empty table; `kind` is below 16.
     pub(crate) fn new(kind: u8) -> Self {
         debug_assert!(kind < 16, "four bits");
-        Self { kind, chunks: std::array::from_fn(|_| OnceLock::new()), unused: Mutex::default() }
+        let chunks = std::array::from_fn(|_| OnceLock::new());
+        Self { kind, chunks, unused: Mutex::default(), removed: Condvar::new() }
     }
 
     /// Takes `value` in. Gives it back if the table is full.
     pub(crate) fn insert(&self, value: T) -> Result<Handle, T> {
         let index = {
-            let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unused = self.unused();
             match unused.emptied.pop() {
                 Some(index) => index,
                 None if unused.next == ENTRIES_MAX => return Err(value),
@@ -91,21 +97,37 @@ impl<T> Handles<T> {
         Some(act(value))
     }
 
-    /// Takes a value out once nobody uses it. Whoever asks for it from now on finds nothing.
-    pub(crate) fn remove(&self, handle: Handle) -> Option<T> {
+    /// Takes a value out once nobody uses it, and lets `end` do the rest. Whoever asks for the value meanwhile finds nothing.
+    ///
+    /// `None` if the handle names none. Where that is because somebody else is removing it just now, not before their `end` has
+    /// returned: whatever this returns, what the value kept alive is gone. So `end` must not remove this handle.
+    pub(crate) fn remove<R>(&self, handle: Handle, end: impl FnOnce(T) -> R) -> Option<R> {
         let (index, generation) = self.parts(handle)?;
         let mut entry = self.entry(index)?.write().unwrap_or_else(PoisonError::into_inner);
-        if entry.generation != generation {
+        let value = if entry.generation == generation { entry.value.take() } else { None };
+        let Some(value) = value else {
+            drop(entry);
+            self.wait_until_removed(handle);
             return None;
-        }
-        let value = entry.value.take()?;
+        };
         entry.generation += 1;
-        let is_spent = entry.generation == GENERATIONS;
+        let reusable = (entry.generation < GENERATIONS).then_some(index);
+        // Before anybody sees that the value is gone.
+        self.unused().removing.push(handle);
         drop(entry);
-        if !is_spent {
-            self.unused.lock().unwrap_or_else(PoisonError::into_inner).emptied.push(index);
+        let _removal = Removal { table: self, handle, reusable };
+        Some(end(value))
+    }
+
+    fn wait_until_removed(&self, handle: Handle) {
+        let mut unused = self.unused();
+        while unused.removing.contains(&handle) {
+            unused = self.removed.wait(unused).unwrap_or_else(PoisonError::into_inner);
         }
-        Some(value)
+    }
+
+    fn unused(&self) -> MutexGuard<'_, Unused> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entry(&self, index: u32) -> Option<&RwLock<Entry<T>>> {
@@ -126,6 +148,24 @@ impl<T> Handles<T> {
         let generation = handle.0 >> INDEX_BITS & ((1 << GENERATION_BITS) - 1);
         let (index, generation) = (index as u32, generation as u32);
         (self.handle(index, generation) == handle).then_some((index, generation))
+    }
+}
+
+/// Says that a value was removed to the end, also where its end was a panic.
+struct Removal<'a, T> {
+    table: &'a Handles<T>,
+    handle: Handle,
+    /// The entry, unless all of its generations are used up.
+    reusable: Option<u32>,
+}
+
+impl<T> Drop for Removal<'_, T> {
+    fn drop(&mut self) {
+        let mut unused = self.table.unused();
+        unused.removing.retain(|removing| *removing != self.handle);
+        unused.emptied.extend(self.reusable);
+        drop(unused);
+        self.table.removed.notify_all();
     }
 }
 

@@ -46,11 +46,11 @@ proptest! {
                 }
                 Step::Remove(index) if !given.is_empty() => {
                     let handle = given[index.index(given.len())];
-                    prop_assert_eq!(table.remove(handle), live.remove(&handle));
+                    prop_assert_eq!(table.remove(handle, |value| value), live.remove(&handle));
                 }
                 Step::Forged(handle) if !given.contains(&Handle(handle)) => {
                     prop_assert!(table.with(Handle(handle), |_| ()).is_none());
-                    prop_assert!(table.remove(Handle(handle)).is_none());
+                    prop_assert!(table.remove(Handle(handle), drop).is_none());
                 }
                 _ => {}
             }
@@ -66,5 +66,5 @@ fn tables_grow() {
     for (number, handle) in handles.iter().enumerate() {
         assert_eq!(table.with(*handle, |value| *value), Some(number));
     }
-    assert!(handles.iter().all(|handle| table.remove(*handle).is_some() && handle.0 != 0));
+    assert!(handles.iter().all(|handle| table.remove(*handle, drop).is_some() && handle.0 != 0));
 }

@@ -91,7 +91,7 @@ pub unsafe extern "C" fn kvc_lease_blocks(
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_lease_release(lease: *mut kvc_lease) {
     if !lease.is_null() {
-        let _ = call("kvc_lease_release", || boundary::close::<Lease, _>(lease).map(drop));
+        let _ = call("kvc_lease_release", || boundary::close::<Lease, _, _>(lease, drop));
     }
 }
 
@@ -147,8 +147,9 @@ pub unsafe extern "C" fn kvc_commit(fill: *mut kvc_fill, written: usize, held: *
     call("kvc_commit", || {
         // SAFETY: the caller's promise.
         let held = unsafe { Out::of("held", held) }?;
-        let fill = boundary::close::<OpenFill, _>(fill)?.0.into_inner();
-        held.write(fill.commit_first(written));
+        held.write(boundary::close::<OpenFill, _, _>(fill, |fill| {
+            fill.0.into_inner().commit_first(written)
+        })?);
         Ok(())
     })
 }
@@ -161,6 +162,6 @@ pub unsafe extern "C" fn kvc_commit(fill: *mut kvc_fill, written: usize, held: *
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_abandon(fill: *mut kvc_fill) {
     if !fill.is_null() {
-        let _ = call("kvc_abandon", || boundary::close::<OpenFill, _>(fill).map(drop));
+        let _ = call("kvc_abandon", || boundary::close::<OpenFill, _, _>(fill, drop));
     }
 }

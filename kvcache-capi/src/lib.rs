@@ -7,9 +7,12 @@
 mod arguments;
 mod async_calls;
 mod background;
+#[cfg(test)]
+mod background_tests;
 mod boundary;
 mod cache;
 mod config;
+mod defect;
 mod device;
 mod directory;
 mod directory_config;

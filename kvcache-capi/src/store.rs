@@ -137,7 +137,7 @@ pub unsafe extern "C" fn kvc_store_open_for_abi(
 #[unsafe(no_mangle)]
 pub extern "C" fn kvc_store_close(store: *mut kvc_store) {
     if !store.is_null() {
-        let _ = call("kvc_store_close", || boundary::close::<OpenStore, _>(store).map(drop));
+        let _ = call("kvc_store_close", || boundary::close::<OpenStore, _, _>(store, drop));
     }
 }
 

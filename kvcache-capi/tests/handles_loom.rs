@@ -5,7 +5,7 @@
 mod handles;
 
 mod sync {
-    pub(crate) use loom::sync::{Mutex, RwLock};
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, RwLock};
     pub(crate) use std::sync::PoisonError;
 }
 
@@ -22,7 +22,7 @@ impl Drop for Value {
     }
 }
 
-/// A user sees the value whole or not at all, and one of two closers gets it.
+/// A user sees the value whole or not at all; one of two closers gets it, and neither returns before it is gone.
 #[test]
 fn a_value_lives_while_it_is_used_and_goes_once() {
     loom::model(|| {
@@ -35,13 +35,18 @@ fn a_value_lives_while_it_is_used_and_goes_once() {
         });
         let closer = loom::thread::spawn({
             let table = table.clone();
-            move || table.remove(handle).is_some()
+            let gone = gone.clone();
+            move || {
+                let is_mine = table.remove(handle, drop).is_some();
+                assert!(gone.load(Ordering::SeqCst), "whoever has closed it knows that it is gone");
+                is_mine
+            }
         });
-        let here = table.remove(handle).is_some();
+        let here = table.remove(handle, drop).is_some();
+        assert!(gone.load(Ordering::SeqCst), "whoever has closed it knows that it is gone");
         let there = closer.join().unwrap();
         assert!(here ^ there, "one of two closers gets the value");
         user.join().unwrap();
-        assert!(gone.load(Ordering::SeqCst));
         assert!(table.with(handle, |_| ()).is_none());
     });
 }
@@ -56,7 +61,7 @@ fn an_old_handle_never_finds_a_new_value() {
             let table = table.clone();
             move || table.with(old, |value| *value)
         });
-        assert_eq!(table.remove(old), Some(1));
+        assert_eq!(table.remove(old, |value| value), Some(1));
         let Ok(new) = table.insert(2) else { unreachable!("the table is empty") };
         assert_ne!(old, new);
         assert!(matches!(user.join().unwrap(), None | Some(1)));
