@@ -64,9 +64,9 @@ def test_every_miss_reason_and_warning_is_explained() -> None:
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[: len(REASONS)] == list(REASONS)
 
 
-def test_the_example_of_block_cache_runs(tmp_path: Path) -> None:
+def test_the_example_of_block_cache_runs(slab_folder: Path) -> None:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(ROOT / "examples" / "block_cache.py"), str(tmp_path)]
+    command = [sys.executable, str(ROOT / "examples" / "block_cache.py"), str(slab_folder)]
     for _ in range(2):  # the second run finds nothing that the first has left
         run = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         assert run.stderr == ""
