@@ -3,8 +3,8 @@
 //! Each function gives bytes to a decoder, which must not panic, and checks what it accepts. Each tells whether it did.
 
 use kvcache_core::ring::RING_SLOTS;
+use kvcache_wire::RedisReply;
 
-use super::resp::{Reply, read_reply};
 use super::{MemberList, MemberSnapshot, MembersFrom, PlacementSource, RemoteUrl};
 
 /// [`MemberList::from_json`], and the tables of what it accepts.
@@ -31,8 +31,9 @@ pub fn remote_url(bytes: &[u8]) -> bool {
 
 /// A reply of Redis.
 pub fn redis_reply(bytes: &[u8]) -> bool {
-    let Ok(reply) = read_reply(&mut &bytes[..], BULK_BYTES_MAX) else { return false };
-    if let Reply::Bulk(Some(string)) = &reply {
+    let Ok(Some((reply, length))) = RedisReply::read(bytes, BULK_BYTES_MAX) else { return false };
+    assert!(length <= bytes.len());
+    if let RedisReply::Bulk(Some(string)) = &reply {
         assert!(string.len() <= BULK_BYTES_MAX.min(bytes.len()));
     }
     true
@@ -65,7 +66,17 @@ mod tests {
                 "file:///etc/kv%20cache/members.json",
             ],
         ),
-        (redis_reply, &["$11\r\nhello world\r\n", "-ERR no\r\n", ":-12\r\n", "+OK\r\n", "$-1\r\n"]),
+        (
+            redis_reply,
+            &[
+                "$11\r\nhello world\r\n",
+                "-ERR no\r\n",
+                ":-12\r\n",
+                "+OK\r\n",
+                "$-1\r\n",
+                "*2\r\n+OK\r\n:1\r\n",
+            ],
+        ),
     ];
 
     /// Good inputs, each cut and damaged in a thousand ways that come back with their number.

@@ -1,14 +1,15 @@
 //! Members under a key of Redis, as AIBrix's watcher publishes them.
 
 use std::fmt;
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use kvcache_core::ring::RingDocument;
+use kvcache_wire::{RedisReply, redis_command};
 
 use super::percent::decoded;
-use super::resp::{DeadlineStream, Reply, RespError, command, read_reply};
+use super::resp::{DeadlineStream, RespError, read_reply};
 use super::{MemberList, MemberSource, Reading, RemoteUrlError, ServerAddress, SourceError};
 
 /// A key of a Redis server. Its `Debug` and `Display` show no user and no password.
@@ -78,7 +79,7 @@ impl fmt::Debug for RedisKey {
 pub struct RedisSource {
     key: RedisKey,
     timeout: Duration,
-    connection: Option<BufReader<DeadlineStream>>,
+    connection: Option<DeadlineStream>,
     last: Option<Vec<u8>>,
 }
 
@@ -89,7 +90,7 @@ impl RedisSource {
         Self { key, timeout, connection: None, last: None }
     }
 
-    fn connect(&self, deadline: Instant) -> Result<BufReader<DeadlineStream>, SourceError> {
+    fn connect(&self, deadline: Instant) -> Result<DeadlineStream, SourceError> {
         let unreachable = |source| self.io_error(source);
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host's name has no address");
         for address in
@@ -100,14 +101,14 @@ impl RedisSource {
                 return Err(unreachable(io::ErrorKind::TimedOut.into()));
             }
             match TcpStream::connect_timeout(&address, left) {
-                Ok(stream) => return self.log_in(BufReader::new(DeadlineStream { stream, deadline })),
+                Ok(stream) => return self.log_in(DeadlineStream { stream, deadline }),
                 Err(error) => failure = error,
             }
         }
         Err(unreachable(failure))
     }
 
-    fn log_in(&self, mut to: BufReader<DeadlineStream>) -> Result<BufReader<DeadlineStream>, SourceError> {
+    fn log_in(&self, mut to: DeadlineStream) -> Result<DeadlineStream, SourceError> {
         match (&self.key.user, &self.key.password) {
             (Some(user), Some(password)) => self.ask(&mut to, "AUTH", &[user, password]).map(drop)?,
             (None, Some(password)) => self.ask(&mut to, "AUTH", &[password]).map(drop)?,
@@ -121,15 +122,15 @@ impl RedisSource {
 
     fn ask(
         &self,
-        connection: &mut BufReader<DeadlineStream>,
+        connection: &mut DeadlineStream,
         name: &'static str,
         arguments: &[&str],
-    ) -> Result<Reply, SourceError> {
+    ) -> Result<RedisReply, SourceError> {
         let parts: Vec<&str> = std::iter::once(name).chain(arguments.iter().copied()).collect();
-        connection.get_mut().write_all(&command(&parts)).map_err(|error| self.io_error(error))?;
+        connection.write_all(&redis_command(&parts)).map_err(|error| self.io_error(error))?;
         let server = || self.key.server.to_string();
         match read_reply(connection, RingDocument::TEXT_BYTES_MAX) {
-            Ok(Reply::Error(mut message)) => {
+            Ok(RedisReply::Error(mut message)) => {
                 message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
                 Err(SourceError::RedisRefused { server: server(), command: name, message })
             }
@@ -143,7 +144,7 @@ impl RedisSource {
         let deadline = Instant::now() + self.timeout;
         // Taken out, so that whatever fails below leaves no connection behind with half a reply in it.
         if let Some(mut connection) = self.connection.take() {
-            connection.get_mut().deadline = deadline;
+            connection.deadline = deadline;
             match self.get(connection) {
                 // Redis closes connections that are idle, and all of them when it restarts.
                 Err(SourceError::Redis { source, .. }) if source.kind() != io::ErrorKind::TimedOut => {}
@@ -154,10 +155,10 @@ impl RedisSource {
         self.get(connection)
     }
 
-    fn get(&mut self, mut connection: BufReader<DeadlineStream>) -> Result<Vec<u8>, SourceError> {
+    fn get(&mut self, mut connection: DeadlineStream) -> Result<Vec<u8>, SourceError> {
         let server = self.key.server.to_string();
         match self.ask(&mut connection, "GET", &[&self.key.key])? {
-            Reply::Bulk(text) => {
+            RedisReply::Bulk(text) => {
                 self.connection = Some(connection);
                 text.ok_or_else(|| SourceError::NoKey { server, key: self.key.key.clone() })
             }
