@@ -8,8 +8,10 @@ pub mod label {
     pub const ROLE: &str = "kvcache.orchestration.aibrix.ai/role";
 }
 
-/// Annotations of a `KVCache`.
+/// Annotations of a `KVCache`, and one of its pods.
 pub mod annotation {
+    /// On a pod, with the value `true`: it leaves the ring at once and does not come back while it has this.
+    pub const DRAIN: &str = "kvcache.orchestration.aibrix.ai/drain";
     /// The backend: `kvcache`, or one of AIBrix's.
     pub const BACKEND: &str = "kvcache.orchestration.aibrix.ai/backend";
     /// AIBrix's deprecated mode. Never decides.
