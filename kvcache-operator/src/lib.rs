@@ -10,3 +10,5 @@
 
 pub mod api;
 pub mod plan;
+#[cfg(feature = "client")]
+pub mod publish;
