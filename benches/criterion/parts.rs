@@ -2,7 +2,7 @@
 //!
 //! The baseline of each group is named `plain_...`: what the same number of keys costs without the part.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use kvcache_core::eviction::{Candidate, Lru, PolicyRegistry, SlotId};
 use kvcache_core::fingerprint::Namespace;
 use kvcache_core::planner::{GroupConfig, KeySource, LoadMode, Planner, PlannerConfig, RequestOptions};
 use kvcache_core::report::{Hello, Report};
+use kvcache_core::ring::{RingDocument, ServerAddress, SlotTable};
 
 /// The blocks of a prompt of 32,768 tokens.
 const PROMPT_BLOCKS: usize = 2048;
@@ -24,7 +25,7 @@ criterion_group! {
     name = parts;
     config = Criterion::default().sample_size(30).warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = hashing, matching, offloading, evicting, planning
+    targets = hashing, matching, offloading, evicting, planning, ring
 }
 criterion_main!(parts);
 
@@ -153,6 +154,32 @@ fn planning(criterion: &mut Criterion) {
         });
     });
     group.bench_function("plain_time_of_the_clock", |bench| bench.iter(std::time::Instant::now));
+    group.finish();
+}
+
+/// The slot tables of rings, and a ring's document. The target of 500 members is 50 ms.
+fn ring(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ring");
+    for members in [3, 64, 500] {
+        let names: Vec<String> = (0..members).map(|number| format!("kvcache-{number}")).collect();
+        group.bench_function(format!("table_of_{members}"), |bench| {
+            bench.iter(|| SlotTable::new(black_box(&names)).expect("a ring"));
+        });
+    }
+    let servers: BTreeMap<String, ServerAddress> = (0..500)
+        .map(|number| {
+            let host = format!("10.0.{}.{}", number / 256, number % 256);
+            (format!("kvcache-{number}"), ServerAddress::new(&host, 12_345).expect("an address"))
+        })
+        .collect();
+    let document = RingDocument::of(&servers, 1, BTreeMap::new()).expect("a ring");
+    let text = document.to_json();
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    group.bench_function("write_document_of_500", |bench| bench.iter(|| black_box(&document).to_json()));
+    group.bench_function("read_document_of_500", |bench| {
+        bench.iter(|| RingDocument::from_json(black_box(text.as_bytes())).expect("a document"));
+    });
+    group.bench_function("plain_copy_of_the_document", |bench| bench.iter(|| black_box(&text).clone()));
     group.finish();
 }
 
