@@ -1,9 +1,11 @@
 """What docs/c-api.md says is what the library does."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
-from tests.capi.installed import ROOT, Installed, run
+from tests.capi.installed import EXAMPLES, ROOT, Installed, run
 
 TEXT = (ROOT / "docs" / "c-api.md").read_text()
 
@@ -54,6 +56,16 @@ def test_the_first_program_runs_as_it_stands(installed: Installed, tmp_path: Pat
         ]
     )
     assert run([str(binary)]) == "2 blocks\n"
+
+
+def test_the_quick_start_is_what_has_to_be_typed(installed: Installed, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"## Quick start\n\n```bash\n(.*?)```", TEXT, re.DOTALL)
+    first, *rest = lines.splitlines()
+    assert first == "make install PREFIX=$HOME/kvcache"
+    shutil.copytree(EXAMPLES, tmp_path / "examples" / "c")
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    (tmp_path / "kvcache").symlink_to(installed.prefix)
+    assert "62 blocks are loaded" in run(["bash", "-euc", "\n".join(rest)], cwd=tmp_path, env=home)
 
 
 def test_the_static_command_links_no_shared_library(installed: Installed, tmp_path: Path) -> None:
