@@ -1,0 +1,6 @@
+//! The operator against an API server in memory.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod api_server;
