@@ -12,3 +12,27 @@ pub mod api;
 pub mod plan;
 #[cfg(feature = "client")]
 pub mod publish;
+
+#[cfg(feature = "client")]
+pub mod apply;
+#[cfg(feature = "client")]
+pub mod clock;
+#[cfg(feature = "client")]
+pub mod error;
+#[cfg(feature = "client")]
+pub mod events;
+#[cfg(feature = "client")]
+pub mod http;
+#[cfg(feature = "client")]
+pub mod leader;
+#[cfg(feature = "client")]
+pub mod listed;
+#[cfg(feature = "client")]
+pub mod metrics;
+#[cfg(feature = "client")]
+pub mod mirror;
+#[cfg(feature = "client")]
+pub mod queue;
+pub mod satisfied;
+#[cfg(feature = "client")]
+pub mod stores;

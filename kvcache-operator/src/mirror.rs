@@ -1,0 +1,264 @@
+//! The cluster's objects as the watches tell of them, found by the cache that they belong to.
+//!
+//! A reconciliation reads from here only, so that one that finds everything as it should be asks the API server for
+//! nothing. What the operator itself writes is entered at once: the watch tells of it later, and until then another
+//! look would write it again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
+
+use crate::api::label;
+
+/// A cache: the namespace and the name of its `KVCache`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CacheKey {
+    /// Namespace of the cache and of all its objects.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The cache that an object belongs to by its label.
+pub fn by_label<K: Resource>(object: &K) -> Option<CacheKey> {
+    let name = object.labels().get(label::NAME)?.clone();
+    Some(CacheKey { namespace: object.namespace()?, name })
+}
+
+/// The cache that a `KVCache` is.
+pub fn by_name<K: Resource>(object: &K) -> Option<CacheKey> {
+    Some(CacheKey { namespace: object.namespace()?, name: object.meta().name.clone()? })
+}
+
+/// Objects of one kind, fed by one watch.
+#[derive(Debug)]
+pub struct Mirror<K> {
+    belongs_to: fn(&K) -> Option<CacheKey>,
+    inner: RwLock<Inner<K>>,
+}
+
+#[derive(Debug)]
+struct Inner<K> {
+    objects: HashMap<CacheKey, BTreeMap<String, Arc<K>>>,
+    /// The cache of each object, as it may leave one by a change of its label. By namespace and name.
+    homes: HashMap<(String, String), CacheKey>,
+    /// A list that is being read, and what was written meanwhile, which it may lack.
+    listed: Vec<K>,
+    written: HashSet<(String, String)>,
+}
+
+impl<K: Resource + Clone> Mirror<K> {
+    /// An empty one. The function tells the cache of an object.
+    pub fn new(belongs_to: fn(&K) -> Option<CacheKey>) -> Self {
+        let inner = Inner {
+            objects: HashMap::new(),
+            homes: HashMap::new(),
+            listed: Vec::new(),
+            written: HashSet::new(),
+        };
+        Self { belongs_to, inner: RwLock::new(inner) }
+    }
+
+    /// Takes in what the watch tells. Returns the caches that it concerns.
+    pub fn observe(&self, event: Event<K>) -> Vec<CacheKey> {
+        let mut inner = self.write();
+        match event {
+            Event::Apply(object) => self.enter(&mut inner, object),
+            Event::Delete(object) => match inner.find(&object) {
+                // An old deletion, of an object that was created again since.
+                Some(known) if known.uid() != object.uid() && is_newer(&**known, &object) => Vec::new(),
+                _ => inner.drop_object(&id(&object)).into_iter().collect(),
+            },
+            Event::Init => {
+                inner.listed.clear();
+                inner.written.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                inner.listed.push(object);
+                Vec::new()
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut inner.listed);
+                let present: HashSet<(String, String)> = listed.iter().map(id).collect();
+                let gone: Vec<_> = inner.homes.keys().filter(|id| !present.contains(*id)).cloned().collect();
+                let written = std::mem::take(&mut inner.written);
+                let mut keys = Vec::new();
+                for id in gone.into_iter().filter(|id| !written.contains(id)) {
+                    keys.extend(inner.drop_object(&id));
+                }
+                for object in listed {
+                    keys.extend(self.enter(&mut inner, object));
+                }
+                keys
+            }
+        }
+    }
+
+    /// Takes in what the operator wrote.
+    pub fn wrote(&self, object: K) {
+        let mut inner = self.write();
+        inner.written.insert(id(&object));
+        self.enter(&mut inner, object);
+    }
+
+    /// Takes out what the operator deleted.
+    pub fn deleted(&self, object: &K) {
+        self.write().drop_object(&id(object));
+    }
+
+    /// A cache's object of this name.
+    pub fn get(&self, key: &CacheKey, name: &str) -> Option<Arc<K>> {
+        self.read().objects.get(key)?.get(name).cloned()
+    }
+
+    /// All objects of a cache, in the order of their names.
+    pub fn of(&self, key: &CacheKey) -> Vec<Arc<K>> {
+        self.read().objects.get(key).map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// All caches that have such objects.
+    pub fn keys(&self) -> Vec<CacheKey> {
+        self.read().objects.keys().cloned().collect()
+    }
+
+    fn enter(&self, inner: &mut Inner<K>, object: K) -> Vec<CacheKey> {
+        if inner.find(&object).is_some_and(|known| is_newer(&**known, &object)) {
+            return Vec::new();
+        }
+        let id = id(&object);
+        let key = (self.belongs_to)(&object);
+        let mut keys = Vec::new();
+        if inner.homes.get(&id) != key.as_ref() {
+            keys.extend(inner.drop_object(&id));
+        }
+        if let Some(key) = key {
+            inner.objects.entry(key.clone()).or_default().insert(id.1.clone(), Arc::new(object));
+            inner.homes.insert(id, key.clone());
+            keys.push(key);
+        }
+        keys
+    }
+
+    // A panic while the lock is held leaves complete entries, of which the next list corrects the rest.
+    fn read(&self) -> RwLockReadGuard<'_, Inner<K>> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner<K>> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource> Inner<K> {
+    fn find(&self, object: &K) -> Option<&Arc<K>> {
+        let id = id(object);
+        self.objects.get(self.homes.get(&id)?)?.get(&id.1)
+    }
+
+    fn drop_object(&mut self, id: &(String, String)) -> Option<CacheKey> {
+        let key = self.homes.remove(id)?;
+        if let Some(objects) = self.objects.get_mut(&key) {
+            objects.remove(&id.1);
+            if objects.is_empty() {
+                self.objects.remove(&key);
+            }
+        }
+        Some(key)
+    }
+}
+
+fn id<K: Resource>(object: &K) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Whether an object was written later. Resource versions are numbers of one sequence (as Kubernetes promises since
+/// 1.35, and etcd did before); of anything else, what comes last counts.
+fn is_newer<K: Resource>(known: &K, other: &K) -> bool {
+    let version = |object: &K| object.resource_version().and_then(|version| version.parse::<u64>().ok());
+    matches!((version(known), version(other)), (Some(known), Some(other)) if known > other)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn map(name: &str, cache: &str, uid: &str, version: u64) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.namespace = Some("ns".to_owned());
+        map.metadata.name = Some(name.to_owned());
+        map.metadata.uid = Some(uid.to_owned());
+        map.metadata.resource_version = Some(version.to_string());
+        map.metadata.labels = Some([(label::NAME.to_owned(), cache.to_owned())].into());
+        map
+    }
+
+    fn key(name: &str) -> CacheKey {
+        CacheKey { namespace: "ns".to_owned(), name: name.to_owned() }
+    }
+
+    fn versions(mirror: &Mirror<ConfigMap>, cache: &str) -> Vec<String> {
+        mirror
+            .of(&key(cache))
+            .iter()
+            .map(|map| format!("{}@{}", map.name_any(), map.resource_version().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn objects_are_found_by_their_cache_and_move_with_their_label() {
+        let mirror = Mirror::new(by_label);
+        assert_eq!(mirror.observe(Event::Apply(map("a", "one", "u", 1))), [key("one")]);
+        assert_eq!(mirror.observe(Event::Apply(map("a", "two", "u", 2))), [key("one"), key("two")]);
+        assert!(mirror.of(&key("one")).is_empty());
+        assert_eq!(versions(&mirror, "two"), ["a@2"]);
+        // A watch by label tells of a lost label as a deletion, with an object that no longer has it.
+        let mut unlabelled = map("a", "", "u", 3);
+        unlabelled.metadata.labels = None;
+        assert_eq!(mirror.observe(Event::Delete(unlabelled)), [key("two")]);
+        assert!(mirror.keys().is_empty());
+    }
+
+    #[test]
+    fn what_was_written_is_not_undone_by_older_news() {
+        let mirror = Mirror::new(by_label);
+        mirror.wrote(map("a", "one", "u", 5));
+        assert!(mirror.observe(Event::Apply(map("a", "one", "u", 4))).is_empty());
+        assert_eq!(versions(&mirror, "one"), ["a@5"]);
+        // The deletion of the object that had this name before.
+        assert!(mirror.observe(Event::Delete(map("a", "one", "before", 3))).is_empty());
+        assert_eq!(versions(&mirror, "one"), ["a@5"]);
+        assert_eq!(mirror.observe(Event::Delete(map("a", "one", "u", 6))), [key("one")]);
+    }
+
+    #[test]
+    fn a_list_replaces_all_but_what_was_written_while_it_was_read() {
+        let mirror = Mirror::new(by_label);
+        mirror.observe(Event::Apply(map("gone", "one", "g", 1)));
+        mirror.observe(Event::Apply(map("kept", "two", "k", 2)));
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitApply(map("kept", "two", "k", 2)));
+        mirror.observe(Event::InitApply(map("new", "three", "n", 3)));
+        mirror.wrote(map("written", "four", "w", 5));
+        assert_eq!(versions(&mirror, "one"), ["gone@1"], "until the list is complete");
+        let mut keys = mirror.observe(Event::InitDone);
+        keys.sort();
+        assert_eq!(keys, [key("one"), key("three"), key("two")]);
+        assert!(versions(&mirror, "one").is_empty());
+        assert_eq!(versions(&mirror, "four"), ["written@5"]);
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitDone);
+        assert!(mirror.keys().is_empty(), "the next list knows of it");
+    }
+}
