@@ -146,6 +146,12 @@ pub(crate) fn of_bytes(bytes: u64) -> Quantity {
     Amount { nanos: i128::from(bytes) * NANO, form: Form::Binary }.canonical()
 }
 
+/// Whole units of a quantity, rounded down.
+#[cfg(test)]
+pub(crate) fn units(quantity: &Quantity) -> Option<u64> {
+    Amount::parse(quantity).map(Amount::units)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

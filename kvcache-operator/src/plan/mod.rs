@@ -1,3 +1,12 @@
 //! What should be, from what was asked for and what is: pure functions, no client and no clock.
 
+mod connection;
+mod desired;
+mod objects;
 pub mod ring;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+pub use connection::RING_FOLDER;
+pub use desired::{Desired, desired, names, selector};

@@ -80,7 +80,7 @@ fn is_device(name: &str) -> bool {
 }
 
 /// Whether this is a limit on RDMA devices: `vke.volcengine.com/rdma`, `rdma/hca_shared_devices_a` and their like.
-pub(super) fn is_rdma(name: &str) -> bool {
+pub(crate) fn is_rdma(name: &str) -> bool {
     is_device(name) && name.to_ascii_lowercase().contains("rdma")
 }
 

@@ -73,8 +73,9 @@ fn host_port(text: &str) -> Result<(String, u16), &'static str> {
         return Err("has a scheme, and only the host and the port are wanted");
     }
     let (host, port) = text.rsplit_once(':').ok_or("has no port")?;
-    let port =
-        port.parse::<u16>().ok().filter(|port| *port > 0 && text.ends_with(|c: char| c.is_ascii_digit()));
+    // `parse` alone would take "+1".
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse::<u16>().ok().filter(|port| digits && *port > 0);
     let port = port.ok_or("has a port that is no number from 1 to 65535")?;
     if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         let address =

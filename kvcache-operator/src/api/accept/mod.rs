@@ -12,6 +12,11 @@ mod tests;
 
 use std::time::Duration;
 
+pub(crate) use containers::is_rdma;
+pub(crate) use metadata::REDIS_PASSWORD;
+pub(crate) use pods::SERVER_CONTAINER;
+pub(crate) use service::{MANAGE as MANAGE_PORT_NAME, SERVE as SERVE_PORT_NAME};
+
 use super::refusal::Problems;
 use super::{
     Accepted, Backend, KVCache, MetadataSpec, Options, Pods, Reason, Refusal, RingOptions, RuntimeSpec,

@@ -56,7 +56,10 @@ pub(super) fn ports(
             },
         };
         let Some(target) = u16::try_from(target).ok().filter(|target| *target > 0) else {
-            problems.add(field, format!("{target} is no port: give 1 to 65535"));
+            // Left out, it is the port itself, of which this has been said.
+            if port.target_port.is_some() {
+                problems.add(field, format!("{target} is no port: give 1 to 65535"));
+            }
             continue;
         };
         match name {

@@ -529,7 +529,7 @@ fn ports_follow_the_service() {
         ])
     );
     assert_eq!(ports(json!([{"port": 7000}])).ports.serve, 7000, "the only one");
-    assert_eq!(ports(json!([{"port": 7000, "targetPort": "manage"}])).ports.serve, 8088);
+    assert_eq!(ports(json!([{"port": 7000, "targetPort": "service"}])).ports.serve, 12345);
     let other = ports(json!([{"name": "service", "port": 1}, {"name": "web", "port": 80}]));
     assert!(other.notes[0].contains("no server listens on 80"), "{:?}", other.notes);
 }
@@ -566,7 +566,10 @@ fn a_template_stands_for_itself() {
     }));
     let accepted = accepted(&cache);
     assert_eq!(accepted.ports.serve, 7000, "found by its name");
-    assert_eq!(accepted.notes, ["spec.cache.image have no effect: spec.cache.template says it all"]);
+    assert_eq!(
+        accepted.notes,
+        ["spec.cache.image, spec.cache.resources have no effect: spec.cache.template says it all"]
+    );
     let Pods::Template(template) = accepted.workload.pods else { panic!("no template") };
     assert_eq!(
         serde_json::to_value(template).expect("JSON"),
