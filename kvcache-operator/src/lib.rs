@@ -9,9 +9,12 @@
 //! feature `client`, without a client.
 
 pub mod api;
+pub mod generated;
 pub mod plan;
 #[cfg(feature = "client")]
 pub mod publish;
+pub mod rbac;
+pub mod yaml;
 
 #[cfg(feature = "client")]
 pub mod apply;

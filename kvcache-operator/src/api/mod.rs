@@ -9,6 +9,7 @@ mod kvcache;
 mod names;
 mod quantity;
 mod refusal;
+mod rules;
 mod runtime_spec;
 mod schema;
 mod server_spec;

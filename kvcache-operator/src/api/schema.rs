@@ -1,11 +1,43 @@
 //! Schemas of fields whose types are Kubernetes' own. Written out small: AIBrix's resource definition inlines three
 //! whole pod templates and is 862 KB long.
 
+use schemars::transform::transform_subschemas;
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use super::rules;
+
+/// Fields that may be left out may not be null, as in AIBrix's definition: the API server drops a null (`resources:`
+/// with nothing behind it) before it fills in defaults and before rules ask `has(...)`.
+pub(super) fn without_null(schema: &mut Schema) {
+    transform_subschemas(&mut without_null, schema);
+    let Some(object) = schema.as_object_mut() else { return };
+    // Formats that Kubernetes does not know make it warn at every write.
+    if object.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
+        object.remove("format");
+    }
+    if let Some(Value::Array(types)) = object.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            object.insert("type".to_owned(), only);
+        }
+    }
+    let Some(Value::Array(variants)) = object.get_mut("anyOf") else { return };
+    variants.retain(|variant| variant != &json!({ "type": "null" }));
+    if let [Value::Object(only)] = variants.as_mut_slice() {
+        let only = std::mem::take(only);
+        object.remove("anyOf");
+        for (key, value) in only {
+            // What the field says of itself is more than what its type says of all such fields.
+            object.entry(key).or_insert(value);
+        }
+    }
+}
 
 /// A pod template: whatever the API server takes in a workload. Its labels and annotations survive.
 pub(super) fn pod_template(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "object", "nullable": true, "x-kubernetes-preserve-unknown-fields": true })
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
 
 /// Requests and limits of a container.
@@ -13,16 +45,15 @@ pub(super) fn resources(_: &mut SchemaGenerator) -> Schema {
     let amounts = || {
         json_schema!({
             "type": "object",
-            "nullable": true,
             "additionalProperties": {
                 "pattern": QUANTITY,
+                "maxLength": QUANTITY_CHARACTERS_MAX,
                 "x-kubernetes-int-or-string": true
             }
         })
     };
     json_schema!({
         "type": "object",
-        "nullable": true,
         "properties": { "limits": amounts(), "requests": amounts() },
         "x-kubernetes-preserve-unknown-fields": true
     })
@@ -32,7 +63,6 @@ pub(super) fn resources(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn env(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "nullable": true,
         "items": {
             "type": "object",
             "required": ["name"],
@@ -47,14 +77,16 @@ pub(super) fn service_ports(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "minItems": 1,
+        "maxItems": PORTS_MAX,
         "items": {
             "type": "object",
             "required": ["port"],
+            "x-kubernetes-validations": rules::port(),
             "properties": {
-                "name": { "type": "string" },
+                "name": { "type": "string", "maxLength": 63 },
                 "port": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 },
-                "protocol": { "type": "string" },
-                "targetPort": { "x-kubernetes-int-or-string": true },
+                "protocol": { "type": "string", "maxLength": 32, "default": "TCP" },
+                "targetPort": { "maxLength": 63, "nullable": false, "x-kubernetes-int-or-string": true },
                 "nodePort": { "type": "integer", "format": "int32", "minimum": 0, "maximum": 65535 },
                 "appProtocol": { "type": "string" }
             }
@@ -65,8 +97,9 @@ pub(super) fn service_ports(_: &mut SchemaGenerator) -> Schema {
 /// An amount with a unit.
 pub(super) fn quantity(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
-        "nullable": true,
         "pattern": QUANTITY,
+        "maxLength": QUANTITY_CHARACTERS_MAX,
+        "nullable": false,
         "x-kubernetes-int-or-string": true
     })
 }
@@ -75,7 +108,6 @@ pub(super) fn quantity(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "nullable": true,
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
         "items": {
@@ -92,6 +124,12 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
         }
     })
 }
+
+/// Bounds the cost of the rules that compare each port with each other.
+const PORTS_MAX: u32 = 32;
+
+/// Bounds the cost of reading a quantity in a rule. The largest, in canonical form, have 20.
+const QUANTITY_CHARACTERS_MAX: u32 = 64;
 
 /// Kubernetes' own pattern of quantities.
 const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";

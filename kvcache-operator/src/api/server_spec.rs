@@ -4,11 +4,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema;
+use super::{rules, schema};
 
 /// Memory and ring of the cache servers.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::server()))]
 pub struct ServerSpec {
     /// Memory of one server for blocks, such as `32Gi`. Left out: nine tenths of the memory limit, as in AIBrix, less
     /// if the headroom needs more.

@@ -9,6 +9,7 @@ use super::schema;
 /// What the operator last saw. Written only when something of it changes.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = schema::without_null)]
 pub struct KVCacheStatus {
     /// The generation of the spec that this describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,6 +31,7 @@ pub struct KVCacheStatus {
     pub ring_members: Option<i32>,
     /// Slots that members of the published ring own: 4096, or 0 while the ring is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4096))]
     pub ring_slots: Option<i32>,
     /// The backend that serves the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
