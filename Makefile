@@ -21,10 +21,10 @@ tools = $$(scripts/ensure_dev_tools.sh)/bin
 wheel_env = .venv-vllm-$(VLLM_VERSION)
 nextest = $(shell command -v cargo-nextest)
 # The parts of `make test`. The wheel comes first: `lint` compares its type stubs with it.
-parts = wheel lint kernels test-rust test-capi test-rdma test-peers test-python test-e2e
+parts = wheel lint kernels test-rust test-capi test-deploy test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel kernels install capi-abi test test-rust test-capi test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel kernels install capi-abi deploy-files image-rootfs test test-rust test-capi test-deploy test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -45,6 +45,15 @@ install: ## the C library and its headers, in PREFIX (/usr/local); DESTDIR and L
 capi-abi: ## include/kvcache.abi anew, after a deliberate change of the C library's binary interface
 	cargo build --locked --profile test -p kvcache-capi --lib
 	python3 -m tests.capi.abi "$${CARGO_TARGET_DIR:-target}/debug/libkvcache.so"
+
+deploy-files: ## the files of deploy/ that follow from the operator's code, anew
+	cargo run --locked -q -p kvcache-operator --no-default-features --bin crdgen -- deploy
+
+image-rootfs: ## root file systems of the images of server and operator, in dist/rootfs/
+	scripts/ensure_rust.sh
+	cargo build --locked --release -p kvcache-cli -p kvcache-operator --bins
+	scripts/image_rootfs.sh "$${CARGO_TARGET_DIR:-target}/release/kvcache" dist/rootfs/server
+	scripts/image_rootfs.sh "$${CARGO_TARGET_DIR:-target}/release/kvcache-operator" dist/rootfs/operator
 
 test: ## everything that a change must pass
 	scripts/ensure_rust.sh
@@ -68,6 +77,11 @@ test-capi: ## the C library as installed: its interface, headers, examples by pk
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
 	"$(tools)/python" -m pytest tests/capi -rs $(PYTEST_ARGS)
+
+test-deploy: ## the Helm chart rendered, the manifests put together, the programs inside their images' root file systems
+	scripts/ensure_rust.sh
+	cargo build --locked --profile test -p kvcache-cli -p kvcache-operator --bins
+	KVCACHE_PROGRAMS="$${CARGO_TARGET_DIR:-target}/debug" "$(tools)/python" -m pytest tests/deploy -rs $(PYTEST_ARGS)
 
 test-rdma: ## real RDMA verbs in a small virtual machine with soft RoCE; skipped where it cannot be had
 	scripts/ensure_rust.sh
