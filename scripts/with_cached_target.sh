@@ -8,6 +8,8 @@
 set -euo pipefail
 . "$(dirname "$0")/dev_paths.sh"
 
+# What incremental builds keep is of use in the same checkout only, and grows to twice the size of everything else.
+export CARGO_INCREMENTAL=0
 bytes_max=$((16 << 30)) # cargo never throws anything away; a full build of the workspace is a tenth of this
 folders="$KVCACHE_DEV_CACHE/target/$( (cd "$REPO" && rustc --version 2>/dev/null || echo none) | tr -c 'a-zA-Z0-9.\n' - | cut -c1-32)"
 mkdir -p "$folders"
