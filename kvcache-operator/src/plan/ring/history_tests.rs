@@ -87,7 +87,8 @@ impl Oracle {
                 }
                 Some(_) => {}
                 None if self.members.contains(name) => {
-                    if second - *self.away.entry(name.clone()).or_insert(second) >= GRACE {
+                    let since = *self.away.entry(name.clone()).or_insert(second);
+                    if second - since >= GRACE {
                         self.members.remove(name);
                         self.away.remove(name);
                     }
