@@ -10,3 +10,5 @@ mod tests;
 
 pub use connection::RING_FOLDER;
 pub use desired::{Desired, desired, names, selector};
+#[cfg(feature = "client")]
+pub(crate) use desired::{Role, metadata};

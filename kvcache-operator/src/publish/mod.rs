@@ -3,6 +3,7 @@
 //! Whoever writes is fenced: an operator that was slow, or that another has replaced, finds a later ring there and
 //! leaves it.
 
+pub mod config_map;
 #[cfg(test)]
 mod fake_redis;
 mod fence;

@@ -4,3 +4,4 @@
 mod support;
 
 mod api_server;
+mod ring_config_map;

@@ -283,3 +283,22 @@ fn more_pods_than_slots_get_none() {
     let ring = decide(&pods, &PublishedRing::default(), &options(u32::MAX), at(100));
     assert_eq!(ring.member_count(), MEMBERS_MAX);
 }
+
+/// Prints what a decision costs where nothing has changed: `cargo test --release -p kvcache-operator --lib
+/// plan::ring::rules_tests::figures -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn figures() {
+    for count in [3, 64, 500] {
+        let host = |n: u32| Some(format!("10.0.{}.{}", n / 256, n % 256));
+        let pods: Vec<_> = (0..count).map(|n| RingPod { host: host(n), ..ready(n, 0) }).collect();
+        let ring = decide(&pods, &PublishedRing::default(), &options(count), at(10));
+        let begun = std::time::Instant::now();
+        for _ in 0..200 {
+            let same = decide(&pods, &published(&ring), &options(count), at(100));
+            assert_eq!(same.change, RingChange::None);
+        }
+        let ms = begun.elapsed().as_secs_f64() * 1000.0 / 200.0;
+        println!("{count} members: {ms:.2} ms, {} bytes", ring.text.len());
+    }
+}
