@@ -340,6 +340,8 @@ fn memory_that_does_not_fit_is_refused_with_the_arithmetic() {
              the limit to 513Mi",
         ),
         ("400m", json!({}), "raise the limit to 513Mi"),
+        // One byte too many.
+        ("40Gi", json!({"capacity": "39Gi", "headroom": "1073741825"}), "raise the limit to 42949672961"),
         ("1Gi", json!({"capacity": "8E", "headroom": "8E"}), "raise the limit to"),
     ] {
         let spec = json!({"cache": {"resources": {"limits": {"memory": limit}}}, "server": server});
