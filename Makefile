@@ -10,6 +10,8 @@ E2E_PROCESSES ?= 2
 # Extra arguments for pytest, as in: make test-e2e PYTEST_ARGS="-k hybrid"
 PYTEST_ARGS ?=
 SOAK_ARGS ?= --minutes 10 --seed 1
+# Names of tests on a real control plane, as in: make test-kube KUBE_TESTS=servers
+KUBE_TESTS ?=
 # Where `make install` puts the C library.
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -24,7 +26,7 @@ nextest = $(shell command -v cargo-nextest)
 parts = wheel lint kernels test-rust test-capi test-deploy test-rdma test-peers test-python test-e2e
 python_sources = python tests scripts demo examples benches
 
-.PHONY: help build wheel kernels install capi-abi deploy-files image-rootfs test test-rust test-capi test-deploy test-rdma test-infinistore-rdma test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
+.PHONY: help build wheel kernels install capi-abi deploy-files image-rootfs test test-rust test-capi test-deploy test-rdma test-infinistore-rdma test-kube test-peers test-python test-e2e test-faults soak lint test-full test-slow test-vllm-matrix demo bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
@@ -91,6 +93,10 @@ test-infinistore-rdma: ## the published InfiniStore over soft RoCE, its server a
 	scripts/ensure_rust.sh
 	tests/rdma/run_infinistore_guest.sh
 
+test-kube: ## the operator's world for real: API server, controllers, servers as pods (compiled once, 15 minutes); skipped where it cannot be had
+	scripts/ensure_rust.sh
+	kvcache-operator/tests/kube/run.sh $(KUBE_TESTS)
+
 test-peers: ## programs of others against ours; skipped where they cannot be downloaded
 	"$(tools)/python" -m pytest tests/peers -rs $(PYTEST_ARGS)
 
@@ -114,7 +120,7 @@ soak: $(wheel_env) ## full rate while servers die; SOAK_ARGS="--minutes 60 --see
 test-full: ## `test`, the slow end-to-end scenarios and the release wheel
 	scripts/ensure_rust.sh
 	scripts/ensure_system_packages.sh
-	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-infinistore-rdma test-faults test-slow dist
+	MAKE="$(MAKE)" scripts/run_parts.sh $(parts) test-infinistore-rdma test-kube test-faults test-slow dist
 
 test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM release
 	scripts/vllm_matrix.sh
