@@ -3,7 +3,7 @@
 //! One field manager, with force: the fields that the operator wants are the operator's, all others are left to whom
 //! they belong. An object of a wanted name that somebody else controls is never touched.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -23,16 +23,16 @@ pub const FIELD_MANAGER: &str = "kvcache-operator";
 /// Digest of what was applied last. A field that is no longer wanted shows in it, and nowhere else.
 pub const APPLIED: &str = "kvcache.orchestration.aibrix.ai/applied";
 
-/// What became of a wanted object.
+/// What stands where a wanted object should be.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Outcome<K> {
-    /// It was there as wanted; nothing was written.
-    Unchanged,
-    /// It was written, and is like this now.
-    Written(Box<K>),
-    /// It is being deleted: to be created again once it is gone.
+pub enum Place<K> {
+    /// Nothing.
+    Free,
+    /// Our object.
+    Ours(Arc<K>),
+    /// Our object, on its way out: to be created again once it is gone.
     Deleting,
-    /// Somebody else's object has its name. It was not touched.
+    /// Somebody else's object. It is not to be touched.
     Foreign(Foreign),
 }
 
@@ -43,8 +43,29 @@ pub struct Foreign {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// Who controls it, as `kind/name`; nobody, if it was made by hand.
+    /// Who controls it, as in `Deployment web`; nobody, if it was made by hand.
     pub controller: Option<String>,
+}
+
+impl Foreign {
+    fn of<K: Object>(live: &K) -> Self {
+        let mut owners = live.meta().owner_references.iter().flatten();
+        let controller = owners.find(|reference| reference.controller == Some(true));
+        Self {
+            kind: K::kind(&()).into_owned(),
+            name: live.name_any(),
+            controller: controller.map(|reference| format!("{} {}", reference.kind, reference.name)),
+        }
+    }
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.controller {
+            Some(owner) => write!(f, "{} {} is of {owner}", self.kind, self.name),
+            None => write!(f, "{} {} is not of this cache", self.kind, self.name),
+        }
+    }
 }
 
 /// Kinds that are applied.
@@ -52,47 +73,53 @@ pub trait Object: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Cl
 
 impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + Debug> Object for K {}
 
-/// Makes an object as wanted, where it is not.
+/// Looks at the place of an object. `known` is the object as a watch told of it; without one the server is asked, since
+/// watches tell only of objects with our labels. `owner` is the uid of the `KVCache`.
 ///
-/// `live` is the object as the caller knows it; without one, the server is asked, so that a foreign object is noticed
-/// before anything is written. `owner` is the uid of the `KVCache`.
+/// # Errors
+///
+/// Those of the API server.
+pub async fn look<K: Object>(
+    api: &Api<K>,
+    name: &str,
+    known: Option<Arc<K>>,
+    owner: &str,
+) -> Result<Place<K>, Error> {
+    let live = match known {
+        Some(known) => known,
+        None => match answered(&format!("get {} {name}", K::kind(&())), api.get_opt(name)).await? {
+            Some(live) => Arc::new(live),
+            None => return Ok(Place::Free),
+        },
+    };
+    Ok(if !is_controlled(live.meta(), owner) {
+        Place::Foreign(Foreign::of(&*live))
+    } else if live.meta().deletion_timestamp.is_some() {
+        Place::Deleting
+    } else {
+        Place::Ours(live)
+    })
+}
+
+/// Makes an object as wanted, where it is not. Returns what was written; `None` if nothing was, because all of it is
+/// there, or because the place is not to be written to.
 ///
 /// # Errors
 ///
 /// Those of the API server; a conflict if the object is no longer the one that was looked at.
-pub async fn apply<K: Object>(
-    api: &Api<K>,
-    wanted: &K,
-    live: Option<Arc<K>>,
-    owner: &str,
-) -> Result<Outcome<K>, Error> {
-    let name = wanted.name_any();
-    let kind = K::kind(&());
-    let live = match live {
-        Some(live) => Some(live),
-        None => {
-            let get = answered(&format!("get {kind} {name}"), api.get_opt(&name)).await?;
-            get.map(Arc::new)
-        }
-    };
+pub async fn apply<K: Object>(api: &Api<K>, wanted: &K, place: &Place<K>) -> Result<Option<K>, Error> {
     let mut patch = stamped(wanted)?;
-    if let Some(live) = live {
-        if !is_controlled(live.meta(), owner) {
-            return Ok(Outcome::Foreign(foreign(&*live)));
-        }
-        if live.meta().deletion_timestamp.is_some() {
-            return Ok(Outcome::Deleting);
-        }
-        if satisfied(&patch, &json(&*live)?) {
-            return Ok(Outcome::Unchanged);
-        }
+    match place {
+        Place::Free => {}
+        Place::Ours(live) if satisfied(&patch, &json(&**live)?) => return Ok(None),
         // Not another object that took its place since.
-        patch["metadata"]["uid"] = Value::from(live.uid());
+        Place::Ours(live) => patch["metadata"]["uid"] = Value::from(live.uid()),
+        Place::Deleting | Place::Foreign(_) => return Ok(None),
     }
+    let (kind, name) = (K::kind(&()), wanted.name_any());
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let written =
-        answered(&format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(&patch))).await?;
-    Ok(Outcome::Written(Box::new(written)))
+    let patch = Patch::Apply(&patch);
+    answered(&format!("apply {kind} {name}"), api.patch(&name, &params, &patch)).await.map(Some)
 }
 
 /// Deletes an object that is no longer wanted, if it is still the one that was looked at. Gone already is as good.
@@ -121,16 +148,6 @@ pub fn is_controlled(metadata: &ObjectMeta, owner: &str) -> bool {
 /// Whether the server says that there is no such object.
 pub(crate) fn is_missing(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
-}
-
-fn foreign<K: Object>(live: &K) -> Foreign {
-    let mut owners = live.meta().owner_references.iter().flatten();
-    let controller = owners.find(|reference| reference.controller == Some(true));
-    Foreign {
-        kind: K::kind(&()).into_owned(),
-        name: live.name_any(),
-        controller: controller.map(|reference| format!("{}/{}", reference.kind, reference.name)),
-    }
 }
 
 /// An object with the digest of itself.

@@ -61,6 +61,8 @@ impl Error {
         match source {
             kube::Error::Api(status) => match status.code {
                 409 => Self::Conflict { what },
+                // Another object has taken the place of the one that was looked at.
+                422 if status.message.contains("metadata.uid") => Self::Conflict { what },
                 400 | 422 => Self::Refused { what, message: status.message.clone() },
                 401 | 403 => Self::Forbidden { what, message: status.message.clone() },
                 _ => Self::Api { what, source: Box::new(kube::Error::Api(status)) },

@@ -34,12 +34,31 @@ impl Events {
                 action: condition.type_.clone(),
                 secondary: None,
             };
-            let published = self.recorder.publish(&event, about);
-            match tokio::time::timeout(PATIENCE, published).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log::warn!("event {} of {}: {error}", event.reason, name(about)),
-                Err(_) => log::warn!("event {} of {}: no answer", event.reason, name(about)),
-            }
+            self.send(&event, about).await;
+        }
+    }
+
+    /// Tells the author of a spec what in it has no effect.
+    pub async fn note(&self, notes: &[String], about: &ObjectReference) {
+        if notes.is_empty() {
+            return;
+        }
+        let event = Event {
+            type_: EventType::Normal,
+            reason: "NoEffect".to_owned(),
+            note: Some(shortened(&notes.join("; "))),
+            action: "Accepted".to_owned(),
+            secondary: None,
+        };
+        self.send(&event, about).await;
+    }
+
+    async fn send(&self, event: &Event, about: &ObjectReference) {
+        let published = self.recorder.publish(event, about);
+        match tokio::time::timeout(PATIENCE, published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::warn!("event {} of {}: {error}", event.reason, name(about)),
+            Err(_) => log::warn!("event {} of {}: no answer", event.reason, name(about)),
         }
     }
 }

@@ -29,13 +29,15 @@ pub mod http;
 #[cfg(feature = "client")]
 pub mod leader;
 #[cfg(feature = "client")]
-pub mod listed;
-#[cfg(feature = "client")]
 pub mod metrics;
 #[cfg(feature = "client")]
 pub mod mirror;
 #[cfg(feature = "client")]
+pub mod operator;
+#[cfg(feature = "client")]
 pub mod queue;
+#[cfg(feature = "client")]
+pub mod reconcile;
 pub mod satisfied;
 #[cfg(feature = "client")]
 pub mod stores;

@@ -3,8 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
@@ -16,8 +18,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-use crate::api::label;
-use crate::listed::Listed;
+use crate::api::{AsWritten, label};
 use crate::mirror::{CacheKey, Mirror, by_label, by_name};
 use crate::queue::Queue;
 
@@ -47,7 +48,7 @@ impl Scope {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Stores {
-    pub caches: Mirror<Listed>,
+    pub caches: Mirror<AsWritten>,
     pub stateful_sets: Mirror<StatefulSet>,
     pub services: Mirror<Service>,
     pub config_maps: Mirror<ConfigMap>,
@@ -111,21 +112,61 @@ async fn follow<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let mut events = watcher(api, config).default_backoff().boxed();
     let mut is_first = true;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                let is_list_end = matches!(event, Event::InitDone);
-                for key in mirror.observe(event.modify(trim)) {
-                    queue.add(key);
-                }
-                if is_list_end && std::mem::take(&mut is_first) {
-                    filled.one();
-                }
-            }
-            Err(error) => log::warn!("watch of {}: {error}", K::plural(&())),
+    let mut watch = Watch::new(api, config);
+    loop {
+        let Some(event) = watch.next().await else { continue };
+        let is_list_end = matches!(event, Event::InitDone);
+        for key in mirror.observe(event.modify(trim)) {
+            queue.add(key);
         }
+        if is_list_end && std::mem::take(&mut is_first) {
+            filled.one();
+        }
+    }
+}
+
+/// A watch that begins anew where a list is never answered: the client waits for one without end.
+struct Watch<K> {
+    api: Api<K>,
+    config: watcher::Config,
+    events: BoxStream<'static, watcher::Result<Event<K>>>,
+    is_listing: bool,
+}
+
+impl<K> Watch<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    fn new(api: Api<K>, config: watcher::Config) -> Self {
+        let events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+        Self { api, config, events, is_listing: true }
+    }
+
+    /// The next event; `None` after an error, which is logged.
+    async fn next(&mut self) -> Option<Event<K>> {
+        let next = self.events.next();
+        let next = match self.is_listing {
+            true => tokio::time::timeout(LIST, next).await,
+            // Silence is what a watch of things that do not change is made of.
+            false => Ok(next.await),
+        };
+        match next {
+            Ok(Some(Ok(event))) => {
+                match event {
+                    Event::Init => self.is_listing = true,
+                    Event::InitDone => self.is_listing = false,
+                    Event::InitApply(_) | Event::Apply(_) | Event::Delete(_) => {}
+                }
+                return Some(event);
+            }
+            Ok(Some(Err(error))) => log::warn!("watch of {}: {error}", K::plural(&())),
+            Ok(None) | Err(_) => {
+                log::warn!("list of {}: no answer; asks again", K::plural(&()));
+                *self = Self::new(self.api.clone(), self.config.clone());
+            }
+        }
+        None
     }
 }
 
@@ -162,6 +203,8 @@ impl Filled {
 
 /// Kinds that must be listed before anything is decided.
 const KINDS: usize = 7;
+/// Longer than any list takes, and any pause after an error.
+const LIST: Duration = Duration::from_secs(90);
 
 /// Which caches read which Secrets, so that a Secret that comes or changes has its caches looked at, and no cache polls.
 ///
@@ -169,8 +212,15 @@ const KINDS: usize = 7;
 /// see any.
 #[derive(Default, Debug)]
 pub struct SecretUsers {
-    inner: Mutex<HashMap<(String, String), BTreeSet<CacheKey>>>,
+    inner: Mutex<Users>,
     first: Notify,
+}
+
+#[derive(Default, Debug)]
+struct Users {
+    by_secret: HashMap<(String, String), BTreeSet<CacheKey>>,
+    /// Caches one of whose Secrets has changed.
+    news: BTreeSet<CacheKey>,
 }
 
 impl SecretUsers {
@@ -178,7 +228,10 @@ impl SecretUsers {
     pub fn note<'a>(&self, key: &CacheKey, secrets: impl IntoIterator<Item = &'a str>) {
         let wanted: BTreeSet<&str> = secrets.into_iter().collect();
         let mut users = self.lock();
-        users.retain(|(namespace, name), keys| {
+        if wanted.is_empty() {
+            users.news.remove(key);
+        }
+        users.by_secret.retain(|(namespace, name), keys| {
             if *namespace == key.namespace && !wanted.contains(name.as_str()) {
                 keys.remove(key);
             }
@@ -188,27 +241,34 @@ impl SecretUsers {
             self.first.notify_one();
         }
         for name in wanted {
-            users.entry((key.namespace.clone(), name.to_owned())).or_default().insert(key.clone());
+            users.by_secret.entry((key.namespace.clone(), name.to_owned())).or_default().insert(key.clone());
         }
     }
 
     async fn follow(&self, api: Api<PartialObjectMeta<Secret>>, config: watcher::Config, queue: &Queue) {
         self.first.notified().await;
-        let mut events = watcher(api, config).default_backoff().boxed();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Apply(secret) | Event::InitApply(secret) | Event::Delete(secret)) => {
-                    let id = (secret.namespace().unwrap_or_default(), secret.name_any());
-                    let users = self.lock().get(&id).cloned();
-                    users.into_iter().flatten().for_each(|key| queue.add(key));
-                }
-                Ok(Event::Init | Event::InitDone) => {}
-                Err(error) => log::warn!("watch of secrets: {error}"),
-            }
+        let mut watch = Watch::new(api, config);
+        loop {
+            let Some(Event::Apply(secret) | Event::InitApply(secret) | Event::Delete(secret)) =
+                watch.next().await
+            else {
+                continue;
+            };
+            let id = (secret.namespace().unwrap_or_default(), secret.name_any());
+            let mut users = self.lock();
+            let keys = users.by_secret.get(&id).cloned().unwrap_or_default();
+            users.news.extend(keys.iter().cloned());
+            drop(users);
+            keys.into_iter().for_each(|key| queue.add(key));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), BTreeSet<CacheKey>>> {
+    /// Whether a Secret of the cache has changed since the last call.
+    pub fn take_news(&self, key: &CacheKey) -> bool {
+        self.lock().news.remove(key)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Users> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::{Client, CustomResourceExt, ResourceExt};
 use kvcache_operator::api::{KVCache, Options, accept};
-use kvcache_operator::apply::{Outcome, apply};
+use kvcache_operator::apply::{apply, look};
 use kvcache_operator::plan::{Desired, desired, names};
 use serde_json::json;
 
@@ -33,13 +33,11 @@ fn cache() -> KVCache {
 /// Applies an object; whether it was written.
 async fn made(client: &Client, object: &Desired, owner: &str) -> bool {
     macro_rules! apply {
-        ($object:expr) => {
-            match apply(&Api::namespaced(client.clone(), NAMESPACE), &**$object, None, owner).await {
-                Ok(Outcome::Unchanged) => false,
-                Ok(Outcome::Written(_)) => true,
-                other => panic!("{} {}: {other:?}", object.kind(), object.name()),
-            }
-        };
+        ($object:expr) => {{
+            let api = Api::namespaced(client.clone(), NAMESPACE);
+            let place = look(&api, object.name(), None, owner).await.expect("an answer");
+            apply(&api, &**$object, &place).await.expect("no conflict").is_some()
+        }};
     }
     match object {
         Desired::ServiceAccount(object) => apply!(object),

@@ -4,4 +4,11 @@
 mod support;
 
 mod api_server;
+mod apply;
+mod election;
+mod faults;
+mod life;
+mod refusals;
+mod removal;
 mod ring_config_map;
+mod wire;

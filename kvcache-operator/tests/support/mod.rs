@@ -1,4 +1,5 @@
-//! What tests of the operator need: an API server in memory.
+//! What tests of the operator need: an API server in memory, controllers and a kubelet that only pretend, and operators
+//! that run against them.
 
 #![allow(
     dead_code,
@@ -7,3 +8,6 @@
 )]
 
 pub mod api_server;
+pub mod cluster;
+pub mod controllers;
+pub mod redis;

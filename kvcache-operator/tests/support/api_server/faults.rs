@@ -18,6 +18,8 @@ pub enum Fault {
     HangAfter,
     /// 403, and nothing happens.
     Forbidden,
+    /// 422, and nothing happens.
+    Invalid,
     /// A watch ends right away.
     Cut,
     /// A watch is told that its history is gone.
@@ -33,6 +35,9 @@ impl Fault {
         match self {
             Self::Conflict => Some(Answer::conflict("injected: the object has been modified")),
             Self::Error | Self::ErrorAfter => Some(Answer::refused(500, "InternalError", "injected")),
+            Self::Invalid => {
+                Some(Answer::invalid("injected: updates to fields other than these are forbidden"))
+            }
             Self::Forbidden => Some(Answer::refused(403, "Forbidden", "injected")),
             Self::Hang | Self::HangAfter | Self::Cut | Self::Gone => None,
         }

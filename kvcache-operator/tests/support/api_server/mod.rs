@@ -27,7 +27,7 @@ use tokio::sync::watch as signal;
 
 use answer::Answer;
 pub use faults::{Fault, Faults};
-pub use request::{Logged, Verb};
+pub use request::{Call, Logged, Verb};
 pub use store::Key;
 use store::Store;
 
@@ -150,6 +150,17 @@ impl ApiServer {
         lock(&self.inner.store).managers(key, path)
     }
 
+    /// All objects.
+    pub fn dump(&self) -> Vec<Value> {
+        lock(&self.inner.store).dump()
+    }
+
+    /// Objects of another server, as they were there. For a server that is still empty.
+    pub fn restore(&self, objects: Vec<Value>) {
+        lock(&self.inner.store).restore(objects);
+        self.announce();
+    }
+
     /// The number of changes so far.
     pub fn revision(&self) -> u64 {
         lock(&self.inner.store).revision()
@@ -190,13 +201,13 @@ impl ApiServer {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        let request = match request::Call::parse(&parts, &body) {
+        let request = match Call::parse(client, &parts, &body) {
             Ok(request) => request,
             Err(answer) => return Ok(watch::whole(&answer)),
         };
         let fault = lock(&self.inner.faults).next(&request);
         let at = self.now();
-        lock(&self.inner.log).push(request.logged(client, at, fault));
+        lock(&self.inner.log).push(request.logged(at, fault));
         match fault {
             Some(fault) if !fault.after() => return self.suffer(fault).await,
             _ => {}

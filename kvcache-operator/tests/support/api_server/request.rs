@@ -13,7 +13,7 @@ use super::selector::{fields_match, labels_match};
 use super::store::{Key, Store};
 
 /// What a request does, in the words of RBAC.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Verb {
     Get,
     List,
@@ -71,6 +71,8 @@ impl Logged {
 /// A request, understood.
 #[derive(Clone)]
 pub struct Call {
+    /// Who sent it.
+    pub client: String,
     pub verb: Verb,
     pub resource: &'static Resource,
     pub namespace: Option<String>,
@@ -84,7 +86,7 @@ pub struct Call {
 }
 
 impl Call {
-    pub(super) fn parse(parts: &Parts, body: &Bytes) -> Result<Self, Answer> {
+    pub(super) fn parse(client: &str, parts: &Parts, body: &Bytes) -> Result<Self, Answer> {
         let path = parts.uri.path().to_owned();
         let query = query(parts.uri.query().unwrap_or_default());
         let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
@@ -120,6 +122,7 @@ impl Call {
             false => serde_json::from_slice(body).map_err(|error| Answer::bad_request(error.to_string()))?,
         };
         Ok(Self {
+            client: client.to_owned(),
             verb,
             resource,
             namespace,
@@ -134,10 +137,10 @@ impl Call {
         })
     }
 
-    pub(super) fn logged(&self, client: &str, at: jiff::Timestamp, fault: Option<Fault>) -> Logged {
+    pub(super) fn logged(&self, at: jiff::Timestamp, fault: Option<Fault>) -> Logged {
         let subresource = self.subresource.iter().flat_map(|name| ["/", name.as_str()]);
         Logged {
-            client: client.to_owned(),
+            client: self.client.clone(),
             at,
             verb: self.verb,
             group: self.resource.group.to_owned(),

@@ -83,6 +83,21 @@ impl Store {
         owners.filter(|(_, paths)| paths.contains(&path)).map(|(manager, _)| manager.0.clone()).collect()
     }
 
+    pub fn dump(&self) -> Vec<Value> {
+        self.objects.values().map(|stored| Value::clone(&stored.object)).collect()
+    }
+
+    pub fn restore(&mut self, objects: Vec<Value>) {
+        for object in objects {
+            let version =
+                object["metadata"]["resourceVersion"].as_str().and_then(|version| version.parse().ok());
+            self.revision = self.revision.max(version.unwrap_or(0));
+            self.uids += 1;
+            self.objects.insert(Key::of(&object), Stored { object: Arc::new(object), owners: Owners::new() });
+        }
+        self.compacted = self.revision;
+    }
+
     pub fn compact(&mut self) {
         self.history.clear();
         self.compacted = self.revision;

@@ -1,0 +1,99 @@
+//! The one thing that a cache leaves outside the cluster: its ring in a Redis that somebody else runs.
+//!
+//! Only caches that have such a Redis get a finalizer. A Redis that does not answer keeps a cache from going for
+//! [`Settings::farewell`](super::Settings::farewell) at most.
+
+use jiff::SignedDuration;
+use kube::Resource;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+
+use super::Reconciler;
+use crate::api::{AsWritten, Metadata};
+use crate::apply::{FIELD_MANAGER, is_missing};
+use crate::error::{Error, answered};
+use crate::mirror::CacheKey;
+use crate::queue::Next;
+
+/// Kept while the cache's ring may be in a Redis of somebody else.
+pub const FINALIZER: &str = "kvcache.orchestration.aibrix.ai/redis-ring";
+
+impl Reconciler {
+    /// Has the cache wait for us when it is deleted.
+    pub(super) async fn hold(&self, key: &CacheKey, listed: &AsWritten) -> Result<(), Error> {
+        let mut finalizers = listed.meta().finalizers.clone().unwrap_or_default();
+        if finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+            return Ok(());
+        }
+        finalizers.push(FINALIZER.to_owned());
+        self.set_finalizers(key, listed, &finalizers).await
+    }
+
+    /// Has it wait no longer.
+    pub(super) async fn let_go(&self, key: &CacheKey, listed: &AsWritten) -> Result<(), Error> {
+        let mut finalizers = listed.meta().finalizers.clone().unwrap_or_default();
+        let count = finalizers.len();
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+        if finalizers.len() == count {
+            return Ok(());
+        }
+        self.set_finalizers(key, listed, &finalizers).await
+    }
+
+    /// Ends a cache that is being deleted. Its objects go with it; its ring in a Redis is taken away here.
+    pub(super) async fn say_farewell(&self, key: &CacheKey, listed: &AsWritten) -> Result<Next, Error> {
+        let is_held = listed.meta().finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
+        let accepted = listed.accept(&self.options).ok().or_else(|| self.last_accepted(key, listed));
+        let accepted = accepted.filter(|accepted| matches!(accepted.metadata, Metadata::External { .. }));
+        if is_held && let Some(accepted) = accepted {
+            match self.take_away(key, &accepted).await {
+                Ok(_) => {}
+                Err(why) if self.may_wait(listed) => {
+                    log::info!("{key}: is deleted, and its ring is still in Redis: {why}");
+                    return Ok(Next::At(Instant::now() + TRY_AGAIN));
+                }
+                Err(why) => log::warn!("{key}: goes, and its ring stays in Redis: {why}"),
+            }
+        }
+        self.forget(key);
+        if is_held {
+            self.let_go(key, listed).await?;
+        }
+        // The watch tells when it is gone; others may have finalizers too.
+        Ok(self.again(None))
+    }
+
+    fn may_wait(&self, listed: &AsWritten) -> bool {
+        let deleted = listed.meta().deletion_timestamp.as_ref().map(|time| time.0);
+        let farewell = SignedDuration::try_from(self.settings.farewell).unwrap_or(SignedDuration::ZERO);
+        deleted.is_some_and(|deleted| (self.clock)().duration_since(deleted) < farewell)
+    }
+
+    async fn set_finalizers(
+        &self,
+        key: &CacheKey,
+        listed: &AsWritten,
+        finalizers: &[String],
+    ) -> Result<(), Error> {
+        // The version makes this fail if somebody else has changed the list.
+        let version = &listed.meta().resource_version;
+        let patch = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let caches = self.caches(key);
+        match answered("set finalizers", caches.patch(&key.name, &params, &Patch::Merge(patch))).await {
+            // The answer to the removal of the last finalizer may be of an object that is gone; the watch knows.
+            Ok(written) if written.meta().deletion_timestamp.is_some() => Ok(()),
+            Ok(written) => {
+                self.metrics.wrote();
+                self.stores.caches.wrote(written);
+                Ok(())
+            }
+            Err(Error::Api { source, .. }) if is_missing(&source) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const TRY_AGAIN: Duration = Duration::from_secs(2);

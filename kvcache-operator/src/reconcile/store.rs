@@ -1,0 +1,238 @@
+//! Publishes the ring to Redis, where engines of AIBrix look for it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::{Api, ResourceExt};
+use kvcache_core::ring::ServerAddress;
+use tokio::time::Instant;
+
+use super::Reconciler;
+use super::ring::CurrentRing;
+use crate::api::{Accepted, AsWritten, Metadata, REDIS_PORT, SecretKey, label};
+use crate::error::{Error, answered};
+use crate::mirror::CacheKey;
+use crate::plan::names;
+use crate::plan::status::StoreState;
+use crate::publish::RingOwner;
+use crate::publish::redis::{self, Published, RingKey};
+
+/// What is known of a cache's Redis since it was asked last.
+pub(super) struct Memory {
+    target: Target,
+    /// The version that was published.
+    version: u64,
+    /// The highest version that was found there.
+    pub(super) version_seen: u64,
+    /// The Redis pods of then: one that was started anew has forgotten the ring.
+    pods: Vec<String>,
+    pub(super) state: StoreState,
+    failures: u32,
+    again: Instant,
+}
+
+/// A key in a Redis, and where its password is.
+#[derive(Clone, PartialEq, Debug)]
+struct Target {
+    host: String,
+    port: u16,
+    key: String,
+    password: Option<SecretKey>,
+}
+
+impl Target {
+    /// Where a cache's ring is to be; `None` if only in its ConfigMap.
+    fn of(accepted: &Accepted) -> Option<Self> {
+        let (host, port, password) = match &accepted.metadata {
+            Metadata::None => return None,
+            Metadata::External { host, port, password } => (host.clone(), *port, password.clone()),
+            Metadata::InCluster(redis) => {
+                let host = format!("{}.{}.svc", names::redis(&accepted.name), accepted.namespace);
+                (host, REDIS_PORT, redis.password.clone())
+            }
+        };
+        Some(Self { host, port, key: accepted.ring.redis_key.clone(), password })
+    }
+}
+
+/// Why a ring could not be brought to Redis, or be taken away.
+enum Trouble {
+    Secret(String),
+    Redis(String),
+}
+
+impl Reconciler {
+    /// Publishes the ring to the cache's Redis, if it has one and there is a reason to ask it. Tells what came of it, and
+    /// when to ask again.
+    ///
+    /// # Errors
+    ///
+    /// Those of the API server. What Redis says is a state.
+    pub(super) async fn publish_to_store(
+        &self,
+        key: &CacheKey,
+        listed: &AsWritten,
+        running: &Accepted,
+        ring: &CurrentRing,
+    ) -> Result<(StoreState, Option<Instant>), Error> {
+        let target = Target::of(running);
+        let secret = target.as_ref().and_then(|target| target.password.as_ref());
+        self.stores.secret_users.note(key, secret.map(|secret| secret.secret.as_str()));
+        if matches!(running.metadata, Metadata::External { .. }) {
+            // Before the first write there: whatever is left behind has somebody who takes it away.
+            self.hold(key, listed).await?;
+        } else {
+            self.let_go(key, listed).await?;
+        }
+        let Some(target) = target else {
+            self.published().remove(key);
+            return Ok((StoreState::NotConfigured, None));
+        };
+        let pods = self.redis_pods(key);
+        let version = ring.decision.version();
+        let has_new_secret = self.stores.secret_users.take_news(key);
+        let (mut version_seen, mut failures) = (0, 0);
+        if let Some(memory) = self.published().get(key) {
+            let is_same = memory.target == target && memory.version == version && memory.pods == pods;
+            if is_same && !has_new_secret && Instant::now() < memory.again {
+                return Ok((memory.state.clone(), Some(memory.again)));
+            }
+            version_seen = memory.version_seen;
+            failures = memory.failures;
+        }
+        let (state, again) = match self.send(key, running, &target, ring).await? {
+            Ok(Published::Written) => {
+                self.metrics.wrote();
+                (StoreState::Connected, self.jitter.spread(self.settings.resync))
+            }
+            Ok(Published::Unchanged) => (StoreState::Connected, self.jitter.spread(self.settings.resync)),
+            Ok(Published::Superseded { version }) => {
+                // The next ring is one that counts for more than what is there.
+                version_seen = version_seen.max(version);
+                (StoreState::Connected, SUPERSEDED)
+            }
+            Ok(Published::KeyInUse { owner }) => {
+                let message = format!(
+                    "key {:?} of {}:{} is in use by {owner}: set spec.server.ring.perClusterKey, or use another Redis",
+                    target.key, target.host, target.port
+                );
+                (StoreState::KeyInUse(message), self.jitter.spread(KEY_IN_USE))
+            }
+            Err(Trouble::Secret(what)) => (StoreState::SecretMissing(what), self.settings.resync),
+            Err(Trouble::Redis(why)) => (StoreState::Unreachable(why), self.jitter.spread(backoff(failures))),
+        };
+        failures = if matches!(state, StoreState::Unreachable(_)) { failures.saturating_add(1) } else { 0 };
+        let again = Instant::now() + again;
+        let memory = Memory { target, version, version_seen, pods, state: state.clone(), failures, again };
+        self.published().insert(key.clone(), memory);
+        Ok((state, Some(again)))
+    }
+
+    /// Takes the ring away from the Redis that a cache has used before, if it uses another one now, or none. A Redis that
+    /// does not answer keeps its ring.
+    pub(super) async fn leave_old_store(&self, key: &CacheKey, now: &Accepted, before: Option<&Accepted>) {
+        let Some(before) = before.filter(|before| matches!(before.metadata, Metadata::External { .. }))
+        else {
+            return;
+        };
+        let place = |accepted| Target::of(accepted).map(|target| (target.host, target.port, target.key));
+        if place(before) == place(now) {
+            return;
+        }
+        match self.take_away(key, before).await {
+            Ok(true) => {}
+            Ok(false) => log::info!("{key}: the ring in the Redis of before is not ours, and stays"),
+            Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
+        }
+    }
+
+    /// Removes a cache's ring from its Redis. Whether it is gone; not if it is somebody else's.
+    pub(super) async fn take_away(&self, key: &CacheKey, accepted: &Accepted) -> Result<bool, String> {
+        let Some(target) = Target::of(accepted) else { return Ok(true) };
+        let ring_key = match self.ring_key(key, &target).await {
+            Ok(Ok(ring_key)) => ring_key,
+            Ok(Err(Trouble::Secret(why) | Trouble::Redis(why))) => return Err(why),
+            Err(error) => return Err(error.to_string()),
+        };
+        match redis::remove(&ring_key, &owner(key, accepted), self.settings.patience).await {
+            Ok(redis::Removed::Gone) => Ok(true),
+            Ok(redis::Removed::NotOurs) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn send(
+        &self,
+        key: &CacheKey,
+        running: &Accepted,
+        target: &Target,
+        ring: &CurrentRing,
+    ) -> Result<Result<Published, Trouble>, Error> {
+        let ring_key = match self.ring_key(key, target).await? {
+            Ok(ring_key) => ring_key,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        let document = &ring.decision.document;
+        let sent = redis::publish(&ring_key, document, &owner(key, running), self.settings.patience).await;
+        Ok(sent.map_err(|error| Trouble::Redis(error.to_string())))
+    }
+
+    async fn ring_key(&self, key: &CacheKey, target: &Target) -> Result<Result<RingKey, Trouble>, Error> {
+        let password = match &target.password {
+            None => None,
+            Some(secret) => match self.password(key, secret).await? {
+                Ok(password) => Some(password),
+                Err(what) => return Ok(Err(Trouble::Secret(what))),
+            },
+        };
+        Ok(match ServerAddress::new(&target.host, target.port) {
+            Ok(server) => Ok(RingKey { server, password, key: target.key.clone() }),
+            Err(error) => Err(Trouble::Redis(error.to_string())),
+        })
+    }
+
+    async fn password(&self, key: &CacheKey, secret: &SecretKey) -> Result<Result<String, String>, Error> {
+        let SecretKey { secret: name, key: field } = secret;
+        let api: Api<Secret> = self.api(key);
+        let Some(secret) = answered(&format!("get Secret {name}"), api.get_opt(name)).await? else {
+            return Ok(Err(format!("Secret {name} is not in namespace {}", key.namespace)));
+        };
+        let bytes = secret.data.and_then(|mut data| data.remove(field));
+        Ok(match bytes.map(|bytes| String::from_utf8(bytes.0)) {
+            Some(Ok(password)) => Ok(password),
+            Some(Err(_)) => Err(format!("key {field} of Secret {name} is not text")),
+            None => Err(format!("Secret {name} has no key {field}")),
+        })
+    }
+
+    /// Which Redis pods run, and since when they are ready.
+    fn redis_pods(&self, key: &CacheKey) -> Vec<String> {
+        let of_redis = |pod: &Pod| pod.labels().get(label::ROLE).is_some_and(|role| role == "metadata");
+        let pods = self.stores.pods.of(key);
+        pods.iter()
+            .filter(|pod| of_redis(pod))
+            .map(|pod| format!("{:?} {:?}", pod.uid(), ready_since(pod)))
+            .collect()
+    }
+}
+
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let mut conditions = pod.status.iter().flat_map(|status| &status.conditions).flatten();
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True")?;
+    Some(ready.last_transition_time.as_ref()?.0)
+}
+
+fn owner(key: &CacheKey, accepted: &Accepted) -> RingOwner {
+    RingOwner { name: key.to_string(), uid: accepted.uid.clone() }
+}
+
+/// 2 s, 4 s, ... 128 s.
+fn backoff(failures: u32) -> Duration {
+    Duration::from_secs(2 << failures.min(6))
+}
+
+/// Long enough that another publisher, which should not be, cannot make this one turn in circles.
+const SUPERSEDED: Duration = Duration::from_secs(1);
+/// Nothing tells when a key becomes free.
+const KEY_IN_USE: Duration = Duration::from_secs(60);

@@ -1,0 +1,158 @@
+//! Whatever fails on the way, and whenever the operator dies, the end is the same.
+
+use serde_json::{Value, json};
+
+use crate::support::api_server::{Fault, Faults, Verb};
+use crate::support::cluster::{Cluster, NAMESPACE, pass};
+use crate::support::controllers;
+
+/// A history with all kinds of changes in it, a step at a time.
+fn change(cluster: &Cluster, step: u64) {
+    match step {
+        0 => drop(cluster.put_cache("kv", |_| {})),
+        1 => drop(cluster.put_cache("other", |cache| cache["spec"]["cache"]["replicas"] = json!(2))),
+        2 => drop(cluster.put_cache("kv", |cache| cache["spec"]["cache"]["replicas"] = json!(4))),
+        3 => drop(cluster.put_cache("other", |cache| cache["spec"]["cache"]["image"] = json!("next"))),
+        4 => drop(cluster.put_cache("kv", |cache| cache["spec"]["cache"]["replicas"] = json!(-1))),
+        5 if cluster.server.all("pods").len() > 2 => {
+            let pod =
+                cluster.server.all("pods")[0]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            controllers::kill(&cluster.server, NAMESPACE, &pod);
+        }
+        6 => drop(cluster.put_cache("kv", |cache| {
+            cache["spec"]["cache"]["env"] = json!([{ "name": "A", "value": "1" }]);
+        })),
+        7 => drop(cluster.put_cache("kv", |_| {})),
+        _ => {}
+    }
+}
+
+const STEPS: u64 = 8;
+
+/// What the history ends in when nothing fails.
+async fn expected() -> std::collections::BTreeMap<String, Value> {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    for step in 0..STEPS {
+        change(&cluster, step);
+        pass(20).await;
+    }
+    pass(600).await;
+    let state = cluster.state();
+    assert_eq!(cluster.members("kv").len(), 3);
+    assert_eq!(cluster.members("other").len(), 3);
+    state
+}
+
+fn assert_same(
+    state: &std::collections::BTreeMap<String, Value>,
+    expected: &std::collections::BTreeMap<String, Value>,
+    seed: u64,
+) {
+    let names = |state: &std::collections::BTreeMap<String, Value>| state.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(state), names(expected), "seed {seed}");
+    for (name, object) in expected {
+        assert_eq!(&state[name], object, "{name}, seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_by_seed_end_in_the_same_state() {
+    let expected = expected().await;
+    for seed in 0..8 {
+        let cluster = Cluster::new();
+        let _operator = cluster.start("one");
+        cluster.server.inject(Faults::seeded(seed, 4));
+        for step in 0..STEPS {
+            change(&cluster, step);
+            pass(20).await;
+            match seed % 4 {
+                0 => cluster.server.cut_watches(),
+                1 => cluster.server.compact(),
+                _ => {}
+            }
+        }
+        pass(60).await;
+        cluster.server.heal();
+        pass(900).await;
+        assert_same(&cluster.state(), &expected, seed);
+        // And then there is nothing left to write.
+        cluster.server.forget();
+        pass(900).await;
+        assert_eq!(cluster.server.writes().len(), 0, "seed {seed}: {:#?}", cluster.server.writes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_dies_at_random_points_ends_in_the_same_state() {
+    let expected = expected().await;
+    for seed in 0..8_u64 {
+        let cluster = Cluster::new();
+        // Answers take time, so that deaths fall between a request and its answer too.
+        cluster.server.take(std::time::Duration::from_millis(30));
+        let mut operator = cluster.start("one");
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for step in 0..STEPS {
+            change(&cluster, step);
+            for _ in 0..4 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                tokio::time::sleep(std::time::Duration::from_millis(random % 9000)).await;
+                operator.kill();
+                operator = cluster.start("one");
+            }
+        }
+        pass(600).await;
+        assert_same(&cluster.state(), &expected, seed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_twice() {
+    let cluster = Cluster::new();
+    cluster.server.take(std::time::Duration::from_millis(20));
+    let _operator = cluster.start("one");
+    for step in 0..STEPS {
+        change(&cluster, step);
+        pass(60).await;
+    }
+    let mut last = std::collections::HashMap::new();
+    for write in cluster.server.writes() {
+        let before = last.insert((write.verb, write.path.clone(), write.name.clone()), write.body.clone());
+        assert_ne!(before.as_ref(), Some(&write.body), "{:?} {} again", write.verb, write.path);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_conflict_costs_no_wait() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    pass(5).await;
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Patch && call.resource.plural == "statefulsets",
+        Fault::Conflict,
+        1,
+    ));
+    cluster.put_cache("kv", |_| {});
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(cluster.server.all("statefulsets").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_cache_whose_requests_fail_holds_up_no_other() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb.writes() && call.name.as_deref().is_some_and(|name| name.starts_with("bad")),
+        Fault::Hang,
+        usize::MAX,
+    ));
+    for number in 0..3 {
+        cluster.put_cache(&format!("bad-{number}"), |_| {});
+    }
+    pass(30).await;
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    assert_eq!(cluster.members("kv").len(), 3);
+}

@@ -1,0 +1,161 @@
+//! What cannot be served, and what must not be touched.
+
+use serde_json::{Value, json};
+
+use crate::support::api_server::{Key, Verb};
+use crate::support::cluster::{Cluster, NAMESPACE, pass};
+use crate::support::controllers;
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_edit_tears_nothing_down_and_the_ring_goes_on_even_in_a_new_operator() {
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    let objects = |cluster: &Cluster| {
+        let mut state = cluster.state();
+        state.retain(|name, _| !name.starts_with("kvcaches/") && !name.ends_with("-ring"));
+        state
+    };
+    let before = objects(&cluster);
+    let bad = |cache: &mut Value| {
+        cache["spec"]["cache"]["replicas"] = json!(5);
+        cache["spec"]["cache"]["resources"]["limits"]["memory"] = json!("1Mi");
+    };
+    cluster.put_cache("kv", bad);
+    pass(60).await;
+    assert!(
+        cluster.condition("kv", "Accepted").starts_with("False/"),
+        "{}",
+        cluster.condition("kv", "Accepted")
+    );
+    assert_eq!(cluster.condition("kv", "Progressing"), "False/Held");
+    assert_eq!(cluster.condition("kv", "Available"), "True/AllReady");
+    assert_eq!(objects(&cluster), before);
+    controllers::kill(&cluster.server, NAMESPACE, "kv-1");
+    let address = cluster.members("kv")["kv-1"].clone();
+    pass(60).await;
+    assert_ne!(cluster.members("kv")["kv-1"], address, "the ring follows the pods");
+
+    operator.kill();
+    let _next = cluster.start("two");
+    controllers::kill(&cluster.server, NAMESPACE, "kv-2");
+    let address = cluster.members("kv")["kv-2"].clone();
+    pass(60).await;
+    assert_ne!(
+        cluster.members("kv")["kv-2"],
+        address,
+        "and so it does for an operator that never saw it accepted"
+    );
+    assert_eq!(objects(&cluster), before);
+    cluster.put_cache("kv", |cache| cache["spec"]["cache"]["replicas"] = json!(4));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid");
+    assert_eq!(cluster.members("kv").len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_of_another_operator_gets_one_condition_and_one_event() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    for backend in [json!("vineyard"), json!("infinistore"), Value::Null] {
+        cluster.server.forget();
+        cluster.put_cache("kv", |cache| {
+            cache["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = backend.clone();
+        });
+        pass(1000).await;
+        assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend", "{backend}");
+        assert!(cluster.server.all("statefulsets").is_empty());
+        assert!(cluster.server.all("configmaps").is_empty());
+    }
+    assert_eq!(cluster.server.all("events").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_of_somebody_else_is_never_touched_and_is_named() {
+    for (kind, api, name) in [
+        ("Service", "v1", "kv-headless-service"),
+        ("StatefulSet", "apps/v1", "kv"),
+        ("ServiceAccount", "v1", "kv"),
+        ("ConfigMap", "v1", "kv-connection"),
+        ("ConfigMap", "v1", "kv-ring"),
+    ] {
+        let cluster = Cluster::new();
+        let theirs = cluster.server.put(json!({
+            "apiVersion": api, "kind": kind,
+            "metadata": { "namespace": NAMESPACE, "name": name, "labels": { "app": "theirs" } },
+        }));
+        let _operator = cluster.start("one");
+        cluster.put_cache("kv", |_| {});
+        pass(700).await;
+        let key = Key::of(&theirs);
+        let mut now = cluster.server.get(&key).unwrap();
+        let mut before = theirs.clone();
+        // The controller of StatefulSets looks at all of them.
+        for object in [&mut now, &mut before] {
+            object["status"] = Value::Null;
+            object["metadata"]["resourceVersion"] = Value::Null;
+        }
+        assert_eq!(now, before, "{kind} {name}");
+        let cache = cluster.cache("kv").to_string();
+        assert!(cache.contains(&format!("{kind} {name}")), "{kind} {name} is not named: {cache}");
+        assert!(
+            !cluster.condition("kv", "Accepted").starts_with("True") || name == "kv-ring",
+            "{kind} {name}"
+        );
+        // Once it is out of the way the cache comes up, without an edit.
+        cluster.server.delete(&key);
+        pass(700).await;
+        assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid", "{kind} {name}");
+        assert_eq!(cluster.members("kv").len(), 3, "{kind} {name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_malformed_cache_says_so_and_hides_no_other() {
+    let cluster = Cluster::new();
+    // A schema that is older than the types lets it through.
+    cluster.put_cache("broken", |cache| cache["spec"]["service"]["ports"] = json!("9600"));
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    assert_eq!(cluster.members("kv").len(), 3);
+    assert_eq!(cluster.condition("broken", "Accepted"), "False/InvalidSpec");
+    assert!(cluster.cache("broken").to_string().contains("9600"));
+    let events = cluster.server.all("events").len();
+    cluster.server.forget();
+    pass(1000).await;
+    assert!(cluster.server.requests().iter().all(|request| request.verb == Verb::Watch), "said once");
+    assert_eq!(cluster.server.all("events").len(), events);
+    cluster.put_cache("broken", |_| {});
+    pass(60).await;
+    assert_eq!(cluster.members("broken").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_template_that_the_server_refuses_is_the_specs_fault() {
+    use crate::support::api_server::{Fault, Faults};
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    let before = cluster.server.get(&Key::new("statefulsets", NAMESPACE, "kv")).unwrap();
+    let refuse = |call: &crate::support::api_server::Call| {
+        call.verb == Verb::Patch && call.resource.plural == "statefulsets"
+    };
+    cluster.server.inject(Faults::default().aimed(refuse, Fault::Invalid, usize::MAX));
+    cluster.put_cache("kv", |cache| cache["spec"]["cache"]["image"] = json!("next"));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "False/InvalidSpec");
+    assert_eq!(
+        cluster.server.get(&Key::new("statefulsets", NAMESPACE, "kv")).unwrap()["spec"],
+        before["spec"]
+    );
+    assert_eq!(cluster.members("kv").len(), 3);
+    let tries = cluster.server.writes().len();
+    pass(600).await;
+    assert!(cluster.server.writes().len() < tries + 30, "it is tried again, but not all the time");
+    cluster.server.heal();
+    pass(200).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid");
+}

@@ -1,0 +1,181 @@
+//! The one thing outside the cluster: a ring in somebody else's Redis.
+
+use std::time::Duration;
+
+use kvcache_operator::reconcile::Settings;
+use kvcache_operator::reconcile::finalizer::FINALIZER;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::cluster::{Cluster, NAMESPACE, cache_key, pass};
+use crate::support::redis::Redis;
+
+/// A Redis that takes connections and says nothing. Its address.
+async fn silent_redis() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback interface");
+    let address = listener.local_addr().expect("bound").to_string();
+    (listener, address)
+}
+
+fn with_redis(address: &str) -> impl Fn(&mut Value) {
+    move |cache| {
+        cache["spec"]["metadata"] = json!({ "redis": { "externalConnection": { "address": address } } });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_that_hangs_is_said_and_keeps_a_deleted_cache_for_a_while_only() {
+    let (_listener, address) = silent_redis().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&address));
+    pass(120).await;
+    assert_eq!(cluster.members("kv").len(), 3, "the ConfigMap does not wait for it");
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/Unreachable");
+    assert_eq!(cluster.condition("kv", "Available"), "True/AllReady");
+    assert_eq!(cluster.cache("kv")["metadata"]["finalizers"], json!([FINALIZER]));
+    cluster.server.delete(&cache_key("kv"));
+    pass(5).await;
+    assert!(cluster.server.get(&cache_key("kv")).is_some(), "it tries");
+    pass(Settings::default().farewell.as_secs() + 15).await;
+    assert!(cluster.server.get(&cache_key("kv")).is_none(), "but not for ever");
+    assert!(cluster.server.all("statefulsets").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_no_longer_uses_redis_has_no_finalizer() {
+    let (_listener, address) = silent_redis().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&address));
+    pass(60).await;
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    assert_eq!(cluster.cache("kv")["metadata"]["finalizers"].as_array().map_or(0, Vec::len), 0);
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/NotConfigured");
+    // An edit that is refused does not let go of what was accepted.
+    cluster.put_cache("kv", with_redis(&address));
+    pass(60).await;
+    cluster.put_cache("kv", |cache| {
+        with_redis("nowhere")(cache);
+        cache["spec"]["cache"]["replicas"] = json!(-1);
+    });
+    pass(60).await;
+    assert_eq!(cluster.cache("kv")["metadata"]["finalizers"], json!([FINALIZER]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_secret_is_waited_for_and_not_asked_for() {
+    let (_listener, address) = silent_redis().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |cache| {
+        with_redis(&address)(cache);
+        cache["spec"]["metadata"]["redis"]["externalConnection"]["passwordSecretRef"] = json!("login/word");
+    });
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/SecretMissing");
+    let gets = || cluster.server.requests().iter().filter(|request| request.resource == "secrets").count();
+    let before = gets();
+    pass(240).await;
+    assert!(gets() <= before + 2, "{before} requests for it, then {}", gets());
+    let secret = |data: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": NAMESPACE, "name": "login" }, "data": data,
+        })
+    };
+    cluster.server.put(secret(json!({})));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(cluster.cache("kv").to_string().contains("has no key word"));
+    cluster.server.put(secret(json!({ "word": "c2VjcmV0" })));
+    pass(10).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/Unreachable", "it was asked, and hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ring_is_in_redis_while_the_cache_is_there() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&redis.address));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+    let stored = |redis: &Redis| -> Value {
+        redis.get("kvcache_nodes").map_or(Value::Null, |text| serde_json::from_str(&text).expect("JSON"))
+    };
+    assert_eq!(stored(&redis)["nodes"], cluster.ring("kv")["nodes"]);
+    assert_eq!(stored(&redis)["version"], cluster.ring("kv")["version"]);
+    cluster.put_cache("kv", |cache| {
+        with_redis(&redis.address)(cache);
+        cache["spec"]["cache"]["replicas"] = json!(2);
+    });
+    pass(10).await;
+    assert_eq!(stored(&redis)["nodes"].as_array().map(Vec::len), Some(2));
+    redis.forget();
+    pass(600).await;
+    assert_eq!(stored(&redis)["nodes"], cluster.ring("kv")["nodes"], "a Redis that forgot is told again");
+    cluster.server.delete(&cache_key("kv"));
+    pass(5).await;
+    assert!(cluster.server.get(&cache_key("kv")).is_none(), "no reason to wait");
+    assert_eq!(redis.get("kvcache_nodes"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_redis_has_seen_already_is_surpassed() {
+    let redis = Redis::start().await;
+    redis.set("kvcache_nodes", r#"{"nodes":[],"version":5000}"#);
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&redis.address));
+    pass(60).await;
+    assert!(cluster.ring("kv")["version"].as_u64().is_some_and(|version| version > 5000));
+    let stored: Value = serde_json::from_str(&redis.get("kvcache_nodes").expect("a ring")).expect("JSON");
+    assert_eq!(stored["version"], cluster.ring("kv")["version"]);
+    assert_eq!(stored["nodes"].as_array().map(Vec::len), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_caches_with_one_key_the_second_is_told_and_writes_nothing() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("first", with_redis(&redis.address));
+    pass(60).await;
+    cluster.put_cache("second", with_redis(&redis.address));
+    pass(60).await;
+    assert_eq!(cluster.condition("first", "MetadataReady"), "True/Connected");
+    assert_eq!(cluster.condition("second", "MetadataReady"), "False/KeyInUse");
+    assert!(cluster.cache("second").to_string().contains("models/first"));
+    assert_eq!(cluster.members("second").len(), 3, "its ConfigMap has its ring all the same");
+    let stored: Value = serde_json::from_str(&redis.get("kvcache_nodes").expect("a ring")).expect("JSON");
+    assert_eq!(stored["nodes"], cluster.ring("first")["nodes"]);
+    // With a key of its own it is at home there too.
+    cluster.put_cache("second", |cache| {
+        with_redis(&redis.address)(cache);
+        cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
+    });
+    pass(30).await;
+    assert_eq!(cluster.condition("second", "MetadataReady"), "True/Connected");
+    assert!(redis.get("kvcache_nodes/models/second").is_some());
+    // The second one's end takes nothing of the first one's.
+    cluster.server.delete(&cache_key("second"));
+    pass(30).await;
+    assert_eq!(redis.get("kvcache_nodes/models/second"), None);
+    assert!(redis.get("kvcache_nodes").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_moves_to_another_redis_leaves_none_behind() {
+    let (first, second) = (Redis::start().await, Redis::start().await);
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&first.address));
+    pass(60).await;
+    cluster.put_cache("kv", with_redis(&second.address));
+    pass(60).await;
+    assert_eq!(first.get("kvcache_nodes"), None);
+    assert!(second.get("kvcache_nodes").is_some());
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    assert_eq!(second.get("kvcache_nodes"), None);
+}

@@ -1,0 +1,105 @@
+//! A Redis with the few commands that a publisher uses.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// The server. Ends with the runtime.
+pub struct Redis {
+    pub address: String,
+    keys: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl Redis {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback interface");
+        let address = listener.local_addr().expect("bound").to_string();
+        let keys: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
+        let shared = Arc::clone(&keys);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&shared)));
+            }
+        });
+        Self { address, keys }
+    }
+
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.keys.lock().expect("no panic").get(key).cloned()
+    }
+
+    pub fn set(&self, key: &str, value: &str) {
+        self.keys.lock().expect("no panic").insert(key.to_owned(), value.to_owned());
+    }
+
+    /// What a restart without persistence leaves.
+    pub fn forget(&self) {
+        self.keys.lock().expect("no panic").clear();
+    }
+}
+
+/// Answers one connection; no transaction ever fails here, since nobody writes meanwhile.
+async fn serve(stream: TcpStream, keys: Arc<Mutex<BTreeMap<String, String>>>) {
+    let mut stream = BufReader::new(stream);
+    let mut queued: Option<Vec<Vec<String>>> = None;
+    while let Some(command) = read(&mut stream).await {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let answer = match words.as_slice() {
+            ["MULTI"] => {
+                queued = Some(Vec::new());
+                "+OK\r\n".to_owned()
+            }
+            ["EXEC"] => {
+                let commands = queued.take().unwrap_or_default();
+                let answers: Vec<String> = commands.iter().map(|command| run(command, &keys)).collect();
+                format!("*{}\r\n{}", answers.len(), answers.concat())
+            }
+            _ if queued.is_some() => {
+                queued.as_mut().expect("just seen").push(command);
+                "+QUEUED\r\n".to_owned()
+            }
+            _ => run(&command, &keys),
+        };
+        if stream.get_mut().write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn run(command: &[String], keys: &Mutex<BTreeMap<String, String>>) -> String {
+    let mut keys = keys.lock().expect("no panic");
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["AUTH" | "WATCH" | "UNWATCH", ..] => "+OK\r\n".to_owned(),
+        ["GET", key] => match keys.get(*key) {
+            Some(value) => format!("${}\r\n{value}\r\n", value.len()),
+            None => "$-1\r\n".to_owned(),
+        },
+        ["SET", key, value] => {
+            keys.insert((*key).to_owned(), (*value).to_owned());
+            "+OK\r\n".to_owned()
+        }
+        ["DEL", key] => format!(":{}\r\n", u8::from(keys.remove(*key).is_some())),
+        other => format!("-ERR unknown command {:?}\r\n", other.first()),
+    }
+}
+
+/// A command as an array of bulk strings; `None` at the end.
+async fn read(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok().filter(|count| *count > 0)?;
+    let count: usize = line.trim_end().strip_prefix('*')?.parse().ok()?;
+    let mut words = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+        let length: usize = line.trim_end().strip_prefix('$')?.parse().ok()?;
+        let mut bytes = vec![0; length + 2];
+        stream.read_exact(&mut bytes).await.ok()?;
+        bytes.truncate(length);
+        words.push(String::from_utf8(bytes).ok()?);
+    }
+    Some(words)
+}
