@@ -155,11 +155,10 @@ impl Reconciler {
                 }
             }
         };
-        // What runs is what was accepted last, if what is asked for now is not.
+        // What runs is what was accepted last, if what is asked for now is not, or cannot be written.
         let running: Option<&Accepted> = match &verdict {
             Ok(accepted) if blocked.is_empty() => Some(accepted),
-            Ok(_) => None,
-            Err(_) => last.as_ref(),
+            Ok(_) | Err(_) => last.as_ref(),
         };
         let mut seen = say::Seen::nothing(match &verdict {
             Ok(accepted) if blocked.is_empty() => Verdict::Accepted(accepted),

@@ -112,6 +112,26 @@ async fn an_object_of_somebody_else_is_never_touched_and_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_ring_of_what_runs_goes_on_while_somebody_elses_object_is_in_the_way() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    let connection = Key::new("configmaps", NAMESPACE, "kv-connection");
+    cluster.server.delete(&connection);
+    cluster.server.put(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "namespace": NAMESPACE, "name": "kv-connection", "labels": { "app": "theirs" } },
+    }));
+    controllers::kill(&cluster.server, NAMESPACE, "kv-1");
+    let address = cluster.members("kv")["kv-1"].clone();
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "False/OwnedByOther");
+    assert_ne!(cluster.members("kv")["kv-1"], address);
+    assert_eq!(cluster.members("kv").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_malformed_cache_says_so_and_hides_no_other() {
     let cluster = Cluster::new();
     // A schema that is older than the types lets it through.
