@@ -30,10 +30,11 @@ debian_release() {
   mkdir -p "$folder"/{lists/partial,cache/archives/partial,none}
   if [ -n "$release" ]; then
     [ -e "$keys" ] || cannot "$keys, by which Debian's packages are checked, is missing"
-    # This system may have a mirror near by.
+    # From where this system has its own packages.
     mirror="$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m 1 '/debian/$' || true)"
+    [ -n "$mirror" ] || cannot "this system's lists of packages name no archive of Debian: run apt-get update"
     touch "$folder/none/status"
-    printf "%s [signed-by=$keys] ${mirror:-http://deb.debian.org/debian/} $release main\n" deb deb-src >"$folder/sources.list"
+    printf "%s [signed-by=$keys] $mirror $release main\n" deb deb-src >"$folder/sources.list"
   fi
   # Otherwise an archive that does not answer is a warning, and its packages are unknown.
   debian_apt "$folder" apt-get update -o APT::Update::Error-Mode=any >"$folder/log" 2>&1 ||
