@@ -82,7 +82,8 @@ test-capi: ## the C library as installed: its interface, headers, examples by pk
 
 test-deploy: ## the Helm chart rendered, the manifests put together, the programs inside their images' root file systems
 	scripts/ensure_rust.sh
-	cargo build --locked --profile test -p kvcache-cli -p kvcache-operator --bins
+# With the whole workspace and one test, since cargo then chooses the features that `test-rust` has: nothing is compiled twice.
+	cargo build --locked --profile test --workspace --bin kvcache --bin kvcache-operator --test deploy
 	KVCACHE_PROGRAMS="$${CARGO_TARGET_DIR:-target}/debug" "$(tools)/python" -m pytest tests/deploy -rs $(PYTEST_ARGS)
 
 test-rdma: ## real RDMA verbs in a small virtual machine with soft RoCE; skipped where it cannot be had
