@@ -8,7 +8,6 @@ mod replay;
 mod ring;
 mod serve;
 mod trace_file;
-mod zstd_frames;
 
 use std::process::ExitCode;
 

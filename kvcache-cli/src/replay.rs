@@ -7,17 +7,19 @@ use std::path::PathBuf;
 use kvcache_core::eviction::{PolicyError, PolicyRegistry};
 use kvcache_core::planner::Ingestion;
 use kvcache_core::replay::{Replay, ReplayCounts, Trace};
+use kvcache_workload::BytesPerToken;
 use serde::Serialize;
 
-use crate::trace_file::{self, TraceError};
+use crate::trace_file::{self, BadLinesName};
 
 /// Replays a trace of requests and prints the hit ratio of each policy, beside that of a plain LRU.
 ///
-/// A hit is the leading run of a request's blocks that are in the cache. The trace has one JSON object a line with
-/// `input_length` (tokens) and `hash_ids` (prefix-chained block ids); it may be compressed with zstd.
+/// A hit is the leading run of a request's blocks that are in the cache. The trace is a workload file
+/// (docs/workloads.md): one JSON object a line with `hash_ids` (prefix-chained block ids) and `input_length` (tokens),
+/// or with `pieces`, `prompt` or `messages`. It may be compressed with zstd.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Trace file, JSONL or zstd-compressed JSONL.
+    /// Trace file, JSONL or zstd-compressed JSONL; `-` is the standard input.
     trace: PathBuf,
     /// Capacity in blocks; give several to compare them.
     #[arg(long, value_name = "BLOCKS", required = true, value_delimiter = ',')]
@@ -25,9 +27,16 @@ pub(crate) struct Args {
     /// Eviction policy; give several to compare them.
     #[arg(long, value_name = "NAME", default_value = PolicyRegistry::DEFAULT, value_delimiter = ',')]
     policy: Vec<String>,
-    /// Tokens of a block of the trace.
+    /// Tokens of a block of the cache. Lines with `hash_ids` are taken to have blocks of that length, unless they
+    /// say another one with `block_tokens`.
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     block_tokens: NonZeroU64,
+    /// Bytes of a token, on average, of prompts that are text.
+    #[arg(long, value_name = "BYTES", default_value = "4", value_parser = trace_file::bytes_per_token)]
+    bytes_per_token: BytesPerToken,
+    /// What to do with lines of the trace that are no request.
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    bad_lines: BadLinesName,
     /// Capacity of an L2 behind it, in blocks. Its policy is the default one.
     #[arg(long, value_name = "BLOCKS")]
     l2_capacity: Option<NonZeroU32>,
@@ -61,7 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
     {
         return Err(ReplayError::Capacity { capacity: capacity.get() });
     }
-    let trace = trace_file::read(&args.trace, args.block_tokens.get())?;
+    let (trace, bad_lines) =
+        trace_file::read(&args.trace, args.block_tokens, args.bytes_per_token, args.bad_lines)?;
+    if let Some(summary) = bad_lines.summary() {
+        eprintln!("kvcache: {}: {summary}", args.trace.display());
+    }
     let mut outcomes = Vec::new();
     for capacity in &args.capacity {
         let lru = replay(&registry, &trace, capacity.get(), BASELINE)?;
@@ -104,7 +117,7 @@ pub(crate) enum ReplayError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
-    Trace(#[from] TraceError),
+    Trace(#[from] kvcache_workload::Error),
     #[error("a capacity of {capacity} blocks is too large, at most {CAPACITY_MAX} can be replayed")]
     Capacity { capacity: u32 },
     #[error("cannot write JSON: {0}")]

@@ -56,3 +56,55 @@ fn bad_arguments_are_refused() {
     assert_eq!(kvcache(&["replay", TRACE, "--capacity", "4294967295"]).status.code(), Some(1));
     assert_eq!(kvcache(&["replay", "/nowhere", "--capacity", "5"]).status.code(), Some(1));
 }
+
+/// Writes `lines` to a file of this test's own.
+fn file(name: &str, lines: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, lines).expect("a temporary file");
+    path.to_str().expect("text").to_owned()
+}
+
+/// Accesses and hit ratio at a capacity that never evicts.
+fn roomy(args: &[&str]) -> (u64, f64) {
+    let text = stdout(&kvcache(&[&["replay", "--capacity", "1000", "--json"], args].concat()));
+    let outcome: serde_json::Value = serde_json::from_str(&text).expect("one object");
+    (outcome["accesses"].as_u64().expect("a count"), outcome["block_hit_ratio"].as_f64().expect("a ratio"))
+}
+
+#[test]
+fn every_form_of_a_prompt_is_replayed_in_the_blocks_of_the_cache() {
+    let pieces = file(
+        "pieces.jsonl",
+        "{\"workload\": 1}\n{\"pieces\": [[1, 100], [2, 28]]}\n{\"pieces\": [[1, 100], [3, 28]]}\n",
+    );
+    assert_eq!(roomy(&[&pieces, "--block-tokens", "16"]), (16, 6.0 / 16.0));
+    assert_eq!(roomy(&[&pieces, "--block-tokens", "64"]), (4, 1.0 / 4.0));
+    let text = file(
+        "text.jsonl",
+        "{\"prompt\": \"one two three four\"}\n{\"prompt\": \"one two three five\"}\n\
+         {\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n",
+    );
+    assert_eq!(roomy(&[&text, "--block-tokens", "1"]), (4 + 4 + 2, 3.0 / 10.0));
+    assert_eq!(roomy(&[&text, "--block-tokens", "1", "--bytes-per-token", "8"]), (2 + 2 + 1, 1.0 / 5.0));
+    let hashes = file(
+        "hashes.jsonl",
+        "{\"input_length\": 64, \"block_tokens\": 16, \"hash_ids\": [1, 2, 3, 4]}\n\
+         {\"input_length\": 64, \"block_tokens\": 16, \"hash_ids\": [1, 2, 3, 5]}\n",
+    );
+    assert_eq!(roomy(&[&hashes, "--block-tokens", "16"]), (8, 3.0 / 8.0));
+    assert_eq!(roomy(&[&hashes, "--block-tokens", "32"]), (4, 1.0 / 4.0));
+}
+
+#[test]
+fn bad_lines_are_refused_or_left_out() {
+    let path =
+        file("broken.jsonl", "{\"pieces\": [[1, 512]]}\n{\"pieces\": [[1, 51\n{\"pieces\": [[1, 512]]}\n");
+    let output = kvcache(&["replay", &path, "--capacity", "5"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("broken.jsonl:2: not a request: EOF while parsing"), "{error}");
+    let output = kvcache(&["replay", &path, "--capacity", "5", "--bad-lines", "skip", "--json"]);
+    assert!(stdout(&output).contains("\"requests\":2,"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("broken.jsonl: 1 line is left out: 2: EOF while parsing"), "{error}");
+}
