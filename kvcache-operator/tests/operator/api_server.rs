@@ -217,6 +217,36 @@ async fn lists_are_filtered_by_labels_and_fields() {
 }
 
 #[tokio::test]
+async fn a_list_comes_in_pages_and_a_page_of_forgotten_history_is_gone() {
+    let server = ApiServer::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        server.put(config_map(name, json!({})));
+    }
+    let maps = maps(&server.client("one"));
+    let mut params = ListParams::default().limit(2);
+    let mut pages = Vec::new();
+    let mut versions = std::collections::BTreeSet::new();
+    loop {
+        let page = maps.list(&params).await.unwrap();
+        pages.push(page.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>().concat());
+        versions.extend(page.metadata.resource_version);
+        // What comes meanwhile is for the watch, which begins at the version of the first page.
+        server.put(config_map("x", json!({ "n": pages.len().to_string() })));
+        match page.metadata.continue_ {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    assert_eq!(pages, ["ab", "cd", "ex"]);
+    assert_eq!(versions.len(), 1);
+    let first = maps.list(&ListParams::default().limit(2)).await.unwrap();
+    server.put(config_map("y", json!({})));
+    server.compact();
+    let token = first.metadata.continue_.unwrap();
+    assert_eq!(code(maps.list(&ListParams::default().limit(2).continue_token(&token)).await), 410);
+}
+
+#[tokio::test]
 async fn a_watch_tells_changes_from_a_revision_on_and_labels_decide_what_is_an_addition() {
     let server = ApiServer::new();
     let maps = maps(&server.client("one"));

@@ -30,6 +30,8 @@ pub use faults::{Fault, Faults};
 pub use request::{Call, Logged, Verb};
 pub use store::Key;
 use store::Store;
+#[allow(unused_imports, reason = "for those who serve it")]
+pub use watch::AnswerBody;
 
 /// The server. Clones are the same server.
 #[derive(Clone)]
@@ -194,7 +196,11 @@ impl ApiServer {
         START + jiff::SignedDuration::try_from(self.inner.started.elapsed()).expect("short enough")
     }
 
-    async fn serve(&self, client: &str, request: Request<Body>) -> Result<Response<watch::AnswerBody>, Hung> {
+    pub async fn serve(
+        &self,
+        client: &str,
+        request: Request<Body>,
+    ) -> Result<Response<watch::AnswerBody>, Hung> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map_err(|_| Hung)?.to_bytes();
         let latency = *lock(&self.inner.latency);

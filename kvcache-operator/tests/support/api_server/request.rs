@@ -190,19 +190,7 @@ impl Call {
                 Some(object) => Ok(Answer::ok(self.view(object))),
                 None => Err(Answer::not_found(&key)),
             },
-            Verb::List => {
-                let all = store.all(self.resource.plural);
-                let items: Vec<Value> = all
-                    .filter(|(key, object)| self.selects(key, object))
-                    .map(|(_, o)| self.view(o))
-                    .collect();
-                Ok(Answer::ok(json!({
-                    "apiVersion": self.resource.api_version(),
-                    "kind": format!("{}List", self.resource.kind),
-                    "metadata": { "resourceVersion": store.revision().to_string() },
-                    "items": items,
-                })))
-            }
+            Verb::List => self.list(store),
             Verb::Create if namespace.is_empty() || key.name.is_empty() => {
                 Err(Answer::invalid("an object needs a name and a namespace"))
             }
@@ -212,6 +200,39 @@ impl Call {
             Verb::Delete => store.delete(&key, &self.body, now).map(Answer::ok),
             Verb::Watch => Err(Answer::bad_request("a watch is not answered at once")),
         }
+    }
+
+    /// A page of a list. Pages are read one after the other while objects change; the watch that begins where the first
+    /// page was read tells of that.
+    fn list(&self, store: &Store) -> Result<Answer, Answer> {
+        let number = |field| self.query.get(field).and_then(|text| text.parse::<usize>().ok());
+        let limit = number("limit").filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let (revision, begin) =
+            match self.query.get("continue").map(|token| token.split('/').collect::<Vec<_>>()) {
+                None => (store.revision(), None),
+                Some(token) => match token.as_slice() {
+                    [revision, namespace, name] => {
+                        let revision = revision.parse().map_err(|_| Answer::bad_request("continue"))?;
+                        store.since(revision).ok_or_else(Answer::gone)?;
+                        (revision, Some(Key::new(self.resource.plural, namespace, name)))
+                    }
+                    _ => return Err(Answer::bad_request("continue")),
+                },
+            };
+        let mut selected = store.all(self.resource.plural).filter(|(key, object)| {
+            begin.as_ref().is_none_or(|begin| *key >= begin) && self.selects(key, object)
+        });
+        let items: Vec<Value> = selected.by_ref().take(limit).map(|(_, object)| self.view(object)).collect();
+        let mut metadata = json!({ "resourceVersion": revision.to_string() });
+        if let Some((key, _)) = selected.next() {
+            metadata["continue"] = json!(format!("{revision}/{}/{}", key.namespace, key.name));
+        }
+        Ok(Answer::ok(json!({
+            "apiVersion": self.resource.api_version(),
+            "kind": format!("{}List", self.resource.kind),
+            "metadata": metadata,
+            "items": items,
+        })))
     }
 
     fn patch(
