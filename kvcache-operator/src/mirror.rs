@@ -3,6 +3,9 @@
 //! A reconciliation reads from here only, so that one that finds everything as it should be asks the API server for
 //! nothing. What the operator itself writes is entered at once: the watch tells of it later, and until then another
 //! look would write it again.
+//!
+//! Of an object only what somebody reads is kept. A mirror can keep a note in place of what is large and would be read
+//! again at every look.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -39,65 +42,84 @@ pub fn by_name<K: Resource>(object: &K) -> Option<CacheKey> {
     Some(CacheKey { namespace: object.namespace()?, name: object.meta().name.clone()? })
 }
 
-/// Objects of one kind, fed by one watch.
+/// Objects of one kind, fed by one watch, each with a note.
 #[derive(Debug)]
-pub struct Mirror<K> {
+pub struct Mirror<K, N = ()> {
     belongs_to: fn(&K) -> Option<CacheKey>,
-    inner: RwLock<Inner<K>>,
+    trim: fn(&mut K) -> N,
+    inner: RwLock<Inner<K, N>>,
 }
 
 #[derive(Debug)]
-struct Inner<K> {
-    objects: HashMap<CacheKey, BTreeMap<String, Arc<K>>>,
+struct Inner<K, N> {
+    objects: HashMap<CacheKey, BTreeMap<String, Entry<K, N>>>,
     /// The cache of each object, as it may leave one by a change of its label. By namespace and name.
     homes: HashMap<(String, String), CacheKey>,
     /// A list that is being read, and what was written meanwhile, which it may lack.
-    listed: Vec<K>,
+    listed: Vec<Entry<K, N>>,
     written: HashSet<(String, String)>,
 }
 
-impl<K: Resource + Clone> Mirror<K> {
-    /// An empty one. The function tells the cache of an object.
-    pub fn new(belongs_to: fn(&K) -> Option<CacheKey>) -> Self {
+#[derive(Debug)]
+struct Entry<K, N> {
+    object: Arc<K>,
+    note: N,
+}
+
+impl<K: Resource, N: Clone> Mirror<K, N> {
+    /// An empty one. `belongs_to` tells the cache of an object; `trim` takes out of it what is not to be kept, and tells
+    /// what is to be known of that.
+    pub fn new(belongs_to: fn(&K) -> Option<CacheKey>, trim: fn(&mut K) -> N) -> Self {
         let inner = Inner {
             objects: HashMap::new(),
             homes: HashMap::new(),
             listed: Vec::new(),
             written: HashSet::new(),
         };
-        Self { belongs_to, inner: RwLock::new(inner) }
+        Self { belongs_to, trim, inner: RwLock::new(inner) }
     }
 
-    /// Takes in what the watch tells. Returns the caches that it concerns.
+    /// Takes in what the watch tells. Returns the caches that it concerns; none where it tells of what is known already,
+    /// such as the operator's own writes.
     pub fn observe(&self, event: Event<K>) -> Vec<CacheKey> {
-        let mut inner = self.write();
         match event {
-            Event::Apply(object) => self.enter(&mut inner, object),
-            Event::Delete(object) => match inner.find(&object) {
-                // An old deletion, of an object that was created again since.
-                Some(known) if known.uid() != object.uid() && is_newer(&**known, &object) => Vec::new(),
-                _ => inner.drop_object(&id(&object)).into_iter().collect(),
-            },
+            Event::Apply(object) => {
+                // Trimmed before the others have to wait.
+                let entry = self.entry(object);
+                self.enter(&mut self.write(), entry)
+            }
+            Event::Delete(object) => {
+                let mut inner = self.write();
+                match inner.find(&object) {
+                    // An old deletion, of an object that was created again since.
+                    Some(known) if known.uid() != object.uid() && is_newer(known, &object) => Vec::new(),
+                    _ => inner.drop_object(&id(&object)).into_iter().collect(),
+                }
+            }
             Event::Init => {
+                let mut inner = self.write();
                 inner.listed.clear();
                 inner.written.clear();
                 Vec::new()
             }
             Event::InitApply(object) => {
-                inner.listed.push(object);
+                let entry = self.entry(object);
+                self.write().listed.push(entry);
                 Vec::new()
             }
             Event::InitDone => {
+                let mut inner = self.write();
                 let listed = std::mem::take(&mut inner.listed);
-                let present: HashSet<(String, String)> = listed.iter().map(id).collect();
+                let present: HashSet<(String, String)> =
+                    listed.iter().map(|entry| id(&*entry.object)).collect();
                 let gone: Vec<_> = inner.homes.keys().filter(|id| !present.contains(*id)).cloned().collect();
                 let written = std::mem::take(&mut inner.written);
                 let mut keys = Vec::new();
                 for id in gone.into_iter().filter(|id| !written.contains(id)) {
                     keys.extend(inner.drop_object(&id));
                 }
-                for object in listed {
-                    keys.extend(self.enter(&mut inner, object));
+                for entry in listed {
+                    keys.extend(self.enter(&mut inner, entry));
                 }
                 keys
             }
@@ -106,9 +128,10 @@ impl<K: Resource + Clone> Mirror<K> {
 
     /// Takes in what the operator wrote.
     pub fn wrote(&self, object: K) {
+        let entry = self.entry(object);
         let mut inner = self.write();
-        inner.written.insert(id(&object));
-        self.enter(&mut inner, object);
+        inner.written.insert(id(&*entry.object));
+        self.enter(&mut inner, entry);
     }
 
     /// Takes out what the operator deleted.
@@ -118,12 +141,21 @@ impl<K: Resource + Clone> Mirror<K> {
 
     /// A cache's object of this name.
     pub fn get(&self, key: &CacheKey, name: &str) -> Option<Arc<K>> {
-        self.read().objects.get(key)?.get(name).cloned()
+        self.read().objects.get(key)?.get(name).map(|entry| Arc::clone(&entry.object))
+    }
+
+    /// A cache's object of this name, and the note of it.
+    pub fn noted(&self, key: &CacheKey, name: &str) -> Option<(Arc<K>, N)> {
+        let inner = self.read();
+        let entry = inner.objects.get(key)?.get(name)?;
+        Some((Arc::clone(&entry.object), entry.note.clone()))
     }
 
     /// All objects of a cache, in the order of their names.
     pub fn of(&self, key: &CacheKey) -> Vec<Arc<K>> {
-        self.read().objects.get(key).map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+        let inner = self.read();
+        let entries = inner.objects.get(key).into_iter().flat_map(BTreeMap::values);
+        entries.map(|entry| Arc::clone(&entry.object)).collect()
     }
 
     /// All caches that have such objects.
@@ -131,18 +163,24 @@ impl<K: Resource + Clone> Mirror<K> {
         self.read().objects.keys().cloned().collect()
     }
 
-    fn enter(&self, inner: &mut Inner<K>, object: K) -> Vec<CacheKey> {
-        if inner.find(&object).is_some_and(|known| is_newer(&**known, &object)) {
+    fn entry(&self, mut object: K) -> Entry<K, N> {
+        let note = (self.trim)(&mut object);
+        Entry { object: Arc::new(object), note }
+    }
+
+    fn enter(&self, inner: &mut Inner<K, N>, entry: Entry<K, N>) -> Vec<CacheKey> {
+        let object = &*entry.object;
+        if inner.find(object).is_some_and(|known| is_newer(known, object) || is_same(known, object)) {
             return Vec::new();
         }
-        let id = id(&object);
-        let key = (self.belongs_to)(&object);
+        let id = id(object);
+        let key = (self.belongs_to)(object);
         let mut keys = Vec::new();
         if inner.homes.get(&id) != key.as_ref() {
             keys.extend(inner.drop_object(&id));
         }
         if let Some(key) = key {
-            inner.objects.entry(key.clone()).or_default().insert(id.1.clone(), Arc::new(object));
+            inner.objects.entry(key.clone()).or_default().insert(id.1.clone(), entry);
             inner.homes.insert(id, key.clone());
             keys.push(key);
         }
@@ -150,19 +188,19 @@ impl<K: Resource + Clone> Mirror<K> {
     }
 
     // A panic while the lock is held leaves complete entries, of which the next list corrects the rest.
-    fn read(&self) -> RwLockReadGuard<'_, Inner<K>> {
+    fn read(&self) -> RwLockReadGuard<'_, Inner<K, N>> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Inner<K>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Inner<K, N>> {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Resource> Inner<K> {
-    fn find(&self, object: &K) -> Option<&Arc<K>> {
+impl<K: Resource, N> Inner<K, N> {
+    fn find(&self, object: &K) -> Option<&K> {
         let id = id(object);
-        self.objects.get(self.homes.get(&id)?)?.get(&id.1)
+        self.objects.get(self.homes.get(&id)?)?.get(&id.1).map(|entry| &*entry.object)
     }
 
     fn drop_object(&mut self, id: &(String, String)) -> Option<CacheKey> {
@@ -186,6 +224,12 @@ fn id<K: Resource>(object: &K) -> (String, String) {
 fn is_newer<K: Resource>(known: &K, other: &K) -> bool {
     let version = |object: &K| object.resource_version().and_then(|version| version.parse::<u64>().ok());
     matches!((version(known), version(other)), (Some(known), Some(other)) if known > other)
+}
+
+/// Whether it is one version of one object.
+fn is_same<K: Resource>(known: &K, other: &K) -> bool {
+    let version = |object: &K| object.resource_version().filter(|version| !version.is_empty());
+    version(known).is_some() && version(known) == version(other) && known.uid() == other.uid()
 }
 
 #[cfg(test)]
@@ -218,7 +262,7 @@ mod tests {
 
     #[test]
     fn objects_are_found_by_their_cache_and_move_with_their_label() {
-        let mirror = Mirror::new(by_label);
+        let mirror = Mirror::new(by_label, |_| ());
         assert_eq!(mirror.observe(Event::Apply(map("a", "one", "u", 1))), [key("one")]);
         assert_eq!(mirror.observe(Event::Apply(map("a", "two", "u", 2))), [key("one"), key("two")]);
         assert!(mirror.of(&key("one")).is_empty());
@@ -232,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_not_undone_by_older_news() {
-        let mirror = Mirror::new(by_label);
+        let mirror = Mirror::new(by_label, |_| ());
         mirror.wrote(map("a", "one", "u", 5));
         assert!(mirror.observe(Event::Apply(map("a", "one", "u", 4))).is_empty());
         assert_eq!(versions(&mirror, "one"), ["a@5"]);
@@ -243,8 +287,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_is_no_news() {
+        let mirror = Mirror::new(by_label, |_| ());
+        mirror.wrote(map("a", "one", "u", 5));
+        assert!(mirror.observe(Event::Apply(map("a", "one", "u", 5))).is_empty(), "the echo of the write");
+        assert_eq!(mirror.observe(Event::Apply(map("a", "one", "u", 6))), [key("one")]);
+        // Another object, made anew with the name; its version means nothing to this one's.
+        assert_eq!(mirror.observe(Event::Apply(map("a", "one", "v", 6))), [key("one")]);
+        let mut unversioned = map("b", "one", "u", 0);
+        unversioned.metadata.resource_version = None;
+        assert_eq!(mirror.observe(Event::Apply(unversioned.clone())), [key("one")]);
+        assert_eq!(mirror.observe(Event::Apply(unversioned)), [key("one")], "nobody knows");
+    }
+
+    #[test]
+    fn what_is_trimmed_is_noted_however_it_comes() {
+        let size = |map: &mut ConfigMap| map.data.take().map_or(0, |data| data.len());
+        let mirror = Mirror::new(by_label, size);
+        let with = |name: &str, version, keys: usize| {
+            let data = (0..keys).map(|key| (key.to_string(), String::new())).collect();
+            ConfigMap { data: Some(data), ..map(name, "one", "u", version) }
+        };
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitApply(with("listed", 1, 3)));
+        mirror.observe(Event::InitDone);
+        mirror.observe(Event::Apply(with("told", 2, 4)));
+        mirror.wrote(with("written", 3, 5));
+        for (name, keys) in [("listed", 3), ("told", 4), ("written", 5)] {
+            let (map, note) = mirror.noted(&key("one"), name).expect("known");
+            assert_eq!((map.data.as_ref(), note), (None, keys), "{name}");
+        }
+        mirror.observe(Event::Apply(with("told", 7, 1)));
+        assert_eq!(mirror.noted(&key("one"), "told").map(|(_, note)| note), Some(1));
+        assert!(mirror.noted(&key("one"), "other").is_none());
+    }
+
+    #[test]
     fn a_list_replaces_all_but_what_was_written_while_it_was_read() {
-        let mirror = Mirror::new(by_label);
+        let mirror = Mirror::new(by_label, |_| ());
         mirror.observe(Event::Apply(map("gone", "one", "g", 1)));
         mirror.observe(Event::Apply(map("kept", "two", "k", 2)));
         mirror.observe(Event::Init);
@@ -254,7 +334,7 @@ mod tests {
         assert_eq!(versions(&mirror, "one"), ["gone@1"], "until the list is complete");
         let mut keys = mirror.observe(Event::InitDone);
         keys.sort();
-        assert_eq!(keys, [key("one"), key("three"), key("two")]);
+        assert_eq!(keys, [key("one"), key("three")], "the kept one is no news");
         assert!(versions(&mirror, "one").is_empty());
         assert_eq!(versions(&mirror, "four"), ["written@5"]);
         mirror.observe(Event::Init);

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -18,8 +18,10 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-use crate::api::{AsWritten, label};
+use crate::api::{AsWritten, annotation, label};
 use crate::mirror::{CacheKey, Mirror, by_label, by_name};
+use crate::plan::names;
+use crate::plan::ring::PublishedRing;
 use crate::queue::Queue;
 
 /// The namespaces that are served.
@@ -51,7 +53,7 @@ pub struct Stores {
     pub caches: Mirror<AsWritten>,
     pub stateful_sets: Mirror<StatefulSet>,
     pub services: Mirror<Service>,
-    pub config_maps: Mirror<ConfigMap>,
+    pub config_maps: Mirror<ConfigMap, Option<Arc<PublishedRing>>>,
     pub budgets: Mirror<PodDisruptionBudget>,
     pub accounts: Mirror<ServiceAccount>,
     pub pods: Mirror<Pod>,
@@ -61,13 +63,13 @@ pub struct Stores {
 impl Default for Stores {
     fn default() -> Self {
         Self {
-            caches: Mirror::new(by_name),
-            stateful_sets: Mirror::new(by_label),
-            services: Mirror::new(by_label),
-            config_maps: Mirror::new(by_label),
-            budgets: Mirror::new(by_label),
-            accounts: Mirror::new(by_label),
-            pods: Mirror::new(by_label),
+            caches: Mirror::new(by_name, trim),
+            stateful_sets: Mirror::new(by_label, trim),
+            services: Mirror::new(by_label, trim),
+            config_maps: Mirror::new(by_label, trim_config_map),
+            budgets: Mirror::new(by_label, trim),
+            accounts: Mirror::new(by_label, trim),
+            pods: Mirror::new(by_label, trim_pod),
             secret_users: SecretUsers::default(),
         }
     }
@@ -90,23 +92,22 @@ impl Stores {
         let all = watcher::Config::default();
         let (stores, filled, queue) = (&*self, &filled, &*queue);
         tokio::join!(
-            follow(scope.api(&client), all.clone(), &stores.caches, trim, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.stateful_sets, trim, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.services, trim, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.config_maps, trim, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.budgets, trim, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.accounts, trim, queue, filled),
-            follow(scope.api(&client), labelled, &stores.pods, trim_pod, queue, filled),
+            follow(scope.api(&client), all.clone(), &stores.caches, queue, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.stateful_sets, queue, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.services, queue, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.config_maps, queue, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.budgets, queue, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.accounts, queue, filled),
+            follow(scope.api(&client), labelled, &stores.pods, queue, filled),
             stores.secret_users.follow(scope.api(&client), all, queue),
         );
     }
 }
 
-async fn follow<K>(
+async fn follow<K, N: Clone>(
     api: Api<K>,
     config: watcher::Config,
-    mirror: &Mirror<K>,
-    trim: fn(&mut K),
+    mirror: &Mirror<K, N>,
     queue: &Queue,
     filled: &Filled,
 ) where
@@ -117,7 +118,7 @@ async fn follow<K>(
     loop {
         let Some(event) = watch.next().await else { continue };
         let is_list_end = matches!(event, Event::InitDone);
-        for key in mirror.observe(event.modify(trim)) {
+        for key in mirror.observe(event) {
             queue.add(key);
         }
         if is_list_end && std::mem::take(&mut is_first) {
@@ -175,13 +176,26 @@ fn trim<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Of a pod, its status is read, and whose it is.
+/// Of a ring, what its text says is kept, and not the text.
+fn trim_config_map(map: &mut ConfigMap) -> Option<Arc<PublishedRing>> {
+    trim(map);
+    let text = map.data.as_mut()?.remove(names::RING_KEY)?;
+    Some(Arc::new(PublishedRing::read(Some(&text), 0)))
+}
+
+/// Of a pod, whose it is is read, its address, and whether it is ready.
 fn trim_pod(pod: &mut Pod) {
     trim(pod);
     pod.spec = None;
-    if let Some(status) = &mut pod.status {
-        status.init_container_statuses = None;
-        status.ephemeral_container_statuses = None;
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.retain(|name, _| name == annotation::DRAIN);
+    }
+    if let Some(status) = pod.status.take() {
+        let mut conditions = status.conditions.unwrap_or_default();
+        conditions.retain(|condition| condition.type_ == "Ready");
+        conditions.shrink_to_fit();
+        let conditions = Some(conditions);
+        pod.status = Some(PodStatus { pod_ip: status.pod_ip, conditions, ..PodStatus::default() });
     }
 }
 

@@ -75,17 +75,17 @@ impl Reconciler {
 }
 
 /// The objects of one kind.
-struct Kind<'a, K> {
+struct Kind<'a, K, N> {
     api: Api<K>,
-    mirror: &'a Mirror<K>,
+    mirror: &'a Mirror<K, N>,
     key: &'a CacheKey,
     owner: &'a str,
     wanted: Vec<K>,
     places: Vec<Place<K>>,
 }
 
-impl<'a, K: Object + Resource<Scope = NamespaceResourceScope>> Kind<'a, K> {
-    fn new(api: Api<K>, mirror: &'a Mirror<K>, key: &'a CacheKey, accepted: &'a Accepted) -> Self {
+impl<'a, K: Object + Resource<Scope = NamespaceResourceScope>, N: Clone> Kind<'a, K, N> {
+    fn new(api: Api<K>, mirror: &'a Mirror<K, N>, key: &'a CacheKey, accepted: &'a Accepted) -> Self {
         Self { api, mirror, key, owner: &accepted.uid, wanted: Vec::new(), places: Vec::new() }
     }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Resource, ResourceExt};
-use kvcache_core::ring::{RING_SLOTS, RingDocument};
+use kvcache_core::ring::RING_SLOTS;
 use tokio::time::Instant;
 
 use super::Reconciler;
@@ -24,16 +24,16 @@ pub(super) struct CurrentRing {
 
 impl CurrentRing {
     pub(super) fn summary(&self) -> Ring {
-        summary(&self.decision.document)
+        summary(self.decision.version(), self.decision.member_count())
     }
 }
 
 /// What a status says of a ring.
-pub(super) fn summary(document: &RingDocument) -> Ring {
+pub(super) fn summary(version: u64, members: usize) -> Ring {
     Ring {
-        version: document.version.unwrap_or(0),
-        members: u32::try_from(document.nodes.len()).unwrap_or(u32::MAX),
-        slots: if document.nodes.is_empty() { 0 } else { RING_SLOTS as u32 },
+        version,
+        members: u32::try_from(members).unwrap_or(u32::MAX),
+        slots: if members == 0 { 0 } else { RING_SLOTS as u32 },
     }
 }
 
@@ -51,7 +51,8 @@ impl Reconciler {
     ) -> Result<CurrentRing, Error> {
         let name = names::ring(&key.name);
         let api = self.api::<ConfigMap>(key);
-        let place = look(&api, &name, self.stores.config_maps.get(key, &name), &running.uid).await?;
+        let (known, note) = self.stores.config_maps.noted(key, &name).unzip();
+        let place = look(&api, &name, known, &running.uid).await?;
         let live = match place {
             Place::Free => None,
             Place::Ours(live) => Some(live),
@@ -64,13 +65,22 @@ impl Reconciler {
                 return Err(Error::Refused { what: foreign.to_string(), message });
             }
         };
-        let text = live.as_ref().and_then(|live| live.data.as_ref()?.get(names::RING_KEY));
-        let published = PublishedRing::read(text.map(String::as_str), self.version_seen(key, listed));
+        let seen = self.version_seen(key, listed);
+        let published = match note {
+            Some(note) => {
+                note.map_or_else(PublishedRing::default, |ring| PublishedRing::clone(&ring)).seen(seen)
+            }
+            // No watch has told of it.
+            None => {
+                let text = live.as_ref().and_then(|live| live.data.as_ref()?.get(names::RING_KEY));
+                PublishedRing::read(text.map(String::as_str), seen)
+            }
+        };
         let now = (self.clock)();
         let pods: Vec<RingPod> = self.servers(key, running).iter().map(|pod| RingPod::of(pod)).collect();
         let decision = decide(&pods, &published, &ring_options(running), now);
         if decision.change != RingChange::None {
-            let written = config_map::publish(&api, running, live.as_deref(), &decision.text).await?;
+            let written = config_map::publish(&api, running, live.as_deref(), &decision.text()).await?;
             self.metrics.wrote();
             self.stores.config_maps.wrote(written);
         }

@@ -3,7 +3,6 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 use kube::api::{Patch, PatchParams};
-use kvcache_core::ring::RingDocument;
 use serde_json::json;
 
 use super::Reconciler;
@@ -98,9 +97,9 @@ impl Reconciler {
 
     /// The ring that readers see.
     fn observed_ring(&self, key: &CacheKey) -> Option<Ring> {
-        let map = self.stores.config_maps.get(key, &names::ring(&key.name))?;
-        let text = map.data.as_ref()?.get(names::RING_KEY)?;
-        RingDocument::from_json(text.as_bytes()).ok().map(|document| summary(&document))
+        let (_, ring) = self.stores.config_maps.noted(key, &names::ring(&key.name))?;
+        let ring = ring.filter(|ring| ring.unreadable().is_none())?;
+        Some(summary(ring.version(), ring.members().len()))
     }
 }
 

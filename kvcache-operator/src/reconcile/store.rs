@@ -173,7 +173,7 @@ impl Reconciler {
             Ok(ring_key) => ring_key,
             Err(trouble) => return Ok(Err(trouble)),
         };
-        let document = &ring.decision.document;
+        let document = &ring.decision.document();
         let sent = redis::publish(&ring_key, document, &owner(key, running), self.settings.patience).await;
         Ok(sent.map_err(|error| Trouble::Redis(error.to_string())))
     }

@@ -1,16 +1,19 @@
 //! What [`decide`](super::decide) says.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
-use kvcache_core::ring::RingDocument;
+use kvcache_core::ring::{RingDocument, ServerAddress};
+
+use super::published::memory;
 
 /// The ring to publish, and what is different about it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RingDecision {
-    /// The ring. Readers elsewhere than in the ConfigMap have no use for its field [`AWAY_FIELD`](super::AWAY_FIELD).
-    pub document: RingDocument,
-    /// Its text, for the ConfigMap.
-    pub text: String,
-    /// Whether that is to be written, and why.
+    pub(super) servers: BTreeMap<String, ServerAddress>,
+    pub(super) version: u64,
+    pub(super) away_since: BTreeMap<String, Timestamp>,
+    /// Whether it is to be written, and why.
     pub change: RingChange,
     /// When to ask again if nothing happens until then; always later than the time that was passed.
     pub look_again: Option<Timestamp>,
@@ -22,8 +25,6 @@ pub struct RingDecision {
     pub left: Vec<String>,
     /// Members that have another address.
     pub readdressed: Vec<String>,
-    /// Members that keep their slots although their servers are not ready.
-    pub away: Vec<String>,
 }
 
 /// How the ring to publish differs from the published one.
@@ -41,11 +42,28 @@ pub enum RingChange {
 impl RingDecision {
     /// The version of the ring.
     pub fn version(&self) -> u64 {
-        self.document.version.unwrap_or(0)
+        self.version
     }
 
     /// How many members it has.
     pub fn member_count(&self) -> usize {
-        self.document.nodes.len()
+        self.servers.len()
+    }
+
+    /// Members that keep their slots although their servers are not ready, by name.
+    pub fn away(&self) -> Vec<&str> {
+        self.away_since.keys().map(String::as_str).collect()
+    }
+
+    /// The ring. Readers elsewhere than in the ConfigMap have no use for its field
+    /// [`AWAY_FIELD`](super::AWAY_FIELD). Cost: a slot table.
+    pub fn document(&self) -> RingDocument {
+        // There are no more servers than a ring may have, each has a name, and a map has no name twice.
+        RingDocument::of(&self.servers, self.version, memory(&self.away_since)).unwrap_or_default()
+    }
+
+    /// Its text, for the ConfigMap: 70 KB and more.
+    pub fn text(&self) -> String {
+        self.document().to_json()
     }
 }
