@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::mirror::CacheKey;
 use crate::plan::status::{StoreState, Verdict};
+use crate::publish::turns::Turns;
 use crate::queue::Next;
 use crate::stores::Stores;
 
@@ -37,6 +38,7 @@ pub struct Reconciler {
     jitter: Jitter,
     metrics: Arc<Metrics>,
     events: Events,
+    turns: Turns,
     /// What was last published to each cache's Redis. Spares asking it again; forgetting it costs one question.
     published: Mutex<HashMap<CacheKey, store::Memory>>,
 }
@@ -77,6 +79,7 @@ impl Reconciler {
             events: Events::new(client.clone(), identity),
             metrics: Arc::default(),
             jitter: Jitter::new(seed),
+            turns: Turns::new(seed),
             published: Mutex::default(),
             client,
             options,
@@ -143,7 +146,9 @@ impl Reconciler {
             }
             Err(refusal) => (Err(refusal), Vec::new(), Ok(())),
             Ok(accepted) => {
-                self.leave_old_store(key, &accepted, last.as_ref()).await;
+                if let store::Left::NotYet = self.leave_old_store(key, &accepted, last.as_ref()).await {
+                    return Ok(self.again(Some(Instant::now() + store::BUSY)));
+                }
                 match self.write_objects(key, &listed, &accepted).await {
                     Ok(blocked) => (Ok(accepted), blocked, Ok(())),
                     // What the API server refuses is the spec's fault, and its author is told.

@@ -10,5 +10,6 @@ mod fence;
 pub mod redis;
 #[cfg(test)]
 mod redis_tests;
+pub mod turns;
 
 pub use fence::RingOwner;

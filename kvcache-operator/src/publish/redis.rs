@@ -128,6 +128,16 @@ pub enum RedisError {
     },
 }
 
+impl RedisError {
+    /// Whether it is the server's: whoever asks next, for whatever key, will most likely get the same.
+    pub(super) fn is_of_server(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::TimedOut { .. } | Self::NotRedis { .. } => true,
+            Self::Refused { .. } | Self::Contended { .. } => false,
+        }
+    }
+}
+
 fn remedy(message: &str) -> &'static str {
     match message.split(' ').next() {
         Some("NOAUTH") => "; name the Secret with the password in passwordSecretRef",

@@ -15,6 +15,7 @@ use crate::api::{AsWritten, Metadata};
 use crate::apply::{FIELD_MANAGER, is_missing};
 use crate::error::{Error, answered};
 use crate::mirror::CacheKey;
+use crate::publish::turns::Urgency;
 use crate::queue::Next;
 
 /// Kept while the cache's ring may be in a Redis of somebody else.
@@ -48,7 +49,7 @@ impl Reconciler {
         let accepted = listed.accept(&self.options).ok().or_else(|| self.last_accepted(key, listed));
         let accepted = accepted.filter(|accepted| matches!(accepted.metadata, Metadata::External { .. }));
         if is_held && let Some(accepted) = accepted {
-            match self.take_away(key, &accepted).await {
+            match self.take_away(key, &accepted, Urgency::Now).await {
                 Ok(_) => {}
                 Err(why) if self.may_wait(listed) => {
                     log::info!("{key}: is deleted, and its ring is still in Redis: {why}");

@@ -1,5 +1,6 @@
 //! Publishes the ring to Redis, where engines of AIBrix look for it.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use crate::plan::names;
 use crate::plan::status::StoreState;
 use crate::publish::RingOwner;
 use crate::publish::redis::{self, Published, RingKey};
+use crate::publish::turns::{NotAsked, Urgency};
 
 /// What is known of a cache's Redis since it was asked last.
 pub(super) struct Memory {
@@ -54,12 +56,46 @@ impl Target {
         };
         Some(Self { host, port, key: accepted.ring.redis_key.clone(), password })
     }
+
+    fn server(&self) -> String {
+        format!("redis at {}:{}", self.host, self.port)
+    }
 }
 
 /// Why a ring could not be brought to Redis, or be taken away.
-enum Trouble {
+pub(super) enum Trouble {
     Secret(String),
     Redis(String),
+    /// The server did not answer to others, and is left alone until then.
+    Down(Instant, String),
+    /// Others ask it, and wait.
+    Busy,
+}
+
+impl From<NotAsked> for Trouble {
+    fn from(not_asked: NotAsked) -> Self {
+        match not_asked {
+            NotAsked::Down { until, why } => Self::Down(until, why),
+            NotAsked::Busy => Self::Busy,
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(why) | Self::Redis(why) | Self::Down(_, why) => f.write_str(why),
+            Self::Busy => f.write_str(NOT_ASKED),
+        }
+    }
+}
+
+/// What became of the ring in the Redis that a cache has left.
+pub(super) enum Left {
+    /// Nothing more is to be done about it.
+    Done,
+    /// It could not be asked yet.
+    NotYet,
 }
 
 impl Reconciler {
@@ -92,16 +128,24 @@ impl Reconciler {
         let pods = self.redis_pods(key);
         let version = ring.decision.version();
         let has_new_secret = self.stores.secret_users.take_news(key);
-        let (mut version_seen, mut failures) = (0, 0);
+        let (mut version_seen, mut failures, mut urgency) = (0, 0, Urgency::None);
+        let mut last_state = None;
         if let Some(memory) = self.published().get(key) {
-            let is_same = memory.target == target && memory.version == version && memory.pods == pods;
-            if is_same && !has_new_secret && Instant::now() < memory.again {
+            let has_news = has_new_secret || memory.pods != pods;
+            let is_same = memory.target == target && memory.version == version;
+            if is_same && !has_news && Instant::now() < memory.again {
                 return Ok((memory.state.clone(), Some(memory.again)));
             }
             version_seen = memory.version_seen;
             failures = memory.failures;
+            if memory.target == target {
+                last_state = Some(memory.state.clone());
+            }
+            if has_news {
+                urgency = Urgency::Now;
+            }
         }
-        let (state, again) = match self.send(key, running, &target, ring).await? {
+        let (state, again) = match self.send(key, running, &target, ring, urgency).await? {
             Ok(Published::Written) => {
                 self.metrics.wrote();
                 (StoreState::Connected, self.jitter.spread(self.settings.resync))
@@ -120,9 +164,29 @@ impl Reconciler {
                 (StoreState::KeyInUse(message), self.jitter.spread(KEY_IN_USE))
             }
             Err(Trouble::Secret(what)) => (StoreState::SecretMissing(what), self.settings.resync),
-            Err(Trouble::Redis(why)) => (StoreState::Unreachable(why), self.jitter.spread(backoff(failures))),
+            Err(Trouble::Redis(why)) => {
+                let wait = self.jitter.spread(backoff(failures));
+                failures = failures.saturating_add(1);
+                (StoreState::Unreachable(why), wait)
+            }
+            Err(Trouble::Down(until, why)) => {
+                // Not all of its caches in the same moment.
+                let wait = until.saturating_duration_since(Instant::now()) + self.jitter.spread(BUSY);
+                (StoreState::Unreachable(why), wait)
+            }
+            Err(Trouble::Busy) => {
+                let unknown = || StoreState::Unreachable(format!("{}: {NOT_ASKED}", target.server()));
+                let again = Instant::now() + self.jitter.spread(BUSY);
+                if let Some(memory) = self.published().get_mut(key) {
+                    // Whatever the reason was to ask, it still is one.
+                    memory.again = again;
+                }
+                return Ok((last_state.unwrap_or_else(unknown), Some(again)));
+            }
         };
-        failures = if matches!(state, StoreState::Unreachable(_)) { failures.saturating_add(1) } else { 0 };
+        if !matches!(state, StoreState::Unreachable(_)) {
+            failures = 0;
+        }
         let again = Instant::now() + again;
         let memory = Memory { target, version, version_seen, pods, state: state.clone(), failures, again };
         self.published().insert(key.clone(), memory);
@@ -131,34 +195,48 @@ impl Reconciler {
 
     /// Takes the ring away from the Redis that a cache has used before, if it uses another one now, or none. A Redis that
     /// does not answer keeps its ring.
-    pub(super) async fn leave_old_store(&self, key: &CacheKey, now: &Accepted, before: Option<&Accepted>) {
+    pub(super) async fn leave_old_store(
+        &self,
+        key: &CacheKey,
+        now: &Accepted,
+        before: Option<&Accepted>,
+    ) -> Left {
         let Some(before) = before.filter(|before| matches!(before.metadata, Metadata::External { .. }))
         else {
-            return;
+            return Left::Done;
         };
         let place = |accepted| Target::of(accepted).map(|target| (target.host, target.port, target.key));
         if place(before) == place(now) {
-            return;
+            return Left::Done;
         }
-        match self.take_away(key, before).await {
+        match self.take_away(key, before, Urgency::None).await {
             Ok(true) => {}
             Ok(false) => log::info!("{key}: the ring in the Redis of before is not ours, and stays"),
+            // It answers soon, or is known to be down soon.
+            Err(Trouble::Busy) => return Left::NotYet,
             Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
         }
+        Left::Done
     }
 
     /// Removes a cache's ring from its Redis. Whether it is gone; not if it is somebody else's.
-    pub(super) async fn take_away(&self, key: &CacheKey, accepted: &Accepted) -> Result<bool, String> {
+    pub(super) async fn take_away(
+        &self,
+        key: &CacheKey,
+        accepted: &Accepted,
+        urgency: Urgency,
+    ) -> Result<bool, Trouble> {
         let Some(target) = Target::of(accepted) else { return Ok(true) };
         let ring_key = match self.ring_key(key, &target).await {
-            Ok(Ok(ring_key)) => ring_key,
-            Ok(Err(Trouble::Secret(why) | Trouble::Redis(why))) => return Err(why),
-            Err(error) => return Err(error.to_string()),
+            Ok(ring_key) => ring_key?,
+            Err(error) => return Err(Trouble::Redis(error.to_string())),
         };
-        match redis::remove(&ring_key, &owner(key, accepted), self.settings.patience).await {
+        let owner = owner(key, accepted);
+        let removal = redis::remove(&ring_key, &owner, self.settings.patience);
+        match self.turns.ask(&ring_key.server, urgency, removal).await? {
             Ok(redis::Removed::Gone) => Ok(true),
             Ok(redis::Removed::NotOurs) => Ok(false),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Trouble::Redis(error.to_string())),
         }
     }
 
@@ -168,14 +246,20 @@ impl Reconciler {
         running: &Accepted,
         target: &Target,
         ring: &CurrentRing,
+        urgency: Urgency,
     ) -> Result<Result<Published, Trouble>, Error> {
         let ring_key = match self.ring_key(key, target).await? {
             Ok(ring_key) => ring_key,
             Err(trouble) => return Ok(Err(trouble)),
         };
-        let document = &ring.decision.document();
-        let sent = redis::publish(&ring_key, document, &owner(key, running), self.settings.patience).await;
-        Ok(sent.map_err(|error| Trouble::Redis(error.to_string())))
+        let publication = async {
+            let document = ring.decision.document();
+            redis::publish(&ring_key, &document, &owner(key, running), self.settings.patience).await
+        };
+        Ok(match self.turns.ask(&ring_key.server, urgency, publication).await {
+            Ok(answer) => answer.map_err(|error| Trouble::Redis(error.to_string())),
+            Err(not_asked) => Err(not_asked.into()),
+        })
     }
 
     async fn ring_key(&self, key: &CacheKey, target: &Target) -> Result<Result<RingKey, Trouble>, Error> {
@@ -234,5 +318,8 @@ fn backoff(failures: u32) -> Duration {
 
 /// Long enough that another publisher, which should not be, cannot make this one turn in circles.
 const SUPERSEDED: Duration = Duration::from_secs(1);
+/// A server that others wait for is asked again.
+pub(super) const BUSY: Duration = Duration::from_secs(1);
+const NOT_ASKED: &str = "not asked yet: other caches ask it, and it does not answer at once";
 /// Nothing tells when a key becomes free.
 const KEY_IN_USE: Duration = Duration::from_secs(60);

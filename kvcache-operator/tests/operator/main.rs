@@ -5,6 +5,7 @@ mod support;
 
 mod api_server;
 mod apply;
+mod dead_redis;
 mod election;
 mod faults;
 mod life;
