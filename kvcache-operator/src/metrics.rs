@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::error::Error;
 
-/// All counts. Labels are bounded: reasons are fixed, and a cache's ring goes with the cache.
+/// All counts. Labels are bounded: reasons are fixed, and what is counted for a cache goes with the cache.
 #[derive(Default, Debug)]
 pub struct Metrics {
     reconciles: AtomicU64,
@@ -19,7 +19,14 @@ pub struct Metrics {
     writes: AtomicU64,
     queue_depth: AtomicU64,
     is_leader: AtomicU64,
-    rings: Mutex<BTreeMap<(String, String), Ring>>,
+    caches: Mutex<BTreeMap<(String, String), Cache>>,
+}
+
+/// What is known of one cache.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cache {
+    ring: Option<Ring>,
+    errors: [u64; Error::REASONS.len()],
 }
 
 /// The published ring of one cache.
@@ -36,14 +43,15 @@ pub struct Ring {
 }
 
 impl Metrics {
-    /// Counts a reconciliation: how long it took, how many objects it wrote, and why it failed if it did.
-    pub fn reconciled(&self, took: Duration, error: Option<&Error>) {
+    /// Counts a reconciliation of a cache: how long it took, and why it failed if it did.
+    pub fn reconciled(&self, namespace: &str, name: &str, took: Duration, error: Option<&Error>) {
         self.reconciles.fetch_add(1, Ordering::Relaxed);
         self.duration.record(took);
         if let Some(error) = error
             && let Some(index) = Error::REASONS.iter().position(|reason| *reason == error.reason())
         {
             self.errors[index].fetch_add(1, Ordering::Relaxed);
+            self.caches().entry((namespace.to_owned(), name.to_owned())).or_default().errors[index] += 1;
         }
     }
 
@@ -72,8 +80,9 @@ impl Metrics {
         moved: u64,
         now: Timestamp,
     ) {
-        let mut rings = self.rings();
-        let ring = rings.entry((namespace.to_owned(), name.to_owned())).or_default();
+        let mut caches = self.caches();
+        let cache = caches.entry((namespace.to_owned(), name.to_owned())).or_default();
+        let ring = cache.ring.get_or_insert_default();
         if ring.version != version || ring.changed == Timestamp::default() {
             ring.changed = now;
         }
@@ -84,7 +93,7 @@ impl Metrics {
 
     /// Forgets a cache that is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        self.rings().remove(&(namespace.to_owned(), name.to_owned()));
+        self.caches().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
     /// Everything in Prometheus' text format.
@@ -110,7 +119,17 @@ impl Metrics {
             "From the start of a reconciliation to its end.",
         );
         self.duration.write(&mut text, "reconcile_duration_seconds");
-        let rings = self.rings();
+        let caches = self.caches();
+        // Names of Kubernetes objects need no escapes.
+        let labels =
+            |(namespace, name): &(String, String)| format!("namespace=\"{namespace}\",name=\"{name}\"");
+        let metric = "cache_reconcile_errors_total";
+        head(&mut text, metric, "counter", "Failed reconciliations of a cache, by reason.");
+        for (key, cache) in &*caches {
+            for (reason, count) in Error::REASONS.iter().zip(cache.errors).filter(|(_, count)| *count > 0) {
+                line(&mut text, metric, &format!("{{{},reason=\"{reason}\"}}", labels(key)), count);
+            }
+        }
         type Value = fn(&Ring, Timestamp) -> u64;
         let values: [(&str, &str, &str, Value); 4] = [
             ("ring_version", "gauge", "The version of a cache's published ring.", |ring, _| ring.version),
@@ -130,18 +149,16 @@ impl Metrics {
         ];
         for (metric, kind, help, value) in values {
             head(&mut text, metric, kind, help);
-            for ((namespace, name), ring) in &*rings {
-                // Names of Kubernetes objects need no escapes.
-                let labels = format!("{{namespace=\"{namespace}\",name=\"{name}\"}}");
-                line(&mut text, metric, &labels, value(ring, now));
+            for (key, ring) in caches.iter().filter_map(|(key, cache)| Some((key, cache.ring.as_ref()?))) {
+                line(&mut text, metric, &format!("{{{}}}", labels(key)), value(ring, now));
             }
         }
         text
     }
 
-    fn rings(&self) -> MutexGuard<'_, BTreeMap<(String, String), Ring>> {
+    fn caches(&self) -> MutexGuard<'_, BTreeMap<(String, String), Cache>> {
         // Numbers stay numbers, whoever panicked.
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,8 +211,8 @@ mod tests {
     fn counts_stand_in_the_text() {
         let metrics = Metrics::default();
         let error = Error::Conflict { what: "apply".to_owned() };
-        metrics.reconciled(Duration::from_micros(200), None);
-        metrics.reconciled(Duration::from_secs(20), Some(&error));
+        metrics.reconciled("ns", "a", Duration::from_micros(200), None);
+        metrics.reconciled("ns", "a", Duration::from_secs(20), Some(&error));
         metrics.wrote();
         metrics.queue(7);
         metrics.leads(true);
@@ -207,6 +224,7 @@ mod tests {
             "kvcache_operator_reconciles_total 2",
             "kvcache_operator_reconcile_errors_total{reason=\"conflict\"} 1",
             "kvcache_operator_reconcile_errors_total{reason=\"timeout\"} 0",
+            "kvcache_operator_cache_reconcile_errors_total{namespace=\"ns\",name=\"a\",reason=\"conflict\"} 1",
             "kvcache_operator_reconcile_duration_seconds_bucket{le=\"0.0003\"} 1",
             "kvcache_operator_reconcile_duration_seconds_bucket{le=\"+Inf\"} 2",
             "kvcache_operator_writes_total 1",

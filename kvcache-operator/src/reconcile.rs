@@ -115,7 +115,7 @@ impl Reconciler {
             Ok(result) => result,
             Err(_) => Err(Error::TimedOut { what: "reconciliation".to_owned(), after: LOOK }),
         };
-        self.metrics.reconciled(started.elapsed(), result.as_ref().err());
+        self.metrics.reconciled(&key.namespace, &key.name, started.elapsed(), result.as_ref().err());
         match result {
             Ok(next) => next,
             Err(error @ Error::Conflict { .. }) => {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::api_server::{Fault, Faults, Verb};
-use crate::support::cluster::{Cluster, NAMESPACE, pass};
+use crate::support::cluster::{Cluster, NAMESPACE, cache_key, pass};
 use crate::support::controllers;
 
 /// A history with all kinds of changes in it, a step at a time.
@@ -155,4 +155,30 @@ async fn one_cache_whose_requests_fail_holds_up_no_other() {
     cluster.put_cache("kv", |_| {});
     pass(60).await;
     assert_eq!(cluster.members("kv").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_counted_for_their_cache_and_go_with_it() {
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Patch && call.name.as_deref() == Some("bad"),
+        Fault::Forbidden,
+        usize::MAX,
+    ));
+    cluster.put_cache("kv", |_| {});
+    cluster.put_cache("bad", |_| {});
+    pass(30).await;
+    let counts = || {
+        let text = operator.reconciler.metrics().prometheus(cluster.server.now());
+        let lines =
+            text.lines().filter(|line| line.starts_with("kvcache_operator_cache_reconcile_errors_total{"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let found = counts();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains(r#"{namespace="models",name="bad",reason="forbidden"} "#), "{found:?}");
+    cluster.server.delete(&cache_key("bad"));
+    pass(30).await;
+    assert_eq!(counts(), Vec::<String>::new());
 }
