@@ -134,7 +134,8 @@ pub fn status(
     }
 }
 
-/// A condition's status, reason and message.
+/// A condition's status, reason and message. The message is never empty: the API server of Kubernetes 1.20 takes an empty text
+/// that is applied to a custom resource for null, and refuses the whole status.
 type Finding = (&'static str, Reason, String);
 
 const TRUE: &str = "True";
@@ -142,7 +143,7 @@ const FALSE: &str = "False";
 
 fn accepted(verdict: &Verdict<'_>) -> Finding {
     match verdict {
-        Verdict::Accepted(_) => (TRUE, Reason::Valid, String::new()),
+        Verdict::Accepted(_) => (TRUE, Reason::Valid, "the spec is served".to_owned()),
         Verdict::Refused(refusal) => (FALSE, refusal.reason, refusal.to_string()),
         Verdict::Blocked(_, objects) => (
             FALSE,
@@ -154,8 +155,10 @@ fn accepted(verdict: &Verdict<'_>) -> Finding {
 
 fn store(state: &StoreState) -> Finding {
     match state {
-        StoreState::NotConfigured => (TRUE, Reason::NotConfigured, String::new()),
-        StoreState::Connected => (TRUE, Reason::Connected, String::new()),
+        StoreState::NotConfigured => {
+            (TRUE, Reason::NotConfigured, "the ring is in its ConfigMap alone".to_owned())
+        }
+        StoreState::Connected => (TRUE, Reason::Connected, "the store has the ring".to_owned()),
         StoreState::Unreachable(why) => (FALSE, Reason::Unreachable, why.clone()),
         StoreState::SecretMissing(what) => (FALSE, Reason::SecretMissing, what.clone()),
         StoreState::KeyInUse(whose) => (FALSE, Reason::KeyInUse, whose.clone()),
@@ -169,7 +172,7 @@ fn ring(observation: &Observation<'_>) -> Finding {
         (None, Some(Ring { members: 0, .. })) => {
             (TRUE, Reason::EmptyRing, "the published ring has no members".to_owned())
         }
-        (None, Some(_)) => (TRUE, Reason::Published, String::new()),
+        (None, Some(_)) => (TRUE, Reason::Published, "engines see the ring of the servers".to_owned()),
     }
 }
 
@@ -186,7 +189,7 @@ fn available(observation: &Observation<'_>) -> Finding {
             Reason::Degraded,
             format!("of {wanted} servers {members} are in the ring and {ready} are ready"),
         ),
-        _ => (TRUE, Reason::AllReady, String::new()),
+        _ => (TRUE, Reason::AllReady, "all servers are ready and in the ring".to_owned()),
     }
 }
 
@@ -206,7 +209,7 @@ fn progressing(observation: &Observation<'_>) -> Finding {
         Verdict::Accepted(_) if ready < wanted => {
             (TRUE, Reason::Scaling, format!("{ready} of {wanted} servers are ready"))
         }
-        Verdict::Accepted(_) => (FALSE, Reason::Settled, String::new()),
+        Verdict::Accepted(_) => (FALSE, Reason::Settled, "everything is as the spec asks for".to_owned()),
     }
 }
 

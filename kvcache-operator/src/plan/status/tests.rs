@@ -78,6 +78,8 @@ fn a_settled_cache_says_so() {
         conditions: status.conditions.clone(),
     };
     assert_eq!(status, expected);
+    // Kubernetes 1.20 takes an empty text for null.
+    assert!(status.conditions.iter().flatten().all(|condition| !condition.message.is_empty()), "{status:?}");
 }
 
 /// Defect 13 of AIBrix: no status at all. Here each thing that can be wrong turns one condition, and says what.
@@ -164,6 +166,7 @@ fn defect_13_every_trouble_has_its_condition_and_reason() {
             "{expected:?}: {said:?}"
         );
         let messages = status.conditions.iter().flatten().map(|condition| condition.message.as_str());
+        assert!(messages.clone().all(|message| !message.is_empty()), "{:?}", messages.collect::<Vec<_>>());
         assert!(
             messages.clone().any(|message| message.contains(says)),
             "{says}: {:?}",
