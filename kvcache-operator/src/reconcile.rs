@@ -197,7 +197,9 @@ impl Reconciler {
             None => self.say(key, &listed, &seen).await?,
         }
         written?;
-        Ok(self.again(look_again))
+        // Objects that are somebody else's need not have our label, and then no watch tells when they are gone.
+        let unblocked = (!blocked.is_empty()).then(|| Instant::now() + self.jitter.spread(BLOCKED));
+        Ok(self.again([look_again, unblocked].into_iter().flatten().min()))
     }
 
     /// The next look, if nothing happens before.
@@ -250,5 +252,7 @@ fn refused_by_server(error: &Error) -> Refusal {
     Refusal { reason: Reason::InvalidSpec, problems: vec![problem] }
 }
 
+/// Between two looks whether what is in the way is gone.
+const BLOCKED: Duration = Duration::from_secs(15);
 /// A look takes milliseconds. One whose API server or Redis does not answer must not keep a worker.
 const LOOK: Duration = Duration::from_secs(60);

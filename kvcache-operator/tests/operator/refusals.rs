@@ -105,7 +105,7 @@ async fn an_object_of_somebody_else_is_never_touched_and_is_named() {
         );
         // Once it is out of the way the cache comes up, without an edit.
         cluster.server.delete(&key);
-        pass(700).await;
+        pass(60).await;
         assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid", "{kind} {name}");
         assert_eq!(cluster.members("kv").len(), 3, "{kind} {name}");
     }
