@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvcache_core::remote::{RemoteEnd, RemoteFailure, RemoteOp, RemoteOutcome, RemoteStore, RemoteTransfer};
 
+use crate::losses::Losses;
 use crate::values::{Values, mixed};
 
 /// What must never happen, counted.
@@ -54,6 +55,8 @@ pub(crate) struct Items {
     pub(crate) put: Ends,
     pub(crate) verified_bytes: u64,
     pub(crate) violations: Violations,
+    /// Of a client that reads through; others choose at random.
+    pub(crate) losses: Option<Losses>,
     /// Time from submission to end, of what has ended since it was last taken.
     pub(crate) latencies: Vec<Duration>,
 }
@@ -88,8 +91,14 @@ impl Items {
             put: Ends::default(),
             verified_bytes: 0,
             violations: Violations::default(),
+            losses: None,
             latencies: Vec::new(),
         }
+    }
+
+    /// Reads values in turn from now on, and puts those that are missing, as an engine does.
+    pub(crate) fn read_through(&mut self) {
+        self.losses = Some(Losses::new(self.values.clone()));
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -110,7 +119,8 @@ impl Items {
         self.items.iter().filter_map(|item| item.since).map(|since| since.elapsed()).max().unwrap_or_default()
     }
 
-    /// Begins `count` transfers, which there must be room for: of `puts_per_cent` in a hundred puts, the others gets.
+    /// Begins `count` transfers, which there must be room for: of `puts_per_cent` in a hundred puts, the others gets. One
+    /// that reads through decides itself.
     pub(crate) fn submit(&mut self, store: &impl RemoteStore, count: usize, puts_per_cent: u64) {
         let mut batch = Vec::with_capacity(count);
         for index in self.free.drain(..count) {
@@ -122,8 +132,11 @@ impl Items {
             if item.guarded && item.memory.iter().any(|byte| *byte != GUARD) {
                 self.violations.written_after_end += 1;
             }
-            item.number = random % self.values.count;
-            item.op = if mixed(random) % 100 < puts_per_cent { RemoteOp::Put } else { RemoteOp::Get };
+            (item.number, item.op) = match &mut self.losses {
+                Some(losses) => losses.next(),
+                None if mixed(random) % 100 < puts_per_cent => (random % self.values.count, RemoteOp::Put),
+                None => (random % self.values.count, RemoteOp::Get),
+            };
             item.guarded = false;
             item.ticket = ticket;
             item.since = Some(Instant::now());
@@ -162,6 +175,9 @@ impl Items {
         }
         let ends = if item.op == RemoteOp::Put { &mut self.put } else { &mut self.get };
         let bytes = self.values.bytes(item.number);
+        if let Some(losses) = &mut self.losses {
+            losses.end(item.number, item.op, end.outcome);
+        }
         match end.outcome {
             RemoteOutcome::Done => {
                 ends.done += 1;

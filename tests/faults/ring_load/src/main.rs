@@ -5,6 +5,7 @@
 //! nothing is `open`. What must never happen is counted under `violations`: the test that reads the reports judges.
 
 mod items;
+mod losses;
 mod questions;
 mod report;
 mod values;
@@ -48,6 +49,9 @@ struct Args {
     /// Puts of a hundred transfers.
     #[arg(long, default_value_t = 30)]
     puts_per_cent: u64,
+    /// Get values in turn and put those that are missing, instead of either at random. Reports say what was lost.
+    #[arg(long)]
+    read_through: bool,
     /// How long a transfer or a question may take.
     #[arg(long, default_value_t = 1000)]
     patience_ms: u64,
@@ -94,6 +98,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let values = Values { count: args.values, lengths: args.value_bytes.clone(), seed: args.seed };
     let (patience, slack) = (Duration::from_millis(args.patience_ms), Duration::from_millis(args.slack_ms));
     let mut items = Items::new(values.clone(), args.in_flight, patience, slack);
+    if args.read_through {
+        items.read_through();
+    }
     // Dropped before the items, whose memory it uses.
     let store = RingStore::open(&config)?;
     let mut questions = Questions::new(RingPresence::open(&config)?, values, patience, slack);

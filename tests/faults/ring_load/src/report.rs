@@ -10,6 +10,7 @@ use kvcache_rdma::tcp::FaultReason;
 use serde_json::{Map, Value, json};
 
 use crate::items::{Ends, Items};
+use crate::losses::Losses;
 use crate::questions::Questions;
 
 /// A report of everything since the start; latencies are of the time since the last one.
@@ -83,6 +84,7 @@ pub(crate) fn report(
             "stale_ends": stats.client.stale_ends,
             "member_changes": stats.member_changes,
         },
+        "losses": items.losses.as_ref().map(Losses::report),
         "servers": servers,
         "members": {"generation": status.generation, "failures": status.failures, "last_error": status.last_error},
     })
