@@ -3,14 +3,17 @@
 //! Kubernetes 1.20 has disruption budgets as `policy/v1beta1` only; a release later they became `policy/v1` with the same
 //! fields. The bridge is a proxy that says the one name to the server and the other to its clients, and passes on
 //! everything else as it is. It speaks TLS, since kubectl says no token without.
+//!
+//! A program that has a bridge of its own can be cut off from the API server, and be stopped at the very request at which a
+//! test wants to end it; and what it asked for is known.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
@@ -19,44 +22,97 @@ use kube::Client;
 use kube::client::Body;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 /// A running proxy.
 pub(crate) struct Bridge {
     url: String,
+    shared: Arc<Shared>,
     task: AbortHandle,
 }
 
+/// A request that was passed on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    /// With the query.
+    pub(crate) target: String,
+    /// `None` while there is no answer.
+    pub(crate) status: Option<StatusCode>,
+}
+
+impl Asked {
+    pub(crate) fn is_write(&self) -> bool {
+        self.method != Method::GET
+    }
+
+    /// Whether it is about objects of this plural.
+    pub(crate) fn is_about(&self, plural: &str) -> bool {
+        self.target.split(['/', '?']).any(|part| part == plural)
+    }
+}
+
+/// Stops everything at a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fuse {
+    /// At which write, counted from 1.
+    pub(crate) write: u32,
+    /// Whether that one still reaches the API server; its answer never arrives.
+    pub(crate) is_done: bool,
+}
+
+struct Shared {
+    client: Client,
+    asked: Mutex<Vec<Asked>>,
+    fuse: Mutex<Option<Fuse>>,
+    is_blown: watch::Sender<bool>,
+    is_open: watch::Sender<bool>,
+}
+
 impl Bridge {
-    /// Starts one at a port of `ip`. The client has no token: that of each request is passed on.
+    /// Listens at `ip` and `port`, and asks `client`, which has no token: that of each request is passed on.
     pub(crate) async fn start(client: Client, ip: Ipv4Addr, port: u16, tls: Arc<ServerConfig>) -> Self {
         let tls = TlsAcceptor::from(tls);
         let listener = TcpListener::bind((ip, port)).await.expect("the test's own address");
-        let task = tokio::spawn(async move {
-            // Dropped with this task.
-            let mut connections = JoinSet::new();
-            loop {
-                let stream = tokio::select! {
-                    accepted = listener.accept() => accepted.expect("the loopback interface").0,
-                    Some(_) = connections.join_next() => continue,
-                };
-                let (client, tls) = (client.clone(), tls.clone());
-                connections.spawn(async move {
-                    let Ok(stream) = tls.accept(stream).await else { return };
-                    let service = service_fn(move |request| forward(client.clone(), request));
-                    // An error is a client that went away.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
+        let shared = Arc::new(Shared {
+            client,
+            asked: Mutex::default(),
+            fuse: Mutex::default(),
+            is_blown: watch::Sender::new(false),
+            is_open: watch::Sender::new(true),
         });
-        Self { url: format!("https://{ip}:{port}"), task: task.abort_handle() }
+        let task = tokio::spawn(pass_on(Arc::clone(&shared), listener, tls)).abort_handle();
+        Self { url: format!("https://{ip}:{port}"), shared, task }
     }
 
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Ends all connections, and ends new ones at once until it is opened again.
+    pub(crate) fn cut(&self) {
+        self.shared.is_open.send_replace(false);
+    }
+
+    pub(crate) fn open(&self) {
+        self.shared.is_open.send_replace(true);
+    }
+
+    /// Everything that was asked, in order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        locked(&self.shared.asked).clone()
+    }
+
+    /// Writes from now on count towards `fuse`; from that one on nothing is answered any more.
+    pub(crate) fn arm(&self, fuse: Fuse) {
+        *locked(&self.shared.fuse) = Some(fuse);
+    }
+
+    /// Waits until the fuse has blown.
+    pub(crate) async fn blown(&self) {
+        let _ = self.shared.is_blown.subscribe().wait_for(|is_blown| *is_blown).await;
     }
 }
 
@@ -66,14 +122,90 @@ impl Drop for Bridge {
     }
 }
 
+async fn pass_on(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor) {
+    let mut is_open = shared.is_open.subscribe();
+    // Dropped with this task.
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.expect("the loopback interface").0,
+            Some(_) = connections.join_next() => continue,
+            _ = is_open.changed() => {
+                if !*is_open.borrow_and_update() {
+                    connections.abort_all();
+                }
+                continue;
+            }
+        };
+        if !*is_open.borrow() {
+            continue;
+        }
+        let (shared, tls) = (Arc::clone(&shared), tls.clone());
+        connections.spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = service_fn(move |request| forward(Arc::clone(&shared), request));
+            // An error is a client that went away.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+impl Shared {
+    /// Whether the fuse lets a request pass.
+    fn passes(&self, method: &Method) -> Passage {
+        let mut fuse = locked(&self.fuse);
+        let Some(fuse) = &mut *fuse else { return Passage::Free };
+        if method != Method::GET && fuse.write > 0 {
+            fuse.write -= 1;
+            if fuse.write == 0 && fuse.is_done {
+                return Passage::Last;
+            }
+        }
+        if fuse.write == 0 { Passage::None } else { Passage::Free }
+    }
+
+    async fn blow(&self) {
+        self.is_blown.send_replace(true);
+        std::future::pending().await
+    }
+}
+
+enum Passage {
+    Free,
+    Last,
+    None,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 type Answer = http_body_util::combinators::UnsyncBoxBody<Bytes, kube::Error>;
 
-async fn forward(client: Client, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
-    Ok(translated(&client, request).await.unwrap_or_else(|error| {
+async fn forward(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    let passage = shared.passes(request.method());
+    if matches!(passage, Passage::None) {
+        shared.blow().await;
+    }
+    let asked = Asked { method: request.method().clone(), target, status: None };
+    let index = {
+        let mut all = locked(&shared.asked);
+        all.push(asked);
+        all.len() - 1
+    };
+    let response = translated(&shared.client, request).await.unwrap_or_else(|error| {
         let mut response = Response::new(whole(error.to_string().into_bytes()));
         *response.status_mut() = StatusCode::BAD_GATEWAY;
         response
-    }))
+    });
+    locked(&shared.asked)[index].status = Some(response.status());
+    if matches!(passage, Passage::Last) {
+        shared.blow().await;
+    }
+    Ok(response)
 }
 
 async fn translated(client: &Client, request: Request<Incoming>) -> Result<Response<Answer>, kube::Error> {

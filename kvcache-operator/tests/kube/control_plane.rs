@@ -7,6 +7,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kube::config::Config;
@@ -76,6 +77,7 @@ pub(crate) struct ControlPlane {
     api_server: Mutex<Option<Process>>,
     _etcd: Process,
     bridge: Bridge,
+    bridges: AtomicU16,
     programs: PathBuf,
     address: LoopbackAddress,
     certificates: Certificates,
@@ -117,6 +119,7 @@ impl ControlPlane {
 
         let plane = Self {
             bridge,
+            bridges: AtomicU16::new(1),
             controllers: Mutex::default(),
             api_server: Mutex::default(),
             _etcd: etcd,
@@ -141,12 +144,22 @@ impl ControlPlane {
 
     /// Writes a kubeconfig with the user's token, for programs.
     pub(crate) fn kubeconfig(&self, user: &User) -> PathBuf {
-        self.write_kubeconfig(user, self.bridge.url())
+        self.write_kubeconfig(&user.token(), user, self.bridge.url())
     }
 
-    fn write_kubeconfig(&self, user: &User, url: &str) -> PathBuf {
+    /// A bridge for one program alone, and a kubeconfig for that.
+    pub(crate) async fn bridge_of_its_own(&self, name: &str, user: &User) -> (Bridge, PathBuf) {
+        let ip = self.address.ip();
+        let port = BRIDGE_PORT + self.bridges.fetch_add(1, Ordering::Relaxed);
+        let direct = client_at(&url(ip), &self.certificates, None);
+        let bridge = Bridge::start(direct, ip, port, Arc::clone(&self.certificates.tls)).await;
+        let kubeconfig = self.write_kubeconfig(name, user, bridge.url());
+        (bridge, kubeconfig)
+    }
+
+    fn write_kubeconfig(&self, name: &str, user: &User, url: &str) -> PathBuf {
         let cluster = json!({"server": url, "certificate-authority": self.certificates.authority});
-        let path = self.folder.path.join(format!("{}.kubeconfig", user.token()));
+        let path = self.folder.path.join(format!("{name}.kubeconfig"));
         let content = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -190,6 +203,8 @@ impl ControlPlane {
             .arg(format!("--advertise-address={ip}"))
             .arg(format!("--secure-port={API_PORT}"))
             .args(["--authorization-mode=RBAC", "--allow-privileged=true"])
+            // Whoever sets a reference that blocks its owner's deletion needs a right to do that.
+            .arg("--enable-admission-plugins=OwnerReferencesPermissionEnforcement")
             // Accounts are made by a controller that does not run, and pods would wait for them.
             .arg("--disable-admission-plugins=ServiceAccount")
             // The object `kubernetes` cannot have a loopback address, and nobody needs it.
@@ -231,7 +246,7 @@ impl ControlPlane {
         let mut manager = command(&self.programs.join("kube-controller-manager"));
         manager
             .arg("--kubeconfig")
-            .arg(self.write_kubeconfig(&User::controllers(), &url(self.address.ip())))
+            .arg(self.write_kubeconfig("controllers", &User::controllers(), &url(self.address.ip())))
             .arg(format!("--controllers={CONTROLLERS}"))
             // Not reachable, and alone.
             .args(["--leader-elect=false", "--port=0", "--secure-port=0"])

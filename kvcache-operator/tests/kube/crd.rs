@@ -36,7 +36,7 @@ pub(crate) async fn apply(client: &Client, definition: &Value) {
 
 /// The definition without its CEL rules, and how many there were. Server-side apply of Kubernetes 1.20 refuses them as a field
 /// that no schema has.
-fn without_cel(mut definition: Value) -> (Value, usize) {
+pub(crate) fn without_cel(mut definition: Value) -> (Value, usize) {
     let removed = remove_rules(&mut definition);
     (definition, removed)
 }

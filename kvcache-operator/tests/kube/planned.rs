@@ -1,4 +1,4 @@
-//! What the operator plans, before a real API server, and run by real controllers. Still without the operator's own loop.
+//! What the operator plans, before a real API server, and run by real controllers: without the operator itself.
 
 use std::collections::BTreeSet;
 
