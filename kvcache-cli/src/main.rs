@@ -8,6 +8,7 @@ mod replay;
 mod ring;
 mod serve;
 mod trace_file;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ enum Command {
     Replay(replay::Args),
     Ring(ring::Args),
     Serve(serve::Args),
+    Workload(workload::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => finish(replay::run(&args)),
         Command::Ring(args) => finish(ring::run(&args)),
         Command::Serve(args) => finish(serve::run(&args)),
+        Command::Workload(args) => finish(workload::run(&args)),
     }
 }
 

@@ -89,6 +89,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A parameter is impossible.
+    #[error(transparent)]
+    Parameter(#[from] InvalidParameter),
     /// The output cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -97,4 +100,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Why a parameter cannot be used: the value, what is wrong with it and what to write instead.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidParameter(String);
+
+impl InvalidParameter {
+    /// An error that says this.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
 }

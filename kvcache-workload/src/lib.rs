@@ -6,6 +6,7 @@
 //! [ids of blocks](Content::Hashes) like the public Mooncake traces (Qin et al., FAST 2025), or as text.
 //! `docs/workloads.md` describes the format.
 //!
+//! - [`Share`], [`Conversation`] and [`Agent`] make workloads from a seed, the same on every machine.
 //! - [`Reader`] reads such files, plain or compressed; [`Writer`] writes them.
 //! - [`Blocks`] cuts a prompt into the blocks of a cache, of any length, and names them.
 //! - [`Request::tokens`] are the tokens to send to a live engine.
@@ -27,19 +28,35 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
+mod arrivals;
 mod blocks;
+mod conversation;
+mod distribution;
 mod error;
 mod line;
+mod output;
+mod presets;
 mod random;
 mod reader;
 mod request;
+mod sessions;
+mod share;
+mod streams;
 mod tokens;
 mod writer;
 mod zstd_frames;
 
+pub use agent::Agent;
+pub use arrivals::Rate;
 pub use blocks::{Blocks, BytesPerToken};
-pub use error::Error;
+pub use conversation::Conversation;
+pub use distribution::Distribution;
+pub use error::{Error, InvalidParameter};
+pub use output::Output;
+pub use presets::Preset;
 pub use reader::{BadLine, BadLines, BadLinesPolicy, ReadOptions, Reader};
 pub use request::{Content, INPUT_TOKENS_MAX, Message, Piece, Request};
+pub use share::{Popularity, Share, ShareClass, ShareLengths};
 pub use tokens::{Vocabulary, token};
 pub use writer::{Header, Writer};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::line::{self, LineError};
 use crate::request::Request;
-use crate::writer::{Header, VERSION};
+use crate::writer::{Header, HeaderLine, VERSION};
 use crate::zstd_frames::{self, ZstdFrames};
 
 /// How a file is read.
@@ -182,11 +182,10 @@ impl Reader {
             return Ok(());
         }
         let bad = |reason: String| Error::Header { path: self.path.clone(), reason };
-        let header: Header =
+        let HeaderLine { workload, header } =
             serde_json::from_slice(&self.text).map_err(|error| bad(line::at_column(&error)))?;
-        if header.version() != VERSION {
-            let version = header.version();
-            return Err(bad(format!("`workload` is {version}, this program reads version {VERSION}")));
+        if workload != VERSION {
+            return Err(bad(format!("`workload` is {workload}, this program reads version {VERSION}")));
         }
         self.header = Some(header);
         self.pending = false;

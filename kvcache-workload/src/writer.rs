@@ -1,6 +1,7 @@
 //! Writes workload files.
 
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +11,8 @@ use crate::request::Request;
 pub(crate) const VERSION: u64 = 1;
 
 /// The first line of a file that says how it was made.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Header {
-    workload: u64,
     /// The seed of what was drawn at random.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -22,25 +22,16 @@ pub struct Header {
     /// So many sessions are served at a time, each next request as soon as an earlier one has ended. The requests have
     /// no timestamps then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concurrency: Option<u64>,
+    pub concurrency: Option<NonZeroU64>,
 }
 
-impl Header {
-    /// A header that says nothing but that this is a workload.
-    pub fn new() -> Self {
-        Self { workload: VERSION, seed: None, made_by: None, concurrency: None }
-    }
-
-    /// The format's version that the file names.
-    pub(crate) fn version(&self) -> u64 {
-        self.workload
-    }
-}
-
-impl Default for Header {
-    fn default() -> Self {
-        Self::new()
-    }
+/// The header as it is written.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct HeaderLine {
+    /// The format's version.
+    pub(crate) workload: u64,
+    #[serde(flatten)]
+    pub(crate) header: Header,
 }
 
 /// Writes a header and one request a line.
@@ -56,7 +47,7 @@ impl<W: Write> Writer<W> {
     ///
     /// Those of `output`.
     pub fn new(mut output: W, header: &Header) -> io::Result<Self> {
-        line(&mut output, header)?;
+        line(&mut output, &HeaderLine { workload: VERSION, header: header.clone() })?;
         Ok(Self { output, requests: 0 })
     }
 
@@ -71,14 +62,19 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the file; returns how many requests it has.
+    /// How many requests have been written.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Gives the output back, flushed.
     ///
     /// # Errors
     ///
     /// Those of the output.
-    pub fn finish(mut self) -> io::Result<u64> {
+    pub fn into_inner(mut self) -> io::Result<W> {
         self.output.flush()?;
-        Ok(self.requests)
+        Ok(self.output)
     }
 }
 
@@ -98,7 +94,8 @@ mod tests {
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes, header).expect("memory");
         requests.iter().for_each(|request| writer.write(request).expect("memory"));
-        assert_eq!(writer.finish().expect("memory"), requests.len() as u64);
+        assert_eq!(writer.requests(), requests.len() as u64);
+        writer.into_inner().expect("memory");
         String::from_utf8(bytes).expect("JSON")
     }
 
@@ -123,7 +120,7 @@ mod tests {
     fn times_are_written_to_the_microsecond() {
         let mut request = Request::new(crate::Content::Pieces(Vec::new()));
         request.timestamp_ms = Some(1.000_49);
-        let text = written(&Header::new(), &[request]);
+        let text = written(&Header::default(), &[request]);
         assert_eq!(text, "{\"workload\":1}\n{\"timestamp\":1,\"input_length\":0,\"pieces\":[]}\n");
     }
 }

@@ -1,0 +1,149 @@
+//! `kvcache workload`: makes, converts, shapes and describes workload files.
+
+mod agent;
+mod conversation;
+mod share;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kvcache_workload::{Error, Header, InvalidParameter, Output, Request, Writer};
+
+/// Makes and converts files of requests, for replays, models and live engines (docs/workloads.md).
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Agent(agent::Args),
+    Conversation(conversation::Args),
+    Share(share::Args),
+}
+
+/// Does what `args` ask for; returns the text to print.
+///
+/// # Errors
+///
+/// If a parameter is impossible, or a file cannot be read or written.
+pub(crate) fn run(args: &Args) -> Result<String, WorkloadError> {
+    match &args.command {
+        Command::Agent(args) => agent::run(args),
+        Command::Conversation(args) => conversation::run(args),
+        Command::Share(args) => share::run(args),
+    }
+}
+
+/// Why there is no workload.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkloadError {
+    #[error(transparent)]
+    Workload(#[from] Error),
+    #[error(transparent)]
+    Parameter(#[from] InvalidParameter),
+}
+
+/// Where a workload goes.
+#[derive(Debug, clap::Args)]
+struct OutArgs {
+    /// File to write; `-` is the standard output. A name that ends in `.zst` is compressed.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    out: PathBuf,
+}
+
+/// Where a generated workload goes and what it is drawn from.
+#[derive(Debug, clap::Args)]
+struct SeedArgs {
+    /// Seed of everything that is drawn: the same command with the same seed makes the same bytes.
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    seed: u64,
+    #[command(flatten)]
+    out: OutArgs,
+}
+
+impl SeedArgs {
+    fn write(&self, requests: impl Iterator<Item = Result<Request, Error>>) -> Result<String, WorkloadError> {
+        let header = Header { seed: Some(self.seed), made_by: Some(made_by()), ..Header::default() };
+        self.out.write(&header, requests)
+    }
+}
+
+impl OutArgs {
+    /// Writes the requests as they come; what was written stays if one of them is an error.
+    fn write(
+        &self,
+        header: &Header,
+        requests: impl Iterator<Item = Result<Request, Error>>,
+    ) -> Result<String, WorkloadError> {
+        let to_stdout = self.out == Path::new("-");
+        let result = self.write_all(header, requests);
+        match result {
+            // Whoever reads has enough, as in `kvcache workload ... | head`.
+            Err(Error::Write { source, .. }) if to_stdout && source.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error.into()),
+            Ok(count) if !to_stdout => eprintln!("kvcache: {count} requests in {}", self.out.display()),
+            Ok(_) => {}
+        }
+        Ok(String::new())
+    }
+
+    fn write_all(
+        &self,
+        header: &Header,
+        requests: impl Iterator<Item = Result<Request, Error>>,
+    ) -> Result<u64, Error> {
+        let failed = |source| Error::Write { path: self.out.clone(), source };
+        let mut writer = Writer::new(Output::create(&self.out).map_err(failed)?, header).map_err(failed)?;
+        for request in requests {
+            writer.write(&request?).map_err(failed)?;
+        }
+        let count = writer.requests();
+        writer.into_inner().and_then(Output::finish).map_err(failed)?;
+        Ok(count)
+    }
+}
+
+/// The command line as it could be typed again, without the file that it writes: where a workload is does not change
+/// it.
+fn made_by() -> String {
+    let mut arguments = std::env::args().skip(1);
+    let mut text = "kvcache".to_owned();
+    while let Some(argument) = arguments.next() {
+        if argument == "--out" {
+            arguments.next();
+        } else if !argument.starts_with("--out=") {
+            text.push(' ');
+            text += &quoted(&argument);
+        }
+    }
+    text
+}
+
+/// An argument as a shell wants it.
+fn quoted(argument: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:,=@%+".contains(&byte);
+    if !argument.is_empty() && argument.bytes().all(is_plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_quoted_where_a_shell_would_change_them() {
+        for (argument, expected) in [
+            ("poisson:2.5", "poisson:2.5"),
+            ("a b", "'a b'"),
+            ("", "''"),
+            ("it's", "'it'\\''s'"),
+            ("*", "'*'"),
+        ] {
+            assert_eq!(quoted(argument), expected);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Runs the built `kvcache workload` as a user would.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+fn kvcache(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvcache")).args(args).output().expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+/// What a command that cannot be done says, and its exit status.
+fn refused(args: &[&str]) -> (String, Option<i32>) {
+    let output = kvcache(&[&["workload"], args].concat());
+    assert!(output.stdout.is_empty(), "{args:?}");
+    (String::from_utf8(output.stderr).expect("text"), output.status.code())
+}
+
+/// An empty folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    folder
+}
+
+#[test]
+fn the_header_says_how_to_make_the_file_again() {
+    let path = folder("made_by").join("a.jsonl");
+    let out = path.to_str().expect("text");
+    let arguments = ["workload", "share", "--preset", "toolbench", "--requests", "40", "--seed", "7"];
+    let output = kvcache(&[&arguments[..], &["--out", out]].concat());
+    assert!(stdout(&output).is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("40 requests in "));
+    let text = std::fs::read_to_string(&path).expect("written");
+    let header: serde_json::Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    assert_eq!(header["seed"], 7);
+    let command = header["made_by"].as_str().expect("a command");
+    let again: Vec<&str> = command.split(' ').skip(1).collect();
+    assert_eq!(again, arguments);
+    assert_eq!(stdout(&kvcache(&again)), text);
+    assert_eq!(text.lines().count(), 41);
+}
+
+#[test]
+fn options_change_every_class_of_a_preset() {
+    let text = stdout(&kvcache(&[
+        "workload",
+        "share",
+        "--preset",
+        "aibrix-shared",
+        "--requests",
+        "50",
+        "--prompt-tokens",
+        "100",
+        "--output-tokens",
+        "3",
+        "--rate",
+        "constant:2",
+    ]));
+    let requests: Vec<serde_json::Value> =
+        text.lines().skip(1).map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(requests.len(), 50);
+    assert!(requests.iter().all(|request| request["input_length"] == 100 && request["output_length"] == 3));
+    assert_eq!(requests[49]["timestamp"], 24_500);
+    for (class, prefix) in [("short", 95), ("long", 97), ("fresh", 3)] {
+        let request = requests.iter().find(|request| request["class"] == class).expect(class);
+        assert_eq!(request["pieces"][0][1], prefix);
+    }
+}
+
+#[test]
+fn impossible_parameters_are_refused_with_their_value() {
+    for (args, expected) in [
+        (&["share"][..], "nothing says how long prompts are; give --preset, --class"),
+        (&["share", "--prompt-tokens", "5"], "--shared is missing beside the other"),
+        (&["share", "--preset", "toolbench", "--requests", "0"], "no requests are asked for"),
+        (&["share", "--preset", "toolbench", "--prefixes", "0"], "at least one prefix"),
+        (&["conversation", "--sessions", "0"], "0 sessions are asked for"),
+        (&["conversation", "--token-ms", "NaN"], "NaN ms for a token"),
+        (&["agent", "--retry", "2"], "tools fail with 2, give 0 to 1"),
+        (&["agent", "--out", "/nowhere/a.jsonl"], "cannot write /nowhere/a.jsonl"),
+    ] {
+        let (error, status) = refused(args);
+        assert!(error.starts_with("kvcache: ") && error.contains(expected), "{args:?}: {error}");
+        assert_eq!(status, Some(1), "{args:?}");
+    }
+    for (args, expected) in [
+        (&["share", "--preset", "tools"][..], "`tools` is no preset; there are toolbench, "),
+        (&["share", "--preset", "toolbench", "--rate", "poisson:-1"], "`-1` must be above 0"),
+        (&["share", "--prompt-tokens", "normal:5:-1"], "`-1` must not be negative"),
+        (&["share", "--class", "name=a,shared=1.5"], "next to no values from 0 to 1"),
+        (&["conversation", "--sessions", "-3"], "unexpected argument"),
+        (&["conversation", "--turns", "gauss:1:2"], "`gauss:1:2` is no distribution"),
+    ] {
+        let (error, status) = refused(args);
+        assert!(error.contains(expected), "{args:?}: {error}");
+        assert_eq!(status, Some(2), "{args:?}");
+    }
+    let (error, status) = refused(&["share", "--prompt-tokens", "5", "--shared", "1.5"]);
+    assert!(error.contains("next to no values from 0 to 1"), "{error}");
+    assert_eq!(status, Some(1));
+}
+
+/// Every block of shell commands in the document, one after the other in one folder.
+#[test]
+fn the_commands_in_the_document_work() {
+    let document = std::fs::read_to_string(format!("{REPOSITORY}/docs/workloads.md")).expect("the document");
+    let folder = folder("document");
+    std::os::unix::fs::symlink(Path::new(REPOSITORY).join("benches"), folder.join("benches"))
+        .expect("a link");
+    let binaries = Path::new(env!("CARGO_BIN_EXE_kvcache")).parent().expect("a folder");
+    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
+    let blocks: Vec<&str> =
+        document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    assert!(blocks.len() >= 3, "the document has examples");
+    for block in blocks {
+        let output = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", block])
+            .current_dir(&folder)
+            .env("PATH", &path)
+            .output()
+            .expect("bash runs");
+        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!output.stdout.is_empty() || block.contains("--out"), "{block}");
+    }
+}
