@@ -107,6 +107,95 @@ fn impossible_parameters_are_refused_with_their_value() {
     assert_eq!(status, Some(1));
 }
 
+/// Accesses, distinct blocks and what an endless cache hits are those that were counted when the traces came.
+#[test]
+fn describe_knows_the_traces() {
+    for (name, requests, accesses, distinct, hit_ratio) in [
+        ("conversation", 12_031, 288_500, 182_790, 0.3664),
+        ("synthetic", 3_993, 121_877, 43_924, 0.6396),
+        ("agentic_coding", 9_244, 1_944_879, 71_962, 0.9630),
+    ] {
+        let path = format!("{REPOSITORY}/benches/traces/{name}_trace.jsonl.zst");
+        let text = stdout(&kvcache(&["workload", "describe", &path, "--json"]));
+        let description: serde_json::Value = serde_json::from_str(&text).expect("one object");
+        let sharing = &description["sharing"];
+        assert_eq!(description["requests"], requests);
+        assert_eq!((&sharing["accesses"], &sharing["distinct_blocks"]), (&accesses.into(), &distinct.into()));
+        let got = sharing["block_hit_ratio"].as_f64().expect("a ratio");
+        assert!((got - hit_ratio).abs() < 0.000_05, "{name}: {got}");
+        assert_eq!(description["arrivals"]["earlier_than_the_one_before"], 0, "{name}");
+    }
+}
+
+#[test]
+fn describe_says_it_in_words() {
+    let path = folder("describe").join("a.jsonl");
+    std::fs::write(
+        &path,
+        "{\"timestamp\": 0, \"pieces\": [[1, 100], [2, 28]], \"output_length\": 8, \"class\": \"a\", \
+          \"session_id\": 1}\n\
+         {\"timestamp\": 500, \"pieces\": [[1, 100], [3, 28]], \"class\": \"b\", \"session_id\": 1}\n",
+    )
+    .expect("written");
+    let path = path.to_str().expect("text");
+    let text = stdout(&kvcache(&[
+        "workload",
+        "describe",
+        path,
+        "--block-tokens",
+        "16",
+        "--kv-bytes-per-token",
+        "131072",
+    ]));
+    for expected in [
+        "2 requests of 1 sessions, 256 tokens in, 8 out\n  class a: 1\n  class b: 1\n",
+        "blocks of 16 tokens: 16 accesses, 10 distinct (160 tokens, 0.02 GiB)\n",
+        "an endless cache hits 0.3750 of the blocks, 0.3750 of the tokens\n",
+        "arrivals: over 0.5 s, 2.000 a second, times between them vary by 0.00 of their mean\n",
+        "tokens in           128.0      128      128      128      128      128\n",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn shape_keeps_all_but_the_times() {
+    let folder = folder("shape");
+    let made = folder.join("made.jsonl");
+    let made = made.to_str().expect("text");
+    stdout(&kvcache(&["workload", "conversation", "--sessions", "30", "--out", made]));
+    let lines = |text: &str| -> Vec<serde_json::Value> {
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let before = lines(&std::fs::read_to_string(made).expect("written"));
+    let shaped =
+        |args: &[&str]| lines(&stdout(&kvcache(&[&["workload", "shape", made, "--rate"], args].concat())));
+
+    let mut constant = shaped(&["constant:4"]);
+    assert_eq!(constant.len(), before.len());
+    assert!(
+        constant[0]["made_by"]
+            .as_str()
+            .expect("a command")
+            .contains("conversation --sessions 30; kvcache workload shape")
+    );
+    for (index, (shaped, before)) in constant.iter_mut().zip(&before).enumerate().skip(1) {
+        assert_eq!(shaped["timestamp"], (index - 1) * 250);
+        shaped["timestamp"] = before["timestamp"].clone();
+        assert_eq!(shaped, before);
+    }
+    let closed = shaped(&["concurrency:16"]);
+    assert_eq!(closed[0]["concurrency"], 16);
+    assert!(closed.iter().all(|request| request.get("timestamp").is_none()));
+    assert_eq!(shaped(&["recorded"])[1..], before[1..]);
+    let of_sessions = shaped(&["constant:0.5", "--of", "sessions"]);
+    let starts =
+        of_sessions.iter().filter(|request| request["turn"] == 0).map(|request| &request["timestamp"]);
+    assert!(starts.eq((0..30).map(|n| serde_json::Value::from(n * 2000)).collect::<Vec<_>>().iter()));
+    let (error, _) = refused(&["shape", made, "--rate", "recorded", "--of", "sessions"]);
+    assert!(error.contains("only rates can be of sessions"), "{error}");
+}
+
 /// Every block of shell commands in the document, one after the other in one folder.
 #[test]
 fn the_commands_in_the_document_work() {

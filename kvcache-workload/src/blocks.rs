@@ -13,8 +13,8 @@ use crate::request::{Content, Piece, Request};
 ///
 /// - Pieces: exact, for any length of a block.
 /// - Ids of blocks: a trace's own block length gives its own ids, one for a partly filled last block included if the
-///   trace has one. For another length, a block counts as shared only if the trace's block in which it ends is: what two
-///   prompts share within a block that is not the same is not known, so that this is a lower bound.
+///   trace has one. For another length, a block counts as shared only if the trace's block in which it ends is: what
+///   two prompts share within a block that is not the same is not known, so that this is a lower bound.
 /// - Text: blocks of as many bytes as their tokens have on average ([`BytesPerToken`]). Where a text is shared it is
 ///   shared whatever its tokens are, so that the error is that of the average.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,11 @@ impl Blocks {
     pub fn with_bytes_per_token(mut self, bytes_per_token: BytesPerToken) -> Self {
         self.bytes_per_token = bytes_per_token;
         self
+    }
+
+    /// Tokens of a block.
+    pub fn block_tokens(&self) -> u64 {
+        self.block_tokens.get()
     }
 
     /// The ids of a request's blocks, from first to last. Time and memory go with the blocks, for text with its bytes.

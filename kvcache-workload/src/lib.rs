@@ -8,6 +8,7 @@
 //!
 //! - [`Share`], [`Conversation`] and [`Agent`] make workloads from a seed, the same on every machine.
 //! - [`Reader`] reads such files, plain or compressed; [`Writer`] writes them.
+//! - [`Shape`] gives requests other times, [`Describer`] says what is in a workload.
 //! - [`Blocks`] cuts a prompt into the blocks of a cache, of any length, and names them.
 //! - [`Request::tokens`] are the tokens to send to a live engine.
 //!
@@ -32,6 +33,7 @@ mod agent;
 mod arrivals;
 mod blocks;
 mod conversation;
+mod describe;
 mod distribution;
 mod error;
 mod line;
@@ -41,6 +43,7 @@ mod random;
 mod reader;
 mod request;
 mod sessions;
+mod shape;
 mod share;
 mod streams;
 mod tokens;
@@ -51,12 +54,14 @@ pub use agent::Agent;
 pub use arrivals::Rate;
 pub use blocks::{Blocks, BytesPerToken};
 pub use conversation::Conversation;
+pub use describe::{Arrivals, Describer, Description, Lengths, Sharing};
 pub use distribution::Distribution;
 pub use error::{Error, InvalidParameter};
 pub use output::Output;
 pub use presets::Preset;
 pub use reader::{BadLine, BadLines, BadLinesPolicy, ReadOptions, Reader};
 pub use request::{Content, INPUT_TOKENS_MAX, Message, Piece, Request};
+pub use shape::{Shape, sessions_at};
 pub use share::{Popularity, Share, ShareClass, ShareLengths};
 pub use tokens::{Vocabulary, token};
 pub use writer::{Header, Writer};

@@ -2,12 +2,17 @@
 
 mod agent;
 mod conversation;
+mod describe;
+mod shape;
 mod share;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use kvcache_workload::{Error, Header, InvalidParameter, Output, Request, Writer};
+use kvcache_workload::{Error, Header, InvalidParameter, Output, ReadOptions, Reader, Request, Writer};
+
+use crate::trace_file::BadLinesName;
 
 /// Makes and converts files of requests, for replays, models and live engines (docs/workloads.md).
 #[derive(Debug, clap::Args)]
@@ -20,6 +25,8 @@ pub(crate) struct Args {
 enum Command {
     Agent(agent::Args),
     Conversation(conversation::Args),
+    Describe(describe::Args),
+    Shape(shape::Args),
     Share(share::Args),
 }
 
@@ -32,6 +39,8 @@ pub(crate) fn run(args: &Args) -> Result<String, WorkloadError> {
     match &args.command {
         Command::Agent(args) => agent::run(args),
         Command::Conversation(args) => conversation::run(args),
+        Command::Describe(args) => describe::run(args),
+        Command::Shape(args) => shape::run(args),
         Command::Share(args) => share::run(args),
     }
 }
@@ -43,6 +52,38 @@ pub(crate) enum WorkloadError {
     Workload(#[from] Error),
     #[error(transparent)]
     Parameter(#[from] InvalidParameter),
+    #[error(
+        "only rates can be of sessions; give --rate poisson:RATE or another rate, or leave out --of sessions"
+    )]
+    ShapeOfSessions,
+    #[error("cannot write JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The workload that a command reads.
+#[derive(Debug, clap::Args)]
+struct ReadArgs {
+    /// Workload file, plain or compressed with zstd; `-` is the standard input.
+    file: PathBuf,
+    /// Tokens of a block, also of `hash_ids` in lines that do not say it.
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    block_tokens: NonZeroU64,
+    /// What to do with lines that are no request.
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    bad_lines: BadLinesName,
+}
+
+impl ReadArgs {
+    fn open(&self) -> Result<Reader, Error> {
+        let options = ReadOptions { hash_block_tokens: self.block_tokens, bad_lines: self.bad_lines.into() };
+        Reader::open(&self.file, options)
+    }
+
+    fn say_what_was_left_out(&self, reader: &Reader) {
+        if let Some(summary) = reader.bad_lines().summary() {
+            eprintln!("kvcache: {}: {summary}", self.file.display());
+        }
+    }
 }
 
 /// Where a workload goes.
