@@ -42,6 +42,19 @@ pub enum Error {
         /// What is wrong with which value.
         reason: String,
     },
+    /// A record of a file of another format is of no use.
+    #[error(
+        "{}:{line}: {reason}; correct or remove it, or leave out all such with --bad-lines skip",
+        path.display()
+    )]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The line that it begins on, from 1.
+        line: u64,
+        /// What is wrong with which value.
+        reason: String,
+    },
     /// The ids of a line need another block length.
     #[error(
         "{}:{line}: {ids} block ids for {input_length} tokens do not fit blocks of {block_tokens} tokens; give the \

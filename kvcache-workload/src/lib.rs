@@ -8,6 +8,7 @@
 //!
 //! - [`Share`], [`Conversation`] and [`Agent`] make workloads from a seed, the same on every machine.
 //! - [`Reader`] reads such files, plain or compressed; [`Writer`] writes them.
+//! - [`Converter`] takes conversations, batches, logs and traces in other formats.
 //! - [`Shape`] gives requests other times, [`Describer`] says what is in a workload.
 //! - [`Blocks`] cuts a prompt into the blocks of a cache, of any length, and names them.
 //! - [`Request::tokens`] are the tokens to send to a live engine.
@@ -33,6 +34,7 @@ mod agent;
 mod arrivals;
 mod blocks;
 mod conversation;
+mod convert;
 mod describe;
 mod distribution;
 mod error;
@@ -45,6 +47,7 @@ mod request;
 mod sessions;
 mod shape;
 mod share;
+mod source;
 mod streams;
 mod tokens;
 mod writer;
@@ -54,6 +57,7 @@ pub use agent::Agent;
 pub use arrivals::Rate;
 pub use blocks::{Blocks, BytesPerToken};
 pub use conversation::Conversation;
+pub use convert::{Chat, ConvertOptions, Converter, Log, TextAs, TimeUnit};
 pub use describe::{Arrivals, Describer, Description, Lengths, Sharing};
 pub use distribution::Distribution;
 pub use error::{Error, InvalidParameter};

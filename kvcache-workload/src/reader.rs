@@ -1,15 +1,14 @@
 //! Reads workload files: one JSON object a line, plain or compressed with zstd.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::Read;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::line::{self, LineError};
 use crate::request::Request;
+use crate::source::Source;
 use crate::writer::{Header, HeaderLine, VERSION};
-use crate::zstd_frames::{self, ZstdFrames};
 
 /// How a file is read.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +82,7 @@ impl BadLines {
         Some(text)
     }
 
-    fn add(&mut self, line: u64, reason: String) {
+    pub(crate) fn add(&mut self, line: u64, reason: String) {
         self.count += 1;
         if self.named.len() < Self::NAMED_MAX {
             self.named.push(BadLine { line, reason });
@@ -93,16 +92,11 @@ impl BadLines {
 
 /// The requests of a workload file, one after the other, with one line in memory.
 pub struct Reader {
-    lines: Box<dyn BufRead + Send>,
-    path: PathBuf,
-    options: ReadOptions,
-    /// The number of the line that was read last.
-    line: u64,
-    text: Vec<u8>,
-    /// `text` holds a line that was not looked at.
+    source: Source,
+    hash_block_tokens: NonZeroU64,
+    /// The source has a line that was not looked at.
     pending: bool,
     header: Option<Header>,
-    bad_lines: BadLines,
     any: bool,
     ended: bool,
 }
@@ -114,11 +108,7 @@ impl Reader {
     ///
     /// [`Error`], also of the header.
     pub fn open(path: &Path, options: ReadOptions) -> Result<Self, Error> {
-        if path == Path::new("-") {
-            return Self::new(io::stdin(), "standard input", options);
-        }
-        let file = File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
-        Self::new(file, path, options)
+        Self::of(Source::open(path, options.bad_lines)?, options)
     }
 
     /// Reads `source`, which errors call `path`.
@@ -131,26 +121,13 @@ impl Reader {
         path: impl Into<PathBuf>,
         options: ReadOptions,
     ) -> Result<Self, Error> {
-        let path = path.into();
-        let mut source = BufReader::with_capacity(BUFFER_BYTES, source);
-        let start = source.fill_buf().map_err(|source| Error::Open { path: path.clone(), source })?;
-        let lines: Box<dyn BufRead + Send> = if start.starts_with(&zstd_frames::MAGIC) {
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, ZstdFrames::new(source)))
-        } else {
-            Box::new(source)
-        };
-        let mut reader = Self {
-            lines,
-            path,
-            options,
-            line: 0,
-            text: Vec::new(),
-            pending: false,
-            header: None,
-            bad_lines: BadLines::default(),
-            any: false,
-            ended: false,
-        };
+        Self::of(Source::new(source, path.into(), options.bad_lines)?, options)
+    }
+
+    fn of(source: Source, options: ReadOptions) -> Result<Self, Error> {
+        let hash_block_tokens = options.hash_block_tokens;
+        let mut reader =
+            Self { source, hash_block_tokens, pending: false, header: None, any: false, ended: false };
         reader.read_header()?;
         Ok(reader)
     }
@@ -162,28 +139,29 @@ impl Reader {
 
     /// The lines that were left out so far.
     pub fn bad_lines(&self) -> &BadLines {
-        &self.bad_lines
+        self.source.bad_lines()
     }
 
     /// The file's name, for messages.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
     }
 
     /// The number of the line that was read last.
     pub fn line(&self) -> u64 {
-        self.line
+        self.source.line()
     }
 
     fn read_header(&mut self) -> Result<(), Error> {
-        self.pending = self.read_line()?;
-        let Ok(object) = serde_json::from_slice::<serde_json::Map<_, _>>(&self.text) else { return Ok(()) };
+        self.pending = self.source.next_line()?;
+        let text = self.source.record();
+        let Ok(object) = serde_json::from_slice::<serde_json::Map<_, _>>(text) else { return Ok(()) };
         if !object.contains_key("workload") {
             return Ok(());
         }
-        let bad = |reason: String| Error::Header { path: self.path.clone(), reason };
+        let bad = |reason: String| Error::Header { path: self.path().to_owned(), reason };
         let HeaderLine { workload, header } =
-            serde_json::from_slice(&self.text).map_err(|error| bad(line::at_column(&error)))?;
+            serde_json::from_slice(text).map_err(|error| bad(line::at_column(&error)))?;
         if workload != VERSION {
             return Err(bad(format!("`workload` is {workload}, this program reads version {VERSION}")));
         }
@@ -192,55 +170,29 @@ impl Reader {
         Ok(())
     }
 
-    /// Puts the next line that is not blank into `text`; false at the end.
-    fn read_line(&mut self) -> Result<bool, Error> {
-        loop {
-            self.text.clear();
-            self.line += 1;
-            let bytes = (&mut self.lines).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut self.text);
-            let failed = match bytes {
-                Ok(0) => return Ok(false),
-                Ok(bytes) if bytes as u64 > LINE_BYTES_MAX => {
-                    let reason = format!("a line of more than {LINE_BYTES_MAX} bytes");
-                    io::Error::new(io::ErrorKind::InvalidData, reason)
-                }
-                Ok(_) if self.text.trim_ascii().is_empty() => continue,
-                Ok(_) => return Ok(true),
-                Err(source) => source,
-            };
-            if self.options.bad_lines == BadLinesPolicy::Refuse {
-                return Err(Error::Read { path: self.path.clone(), line: self.line, source: failed });
-            }
-            self.bad_lines.add(self.line, format!("cannot read on: {failed}"));
-            self.bad_lines.cut_at = Some(self.line);
-            self.text.clear();
-            return Ok(false);
-        }
-    }
-
     fn next_request(&mut self) -> Result<Option<Request>, Error> {
         loop {
-            if !std::mem::take(&mut self.pending) && !self.read_line()? {
-                return if self.any { Ok(None) } else { Err(self.empty()) };
+            if !std::mem::take(&mut self.pending) && !self.source.next_line()? {
+                return if self.any { Ok(None) } else { Err(empty(&self.source)) };
             }
-            match line::parse(&self.text, self.options.hash_block_tokens) {
+            match line::parse(self.source.record(), self.hash_block_tokens) {
                 Ok(request) => {
                     self.any = true;
                     return Ok(Some(request));
                 }
-                Err(error) if self.options.bad_lines == BadLinesPolicy::Refuse => {
+                Err(error) if self.source.policy() == BadLinesPolicy::Refuse => {
                     return Err(self.refused(error));
                 }
-                Err(LineError::Invalid(reason)) => self.bad_lines.add(self.line, reason),
+                Err(LineError::Invalid(reason)) => self.source.leave_out(reason),
                 Err(LineError::BlockTokens { ids, input_length, .. }) => {
-                    self.bad_lines.add(self.line, format!("{ids} block ids for {input_length} tokens"));
+                    self.source.leave_out(format!("{ids} block ids for {input_length} tokens"));
                 }
             }
         }
     }
 
     fn refused(&self, error: LineError) -> Error {
-        let (path, line) = (self.path.clone(), self.line);
+        let (path, line) = (self.path().to_owned(), self.line());
         match error {
             LineError::Invalid(reason) => Error::Line { path, line, reason },
             LineError::BlockTokens { ids, input_length, block_tokens } => {
@@ -248,13 +200,15 @@ impl Reader {
             }
         }
     }
+}
 
-    fn empty(&self) -> Error {
-        match self.bad_lines.named.first().cloned() {
-            None => Error::Empty { path: self.path.clone() },
-            Some(BadLine { line, reason }) => {
-                Error::NoGoodLine { path: self.path.clone(), count: self.bad_lines.count, line, reason }
-            }
+/// The error of a file that has no request.
+pub(crate) fn empty(source: &Source) -> Error {
+    let path = source.path().to_owned();
+    match source.bad_lines().named.first().cloned() {
+        None => Error::Empty { path },
+        Some(BadLine { line, reason }) => {
+            Error::NoGoodLine { path, count: source.bad_lines().count, line, reason }
         }
     }
 }
@@ -272,14 +226,10 @@ impl Iterator for Reader {
     }
 }
 
-/// Few calls for large files.
-const BUFFER_BYTES: usize = 1 << 16;
-
-/// A prompt of a million tokens is four megabytes of text.
-const LINE_BYTES_MAX: u64 = 1 << 28;
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
     use super::*;

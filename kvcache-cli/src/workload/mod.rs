@@ -2,6 +2,7 @@
 
 mod agent;
 mod conversation;
+mod convert;
 mod describe;
 mod shape;
 mod share;
@@ -25,6 +26,7 @@ pub(crate) struct Args {
 enum Command {
     Agent(agent::Args),
     Conversation(conversation::Args),
+    Convert(Box<convert::Args>),
     Describe(describe::Args),
     Shape(shape::Args),
     Share(share::Args),
@@ -39,6 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<String, WorkloadError> {
     match &args.command {
         Command::Agent(args) => agent::run(args),
         Command::Conversation(args) => conversation::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Shape(args) => shape::run(args),
         Command::Share(args) => share::run(args),
