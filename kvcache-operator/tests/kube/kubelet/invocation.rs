@@ -32,6 +32,19 @@ pub(crate) struct Programs {
     pub(crate) kvcache: PathBuf,
     /// `redis-server`, for images with redis in their name.
     pub(crate) redis: Option<PathBuf>,
+    /// What else there is.
+    pub(crate) images: Vec<Image>,
+}
+
+/// An image of which a test says what is in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Image {
+    /// The last part of its name, without a tag.
+    pub(crate) name: String,
+    /// Its entry point.
+    pub(crate) program: PathBuf,
+    /// Variables that the container has besides its own, for what a real one finds in files.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 impl Programs {
@@ -43,25 +56,53 @@ impl Programs {
     pub(crate) fn from_env() -> Self {
         let path = |name| std::env::var_os(name).map(PathBuf::from);
         let kvcache = path("KVCACHE_TOOL").expect("KVCACHE_TOOL names the tool: use `make test-kube`");
-        Self { kvcache, redis: path("REDIS_SERVER") }
+        Self { kvcache, redis: path("REDIS_SERVER"), images: Vec::new() }
     }
 
-    /// The program behind a command, and its arguments.
-    pub(super) fn resolve(&self, image: &str, line: &[String]) -> Result<(&Path, Vec<String>), Refusal> {
+    /// What a command runs in a container of an image, and its arguments.
+    pub(super) fn resolve(
+        &self,
+        image: &str,
+        line: &[String],
+    ) -> Result<(Program<'_>, Vec<String>), Refusal> {
         let named = line.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default();
-        let rest = |is_named| line.iter().skip(usize::from(is_named)).cloned().collect();
-        let image_name = image.rsplit('/').next().unwrap_or_default();
+        let with = |program, name: &str| {
+            (program, line.iter().skip(usize::from(named == name)).cloned().collect::<Vec<_>>())
+        };
+        let image_name =
+            image.rsplit('/').next().and_then(|name| name.split([':', '@']).next()).unwrap_or_default();
+        if let Some(found) = self.images.iter().find(|known| known.name == image_name) {
+            return Ok(with(Program::Given(found), &found.name));
+        }
         if named == "kvcache" || named == "serve" {
-            Ok((&self.kvcache, rest(named == "kvcache")))
-        } else if named == "redis-server"
+            return Ok(with(Program::Kvcache(&self.kvcache), "kvcache"));
+        }
+        // Its entry point takes flags alone.
+        if named == "redis-server"
             || (image_name.contains("redis") && !named.starts_with(char::is_alphabetic))
         {
             let redis = self.redis.as_deref().ok_or_else(|| {
                 Refusal::image(format!("{image}: no redis-server here, REDIS_SERVER names none"))
             })?;
-            Ok((redis, rest(named == "redis-server")))
-        } else {
-            Err(Refusal::image(format!("{image} with {line:?} is nothing that can be run here")))
+            return Ok(with(Program::Redis(redis), "redis-server"));
+        }
+        Err(Refusal::image(format!("{image} with {line:?} is nothing that can be run here")))
+    }
+}
+
+/// A program that containers run.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Program<'a> {
+    Kvcache(&'a Path),
+    Redis(&'a Path),
+    Given(&'a Image),
+}
+
+impl Program<'_> {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Kvcache(path) | Self::Redis(path) => path,
+            Self::Given(image) => &image.program,
         }
     }
 }
@@ -98,34 +139,33 @@ pub(super) struct Fetched {
     pub(super) mounts: Vec<Mount>,
 }
 
-/// How a container's own command, or `other` inside of it, is started.
+/// How a container is started.
 pub(super) fn invocation(
     pod: &Pod,
     container: &Container,
-    other: Option<&[String]>,
     fetched: &Fetched,
     place: &Place<'_>,
     (programs, overrides): (&Programs, &[Override]),
 ) -> Result<Invocation, Refusal> {
-    let env = environment(pod, container, &fetched.keys, place)?;
-    let own: Vec<String> =
+    let mut env = environment(pod, container, &fetched.keys, place)?;
+    let line: Vec<String> =
         container.command.iter().chain(&container.args).flatten().map(|word| expanded(word, &env)).collect();
-    let image = container.image.as_deref().unwrap_or_default();
-    let (program, mut args) = programs.resolve(image, other.unwrap_or(&own))?;
-    for arg in &mut args {
-        *arg = at_home(arg, place.ip, &fetched.mounts);
+    let (program, mut args) = programs.resolve(container.image.as_deref().unwrap_or_default(), &line)?;
+    for text in args.iter_mut().chain(env.values_mut()) {
+        *text = at_home(text, place.ip, &fetched.mounts);
     }
-    if other.is_none() && program == programs.kvcache {
-        overrides.iter().for_each(|wanted| overwrite(&mut args, wanted));
-    } else if other.is_none() {
-        // Redis listens on all addresses, and writes into the folder that it is started in.
-        overwrite(&mut args, &Override { flag: "--bind".to_owned(), value: Some(place.ip.to_string()) });
-        let folder = place.folder.display().to_string();
-        overwrite(&mut args, &Override { flag: "--dir".to_owned(), value: Some(folder) });
+    match program {
+        Program::Kvcache(_) => overrides.iter().for_each(|wanted| overwrite(&mut args, wanted)),
+        Program::Redis(_) => {
+            // It listens on all addresses, and writes into the folder that it is started in.
+            let folder = place.folder.display().to_string();
+            for (flag, value) in [("--bind", place.ip.to_string()), ("--dir", folder)] {
+                overwrite(&mut args, &Override { flag: flag.to_owned(), value: Some(value) });
+            }
+        }
+        Program::Given(image) => env.extend(image.env.iter().cloned()),
     }
-    let env =
-        env.into_iter().map(|(name, value)| (name, at_home(&value, place.ip, &fetched.mounts))).collect();
-    Ok(Invocation { program: program.to_owned(), args, env })
+    Ok(Invocation { program: program.path().to_owned(), args, env })
 }
 
 fn environment(
@@ -264,7 +304,16 @@ mod tests {
     const IP: Ipv4Addr = Ipv4Addr::new(127, 70, 0, 9);
 
     fn programs() -> Programs {
-        Programs { kvcache: "/real/kvcache".into(), redis: Some("/real/redis-server".into()) }
+        let image = Image {
+            name: "kvcache-operator".to_owned(),
+            program: "/real/operator".into(),
+            env: vec![("KUBECONFIG".to_owned(), "/real/config".to_owned())],
+        };
+        Programs {
+            kvcache: "/real/kvcache".into(),
+            redis: Some("/real/redis-server".into()),
+            images: vec![image],
+        }
     }
 
     fn started(container: serde_json::Value, fetched: &Fetched) -> Result<Invocation, Refusal> {
@@ -278,7 +327,7 @@ mod tests {
             Override { flag: "--capacity".to_owned(), value: Some("64MiB".to_owned()) },
             Override { flag: "--no-shared-memory".to_owned(), value: None },
         ];
-        invocation(&pod, &container, None, fetched, &place, (&programs(), &overrides))
+        invocation(&pod, &container, fetched, &place, (&programs(), &overrides))
     }
 
     #[test]
@@ -321,6 +370,13 @@ mod tests {
         let redis = with("redis:7.4", &["--save", ""]).expect("redis");
         assert_eq!(redis.program, Path::new("/real/redis-server"));
         assert_eq!(redis.args, ["--save", "", "--bind", "127.70.0.9", "--dir", "/work"]);
+        let operator =
+            with("registry:5000/kvcache-operator:0.1.0", &["--listen=0.0.0.0:8080"]).expect("given");
+        assert_eq!(
+            (operator.program.to_str(), operator.args),
+            (Some("/real/operator"), vec!["--listen=127.70.0.9:8080".to_owned()])
+        );
+        assert_eq!(operator.env["KUBECONFIG"], "/real/config");
         let unknown = with("registry/anything", &["infinistore"]).expect_err("nothing of ours");
         assert_eq!(unknown.reason, "ErrImagePull");
         assert!(unknown.message.contains("infinistore"), "{unknown:?}");

@@ -27,7 +27,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub(crate) use invocation::{Override, Programs};
+pub(crate) use invocation::{Image, Override, Programs};
 
 /// Of all nodes.
 const HOST_IP: Ipv4Addr = Ipv4Addr::LOCALHOST;

@@ -116,8 +116,11 @@ impl Worker {
                     next
                 }
                 Err(Refusal { reason, message }) => {
-                    self.complain(&format!("{reason}: {message}"));
-                    self.report(State::Waiting { reason: reason.to_owned(), message }).await;
+                    let waiting = State::Waiting { reason: reason.to_owned(), message };
+                    if self.state.state != waiting {
+                        self.complain(&format!("{waiting:?}"));
+                        self.report(waiting).await;
+                    }
                     Next::Restart
                 }
             };
@@ -127,6 +130,7 @@ impl Worker {
                 }
                 return next;
             }
+            // Its first end is taken for an accident; what cannot be started is tried again after a while.
             if !is_first || self.state.last.is_none() {
                 let delay = self.shared.settings.restart_delay;
                 if let Ok(next) = tokio::time::timeout(delay, self.deleted()).await {
@@ -147,7 +151,7 @@ impl Worker {
         let fetched = volumes::fetch(&self.shared.client, &self.pod, &container, &self.folder).await?;
         let place = Place { ip: address.ip(), node: &settings.node, folder: &self.folder };
         let choices = (&settings.programs, settings.overrides.as_slice());
-        let invocation = invocation(&self.pod, &container, None, &fetched, &place, choices)?;
+        let invocation = invocation(&self.pod, &container, &fetched, &place, choices)?;
         let probes = Probes::of(&container, address.ip(), settings.probe_period_max)?;
         Ok((invocation, probes, container))
     }
@@ -282,7 +286,7 @@ impl Worker {
     /// Another program in the container, with its environment.
     fn exec(&self, line: &[String], container: &Invocation) -> Result<Process, Refusal> {
         let (program, args) = self.shared.settings.programs.resolve("", line)?;
-        self.start(&Invocation { program: program.to_owned(), args, env: container.env.clone() })
+        self.start(&Invocation { program: program.path().to_owned(), args, env: container.env.clone() })
     }
 
     /// Removes the object of a pod that has ended.

@@ -53,7 +53,8 @@ impl Losses {
                 seen.lost += u64::from(std::mem::take(&mut seen.is_stored));
                 return self.wanted.push_back(number);
             }
-            (RemoteOp::Put, RemoteOutcome::Done) => seen.is_stored = true,
+            // A put of which nothing was heard may have been done: whoever gets the value knows.
+            (_, RemoteOutcome::Done) => seen.is_stored = true,
             // Nothing is known of a value that nobody answered for, and its turn comes again.
             (_, RemoteOutcome::Failed(_)) => seen.failed += 1,
             _ => {}
@@ -106,5 +107,7 @@ mod tests {
         let expected =
             json!({"stored": 0, "lost": 1, "slots": [{"slot": slot, "values": 1, "lost": 1, "failed": 1}]});
         assert_eq!(losses.report(), expected);
+        losses.end(1, RemoteOp::Get, RemoteOutcome::Done);
+        assert_eq!(losses.report()["stored"], 1, "somebody has put it");
     }
 }
