@@ -90,12 +90,14 @@ impl Stores {
         let filled = Filled { missing: Mutex::new(KINDS), ready };
         let labelled = watcher::Config::default().labels(label::NAME);
         let all = watcher::Config::default();
+        // A page is in memory as a whole, and a ring has 70 KB.
+        let rings = labelled.clone().page_size(RINGS_IN_A_PAGE);
         let (stores, filled, queue) = (&*self, &filled, &*queue);
         tokio::join!(
             follow(scope.api(&client), all.clone(), &stores.caches, queue, filled),
             follow(scope.api(&client), labelled.clone(), &stores.stateful_sets, queue, filled),
             follow(scope.api(&client), labelled.clone(), &stores.services, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.config_maps, queue, filled),
+            follow(scope.api(&client), rings, &stores.config_maps, queue, filled),
             follow(scope.api(&client), labelled.clone(), &stores.budgets, queue, filled),
             follow(scope.api(&client), labelled.clone(), &stores.accounts, queue, filled),
             follow(scope.api(&client), labelled, &stores.pods, queue, filled),
@@ -215,6 +217,7 @@ impl Filled {
     }
 }
 
+const RINGS_IN_A_PAGE: u32 = 50;
 /// Kinds that must be listed before anything is decided.
 const KINDS: usize = 7;
 /// Longer than any list takes, and any pause after an error.

@@ -79,10 +79,34 @@ async fn every_object_is_applied_whole_with_its_owner_and_never_with_what_the_se
         }
         let is_status = write.resource.ends_with("/status");
         assert_eq!(write.body.get("status").is_some(), is_status, "{write:?}");
+        // A cache that was made anew under the name has a status of its own.
+        assert!(!is_status || write.body["metadata"]["uid"].is_string(), "{write:?}");
         if !is_status {
             assert_eq!(write.body["metadata"]["ownerReferences"][0]["controller"], true, "{write:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rings_are_listed_in_small_pages() {
+    let cluster = Cluster::without_controllers();
+    for number in 0..60 {
+        let name = format!("kv-{number:02}");
+        cluster.server.put(json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "data": { "ring.json": r#"{"nodes":[],"version":1}"# },
+            "metadata": {
+                "namespace": NAMESPACE, "name": format!("{name}-ring"),
+                "labels": { "kvcache.orchestration.aibrix.ai/name": name },
+            },
+        }));
+    }
+    let operator = cluster.start("one");
+    pass(5).await;
+    let mut lists = cluster.server.requests();
+    lists.retain(|request| request.verb == Verb::List && request.resource == "configmaps");
+    assert_eq!(lists.len(), 2, "{lists:?}");
+    assert!(lists.iter().all(|list| list.query["limit"] == "50"));
+    assert_eq!(operator.reconciler.stores().config_maps.keys().len(), 60);
 }
 
 /// Everything that the operator does to a cluster in its life, in the words of RBAC.
