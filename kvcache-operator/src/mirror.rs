@@ -340,5 +340,20 @@ mod tests {
         mirror.observe(Event::Init);
         mirror.observe(Event::InitDone);
         assert!(mirror.keys().is_empty(), "the next list knows of it");
+        mirror.wrote(map("written", "four", "x", 6));
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitDone);
+        assert!(mirror.keys().is_empty(), "a list that began after the write knows of it too");
+    }
+
+    #[test]
+    fn a_list_that_broke_off_is_forgotten() {
+        let mirror = Mirror::new(by_label, |_| ());
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitApply(map("deleted", "one", "d", 1)));
+        mirror.observe(Event::Init);
+        mirror.observe(Event::InitApply(map("there", "two", "t", 2)));
+        assert_eq!(mirror.observe(Event::InitDone), [key("two")]);
+        assert_eq!(mirror.keys(), [key("two")]);
     }
 }

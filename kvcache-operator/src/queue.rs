@@ -208,6 +208,7 @@ mod tests {
             let from = Instant::now();
             within(&queue, 1000).await.unwrap();
             waits.push(from.elapsed().as_secs_f64());
+            queue.add(key("a"));
             queue.done(key("a"), Next::Failed);
             queue.add(key("a"));
         }
@@ -220,6 +221,45 @@ mod tests {
         queue.done(key("a"), Next::At(Instant::now() + Duration::from_secs(1000)));
         queue.add(key("a"));
         assert!(within(&queue, 0).await.is_some(), "a success ends it");
+        queue.done(key("a"), Next::Failed);
+        within(&queue, 1).await.unwrap();
+        queue.done(key("a"), Next::Never);
+        queue.add(key("a"));
+        assert!(within(&queue, 0).await.is_some());
+        queue.done(key("a"), Next::Failed);
+        let from = Instant::now();
+        within(&queue, 1).await.unwrap();
+        assert!(from.elapsed() < Duration::from_millis(400), "another cache of the name has failed once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_is_due_is_taken_while_any_worker_is_free() {
+        let queue = std::sync::Arc::new(Queue::new(1));
+        let seen = std::sync::Arc::new(Mutex::new(Vec::new()));
+        for name in ["late", "early"] {
+            queue.add(key(name));
+            within(&queue, 0).await.unwrap();
+        }
+        let start = Instant::now();
+        for _ in 0..3 {
+            let (queue, seen) = (queue.clone(), seen.clone());
+            tokio::spawn(async move {
+                while let Some(key) = queue.next().await {
+                    seen.lock().unwrap().push((key.name, start.elapsed().as_secs()));
+                    tokio::time::sleep(Duration::from_secs(1000)).await;
+                }
+            });
+        }
+        // Each of these wakes another worker, and all are busy or wait for the first of them when the next is due.
+        tokio::task::yield_now().await;
+        queue.done(key("late"), Next::At(start + Duration::from_secs(10)));
+        tokio::task::yield_now().await;
+        queue.done(key("early"), Next::At(start + Duration::from_secs(5)));
+        tokio::task::yield_now().await;
+        queue.add(key("now"));
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let seen: Vec<(String, u64)> = seen.lock().unwrap().clone();
+        assert_eq!(seen, [("now".to_owned(), 0), ("early".to_owned(), 5), ("late".to_owned(), 10)]);
     }
 
     #[tokio::test(start_paused = true)]

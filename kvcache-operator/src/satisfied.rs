@@ -156,8 +156,15 @@ mod tests {
                 "containers": [{
                     "name": "cache", "image": "i",
                     "ports": [{ "containerPort": 1, "protocol": "TCP" }],
-                    "resources": { "limits": { "memory": "1024Mi", "cpu": "0.5" } },
+                    "resources": {
+                        "limits": { "memory": "1024Mi", "cpu": "0.5" }, "requests": { "cpu": "0.1" },
+                    },
+                    "volumeMounts": [{ "mountPath": "/dev/shm", "name": "shm" }],
                 }],
+                "topologySpreadConstraints": [
+                    { "topologyKey": "host", "whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 1 },
+                ],
+                "ports": [{ "port": 1, "protocol": "TCP", "targetPort": 1 }],
                 "volumes": [{ "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "2048Ki" } }],
             },
         });
@@ -173,8 +180,22 @@ mod tests {
                     {
                         "name": "cache", "image": "i", "imagePullPolicy": "Always",
                         "ports": [{ "containerPort": 1, "protocol": "TCP" }],
-                        "resources": { "limits": { "memory": "1Gi", "cpu": "500m" } },
+                        "resources": {
+                            "limits": { "memory": "1Gi", "cpu": "500m" }, "requests": { "cpu": "100m" },
+                        },
+                        "volumeMounts": [
+                            { "mountPath": "/token", "name": "injected" },
+                            { "mountPath": "/dev/shm", "name": "shm" },
+                        ],
                     },
+                ],
+                "topologySpreadConstraints": [
+                    { "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 1 },
+                    { "topologyKey": "host", "whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 1 },
+                ],
+                "ports": [
+                    { "port": 2, "protocol": "TCP", "targetPort": 2 },
+                    { "port": 1, "protocol": "TCP", "targetPort": 1 },
                 ],
                 "volumes": [{ "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "2Mi" } }],
             },

@@ -261,6 +261,21 @@ mod tests {
             tokio::time::sleep_until(until).await;
         }
         assert!(turns.ask(&address, Urgency::None, fails(ms(10))).await.is_ok());
+        let Err(NotAsked::Down { until, .. }) = turns.ask(&address, Urgency::None, answers(ms(1))).await
+        else {
+            panic!("asked")
+        };
+        // When it may be asked again, one does, and no other waits for what becomes of it.
+        tokio::time::sleep_until(until).await;
+        let start = Instant::now();
+        let again = async { assert!(turns.ask(&address, Urgency::None, fails(ms(100))).await.is_ok()) };
+        let meanwhile = async {
+            for urgency in [Urgency::None, Urgency::Now] {
+                let answer = turns.ask(&address, urgency, answers(ms(1))).await;
+                assert_eq!((answer.unwrap_err(), start.elapsed()), (NotAsked::Busy, Duration::ZERO));
+            }
+        };
+        tokio::join!(again, meanwhile);
         // Whoever asks now finds out for all.
         assert!(turns.ask(&address, Urgency::Now, answers(ms(1))).await.is_ok());
         assert!(matches!(turns.ask(&address, Urgency::None, answers(ms(1))).await, Ok(Ok(()))));

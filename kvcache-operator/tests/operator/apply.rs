@@ -74,6 +74,10 @@ async fn whose_place_it_is_decides_what_may_be_done() {
     let place = look(&api, "a", None, "another").await.unwrap();
     let Place::Foreign(foreign) = &place else { panic!("{place:?}") };
     assert_eq!(foreign.to_string(), "Service a is of KVCache kv");
+    // Kubernetes calls many owners, and only one of them controls.
+    server.edit(&key(), |object| object["metadata"]["ownerReferences"][0]["controller"] = json!(false));
+    assert!(matches!(look(&api, "a", None, "owner").await.unwrap(), Place::Foreign(_)));
+    server.edit(&key(), |object| object["metadata"]["ownerReferences"][0]["controller"] = json!(true));
     let before = server.get(&key());
     assert_eq!(apply(&api, &service(json!({})), &place).await.unwrap(), None);
     server.edit(&key(), |object| object["metadata"]["finalizers"] = json!(["x"]));

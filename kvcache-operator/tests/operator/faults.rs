@@ -140,6 +140,22 @@ async fn a_first_conflict_costs_no_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ring_that_could_not_be_published_is_tried_again_soon() {
+    let cluster = Cluster::without_controllers();
+    let _operator = cluster.start("one");
+    pass(5).await;
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Create && call.resource.plural == "configmaps",
+        Fault::Error,
+        3,
+    ));
+    cluster.put_cache("kv", |_| {});
+    pass(10).await;
+    assert!(cluster.ring("kv").is_object());
+    assert_eq!(cluster.condition("kv", "RingPublished"), "True/EmptyRing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_cache_whose_requests_fail_holds_up_no_other() {
     let cluster = Cluster::new();
     let _operator = cluster.start("one");

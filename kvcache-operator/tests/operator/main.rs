@@ -9,6 +9,7 @@ mod dead_redis;
 mod election;
 mod faults;
 mod life;
+mod ours;
 mod refusals;
 mod removal;
 mod ring_config_map;

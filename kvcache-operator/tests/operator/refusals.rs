@@ -129,6 +129,26 @@ async fn the_ring_of_what_runs_goes_on_while_somebody_elses_object_is_in_the_way
     assert_eq!(cluster.condition("kv", "Accepted"), "False/OwnedByOther");
     assert_ne!(cluster.members("kv")["kv-1"], address);
     assert_eq!(cluster.members("kv").len(), 3);
+    // What is asked for now is not what runs.
+    cluster.put_cache("kv", |cache| cache["spec"]["cache"]["replicas"] = json!(2));
+    pass(60).await;
+    assert_eq!(cluster.members("kv").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_given_to_another_backend_is_no_longer_ours_to_tell_of() {
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(60).await;
+    let is_told = || operator.reconciler.metrics().prometheus(cluster.server.now()).contains(r#"name="kv""#);
+    assert!(is_told());
+    cluster.put_cache("kv", |cache| {
+        cache["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = json!("vineyard");
+    });
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend");
+    assert!(!is_told());
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use kvcache_operator::mirror::CacheKey;
 use kvcache_operator::reconcile::Settings;
 use kvcache_operator::reconcile::finalizer::FINALIZER;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::support::api_server::{Fault, Faults, Key, Verb};
 use crate::support::cluster::{Cluster, NAMESPACE, cache_key, pass};
 use crate::support::redis::Redis;
 
@@ -35,9 +37,9 @@ async fn a_redis_that_hangs_is_said_and_keeps_a_deleted_cache_for_a_while_only()
     assert_eq!(cluster.condition("kv", "Available"), "True/AllReady");
     assert_eq!(cluster.cache("kv")["metadata"]["finalizers"], json!([FINALIZER]));
     cluster.server.delete(&cache_key("kv"));
-    pass(5).await;
-    assert!(cluster.server.get(&cache_key("kv")).is_some(), "it tries");
-    pass(Settings::default().farewell.as_secs() + 15).await;
+    pass(15).await;
+    assert!(cluster.server.get(&cache_key("kv")).is_some(), "it tries more than once");
+    pass(Settings::default().farewell.as_secs() + 5).await;
     assert!(cluster.server.get(&cache_key("kv")).is_none(), "but not for ever");
     assert!(cluster.server.all("statefulsets").is_empty());
 }
@@ -93,6 +95,29 @@ async fn a_missing_secret_is_waited_for_and_not_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_secret_that_could_not_be_read_is_read_again_soon() {
+    let (_listener, address) = silent_redis().await;
+    let cluster = Cluster::without_controllers();
+    cluster.server.put(json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": NAMESPACE, "name": "login" },
+        "data": { "password": "c2VjcmV0" },
+    }));
+    let _operator = cluster.start("one");
+    pass(5).await;
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Get && call.resource.plural == "secrets",
+        Fault::Error,
+        3,
+    ));
+    cluster.put_cache("kv", |cache| {
+        with_redis(&address)(cache);
+        cache["spec"]["metadata"]["redis"]["externalConnection"]["passwordSecretRef"] = json!("login");
+    });
+    pass(20).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/Unreachable", "it was asked, and hangs");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_ring_is_in_redis_while_the_cache_is_there() {
     let redis = Redis::start().await;
     let cluster = Cluster::new();
@@ -118,6 +143,107 @@ async fn the_ring_is_in_redis_while_the_cache_is_there() {
     pass(5).await;
     assert!(cluster.server.get(&cache_key("kv")).is_none(), "no reason to wait");
     assert_eq!(redis.get("kvcache_nodes"), None);
+    // Finalizers are a list that others write to as well: each write is of the list that was seen.
+    let mut writes = cluster.server.writes();
+    writes.retain(|write| write.resource == "kvcaches");
+    assert_eq!(writes.len(), 2, "one comes, and goes");
+    assert!(writes.iter().all(|write| write.body["metadata"]["resourceVersion"].is_string()), "{writes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_deleted_while_its_spec_is_refused_takes_its_ring_along() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&redis.address));
+    pass(60).await;
+    assert!(redis.get("kvcache_nodes").is_some());
+    cluster.put_cache("kv", |cache| {
+        with_redis("nowhere")(cache);
+        cache["spec"]["cache"]["replicas"] = json!(-1);
+    });
+    pass(30).await;
+    assert!(redis.get("kvcache_nodes").is_some(), "what runs is as before");
+    cluster.server.delete(&cache_key("kv"));
+    pass(30).await;
+    assert_eq!(redis.get("kvcache_nodes"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_is_asked_when_there_is_a_reason_and_not_at_every_look() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&redis.address));
+    cluster.server.put(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "namespace": NAMESPACE, "name": "its-redis", "labels": {
+            "kvcache.orchestration.aibrix.ai/name": "kv", "kvcache.orchestration.aibrix.ai/role": "metadata",
+        } },
+    }));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+    let asked = redis.connections();
+    let key = CacheKey { namespace: NAMESPACE.to_owned(), name: "kv".to_owned() };
+    for _ in 0..5 {
+        operator.reconciler.look(&key).await;
+    }
+    assert_eq!(redis.connections(), asked);
+    // Its pod was restarted, and what was in memory is gone.
+    redis.forget();
+    let ready = json!([{ "type": "Ready", "status": "True", "lastTransitionTime": cluster.server.now().to_string() }]);
+    cluster.server.put_status(&Key::new("pods", NAMESPACE, "its-redis"), json!({ "conditions": ready }));
+    pass(5).await;
+    assert!(redis.get("kvcache_nodes").is_some(), "no resync is waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_whose_pod_is_back_is_not_kept_waiting() {
+    let address = "127.0.0.77:16379";
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(address));
+    let pod = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "namespace": NAMESPACE, "name": name, "labels": {
+                "kvcache.orchestration.aibrix.ai/name": "kv", "kvcache.orchestration.aibrix.ai/role": "metadata",
+            } },
+        })
+    };
+    // It is asked ever more seldom.
+    pass(400).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/Unreachable");
+    let redis = Redis::start_at(address).await;
+    cluster.server.put(pod("its-redis"));
+    pass(5).await;
+    assert!(redis.get("kvcache_nodes").is_some());
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn caches_that_leave_a_slow_redis_together_leave_nothing_behind() {
+    const CACHES: usize = 4;
+    let redis = Redis::start().await;
+    let cluster = Cluster::without_controllers();
+    let _operator = cluster.start("one");
+    let name = |number| format!("kv-{number}");
+    for number in 0..CACHES {
+        cluster.put_cache(&name(number), |cache| {
+            with_redis(&redis.address)(cache);
+            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
+        });
+    }
+    pass(30).await;
+    let stored = || {
+        let keys = (0..CACHES).map(|number| format!("kvcache_nodes/models/{}", name(number)));
+        keys.filter(|key| redis.get(key).is_some()).count()
+    };
+    assert_eq!(stored(), CACHES);
+    redis.answer_after(Duration::from_millis(100));
+    (0..CACHES).for_each(|number| drop(cluster.put_cache(&name(number), |_| {})));
+    pass(30).await;
+    assert_eq!(stored(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,9 @@
 //! A Redis with the few commands that a publisher uses.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -10,20 +12,31 @@ use tokio::net::{TcpListener, TcpStream};
 pub struct Redis {
     pub address: String,
     keys: Arc<Mutex<BTreeMap<String, String>>>,
+    connections: Arc<AtomicUsize>,
+    latency: Arc<Mutex<Duration>>,
 }
 
 impl Redis {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback interface");
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.expect("the loopback interface");
         let address = listener.local_addr().expect("bound").to_string();
         let keys: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
         let shared = Arc::clone(&keys);
+        let connections: Arc<AtomicUsize> = Arc::default();
+        let count = Arc::clone(&connections);
+        let latency: Arc<Mutex<Duration>> = Arc::default();
+        let delay = Arc::clone(&latency);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&shared)));
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(stream, Arc::clone(&shared), Arc::clone(&delay)));
             }
         });
-        Self { address, keys }
+        Self { address, keys, connections, latency }
     }
 
     pub fn get(&self, key: &str) -> Option<String> {
@@ -34,6 +47,16 @@ impl Redis {
         self.keys.lock().expect("no panic").insert(key.to_owned(), value.to_owned());
     }
 
+    /// How long every answer takes from now on.
+    pub fn answer_after(&self, latency: Duration) {
+        *self.latency.lock().expect("no panic") = latency;
+    }
+
+    /// How often it was asked since its start.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// What a restart without persistence leaves.
     pub fn forget(&self) {
         self.keys.lock().expect("no panic").clear();
@@ -41,7 +64,7 @@ impl Redis {
 }
 
 /// Answers one connection; no transaction ever fails here, since nobody writes meanwhile.
-async fn serve(stream: TcpStream, keys: Arc<Mutex<BTreeMap<String, String>>>) {
+async fn serve(stream: TcpStream, keys: Arc<Mutex<BTreeMap<String, String>>>, latency: Arc<Mutex<Duration>>) {
     let mut stream = BufReader::new(stream);
     let mut queued: Option<Vec<Vec<String>>> = None;
     while let Some(command) = read(&mut stream).await {
@@ -62,6 +85,8 @@ async fn serve(stream: TcpStream, keys: Arc<Mutex<BTreeMap<String, String>>>) {
             }
             _ => run(&command, &keys),
         };
+        let latency = *latency.lock().expect("no panic");
+        tokio::time::sleep(latency).await;
         if stream.get_mut().write_all(answer.as_bytes()).await.is_err() {
             return;
         }
