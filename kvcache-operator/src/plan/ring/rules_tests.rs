@@ -278,21 +278,31 @@ fn more_pods_than_slots_get_none() {
     assert_eq!(ring.member_count(), MEMBERS_MAX);
 }
 
-/// Prints what a decision costs where nothing has changed: `cargo test --release -p kvcache-operator --lib
-/// plan::ring::rules_tests::figures -- --ignored --nocapture`.
+/// Prints what a ring costs: `cargo test --release -p kvcache-operator --lib plan::ring::rules_tests::figures --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "prints figures"]
 fn figures() {
+    fn ms<T>(mut work: impl FnMut() -> T) -> f64 {
+        let begun = std::time::Instant::now();
+        (0..200).for_each(|_| drop(work()));
+        begun.elapsed().as_secs_f64() * 1000.0 / 200.0
+    }
     for count in [3, 64, 500] {
         let host = |n: u32| Some(format!("10.0.{}.{}", n / 256, n % 256));
         let pods: Vec<_> = (0..count).map(|n| RingPod { host: host(n), ..ready(n, 0) }).collect();
         let ring = decide(&pods, &PublishedRing::default(), &options(count), at(10));
-        let begun = std::time::Instant::now();
-        for _ in 0..200 {
-            let same = decide(&pods, &published(&ring), &options(count), at(100));
-            assert_eq!(same.change, RingChange::None);
-        }
-        let ms = begun.elapsed().as_secs_f64() * 1000.0 / 200.0;
-        println!("{count} members: {ms:.2} ms, {} bytes", ring.text().len());
+        let (text, read) = (ring.text(), published(&ring));
+        let less = decide(&pods[1..], &PublishedRing::default(), &options(count), at(10));
+        let less = published(&less);
+        let change = ms(|| decide(&pods, &less, &options(count), at(100)).text());
+        let reading = ms(|| PublishedRing::read(Some(&text), 0));
+        let none = ms(|| decide(&pods, &read, &options(count), at(100)));
+        assert_eq!(decide(&pods, &read, &options(count), at(100)).change, RingChange::None);
+        println!(
+            "{count} members, {} bytes: a member enters {change:.2} ms, the text is read {reading:.2} ms, \
+             no change {none:.3} ms",
+            text.len()
+        );
     }
 }
