@@ -15,14 +15,16 @@ use crate::operator::Operator;
 use crate::wait;
 use crate::world::{World, cache};
 
-/// Whether a whole list of pods was asked for, or of what has happened to them since.
-fn lists_pods(asked: &Asked) -> bool {
-    asked.target.starts_with("/api/v1/pods?") && !asked.target.contains("watch=true")
+/// Whether all caches were asked for, or what has happened to them since. Other kinds come in their own time.
+fn lists(asked: &Asked) -> bool {
+    asked.target.starts_with(CACHES) && !asked.target.contains("watch=true")
 }
 
-fn watches_pods(asked: &Asked) -> bool {
-    asked.target.starts_with("/api/v1/pods?") && asked.target.contains("watch=true")
+fn watches(asked: &Asked) -> bool {
+    asked.target.starts_with(CACHES) && asked.target.contains("watch=true")
 }
+
+const CACHES: &str = "/apis/orchestration.aibrix.ai/v1alpha1/kvcaches?";
 
 /// Each watch comes back in its own time.
 async fn is_there_again<K>(api: &Api<K>, name: &str)
@@ -63,7 +65,7 @@ async fn watches_go_on_after_a_cut_and_begin_anew_after_a_restart() {
     world.settled("kv").await;
     is_there_again(&services, "kv-headless-service").await;
     let since_then = operator.bridge().asked().split_off(before);
-    assert!(since_then.iter().any(watches_pods) && !since_then.iter().any(lists_pods), "{since_then:#?}");
+    assert!(since_then.iter().any(watches) && !since_then.iter().any(lists), "{since_then:#?}");
 
     // The API server is restarted. What happens before the operator is back is in no watch's history.
     operator.bridge().cut();
@@ -82,7 +84,7 @@ async fn watches_go_on_after_a_cut_and_begin_anew_after_a_restart() {
     is_there_again(&services, "kv-headless-service").await;
     is_there_again(&maps, "kv-connection").await;
     let since_then = operator.bridge().asked().split_off(before);
-    assert!(since_then.iter().any(lists_pods), "{since_then:#?}");
+    assert!(since_then.iter().any(lists), "{since_then:#?}");
     assert!(operator.log()[logged..].contains("too old resource version"), "{}", &operator.log()[logged..]);
 
     // And while it is connected: every request and every watch fails at once, for as long as it takes.
