@@ -224,6 +224,7 @@ mod tests {
             prop_assert_eq!(common as u64, shared_tokens / own);
             prop_assert_eq!(a.len() as u64, (shared + rest) as u64 * trace_block / own);
             prop_assert!(a.iter().zip(&b).skip(common).all(|(a, b)| a != b));
+            prop_assert!((1..a.len()).all(|index| !a[..index].contains(&a[index])), "blocks of one prompt differ");
         }
     }
 
