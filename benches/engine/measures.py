@@ -177,7 +177,7 @@ def miss_and_hit(logs: Path, quick: bool) -> list[Row]:
         side.ask("attach", True)
         after = side.ask("counts")
         stored = after["planner"]["stored_blocks"] - before["planner"]["stored_blocks"]
-        dropped = sum(after["planner"][name] for name in ("refused", "over_share", "failed_stores"))
+        dropped = sum(after["planner"][name] for name in ("refused", "over_share", "not_worth", "failed_stores"))
         loaded = (after["store"]["loaded_bytes"] - before["store"]["loaded_bytes"]) // pairs
         copy_ms = side.ask("copy_seconds", loaded, 16 << 10) * 1e3
     added, processor = (

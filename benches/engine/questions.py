@@ -372,6 +372,6 @@ def _counts(engine: Engine) -> Measured:
         "stored": stats["stored_blocks"],
         "already_stored": stats["already_stored_blocks"],
         # The directory's counts appear with the slab, a moment after the start.
-        "dropped": stats.get("refused", 0) + stats.get("over_share", 0) + stats["failed_stores"],
+        "dropped": sum(stats.get(name, 0) for name in ("refused", "over_share", "not_worth", "failed_stores")),
         "hit_tokens": stats["hit_tokens"],
     }

@@ -6,7 +6,8 @@
 //!
 //! 1. A hit is the leading run of resident blocks; after the first hole nothing can be loaded.
 //! 2. The request's missing blocks are offloaded. It evicts none of its own blocks, and at most a quarter of the slots
-//!    ([`evictions_per_request_max`]); where that is used up, the rest of the request is not stored.
+//!    ([`evictions_per_request_max`]); where that is used up, or the policy deems a victim worth more,
+//!    the rest of the request is not stored.
 //! 3. When they are stored, its resident blocks are touched.
 //!
 //! With [an L2](Replay::with_remote) the run goes on through what that holds, and blocks go there as the planner's
@@ -204,7 +205,7 @@ impl<'a> Replay<'a> {
         }
         let stats = self.directory.stats();
         self.counts.evictions = stats.evicted;
-        self.counts.refused = stats.refused + stats.over_share;
+        self.counts.refused = stats.refused + stats.over_share + stats.not_worth;
         self.counts
     }
 
@@ -220,7 +221,7 @@ impl<'a> Replay<'a> {
             self.counts.remote_hit_blocks += fetched.len() as u64;
             hit_blocks += run;
         }
-        let reservation = self.directory.begin_offload(keys, 0, self.evictions_per_request_max);
+        let reservation = self.directory.begin_offload_if_worth(keys, 0, self.evictions_per_request_max);
         let fills: Vec<(SlotId, FillId)> =
             reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
         self.directory.complete_fills(&fills, true);

@@ -117,7 +117,7 @@ class Settings:
         "default",
         _text,
         "the name of a policy",
-        "Which block leaves when room is needed: `default`, `lru`, `s3fifo-fixed`.",
+        "Which block leaves when room is needed: `default`, `hit-density`, `lru`, `s3fifo-fixed`.",
     )
     slot_blocks: int | None = _setting(
         None,

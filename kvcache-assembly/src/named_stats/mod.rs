@@ -62,7 +62,7 @@ fn gauge(name: &'static str, value: impl TryInto<u64>, help: &'static str) -> Nu
 }
 
 /// Slots and their states, and what was done with them.
-pub fn directory(stats: &DirectoryStats) -> [Number; 16] {
+pub fn directory(stats: &DirectoryStats) -> [Number; 17] {
     [
         gauge("slots", stats.slot_count, "Slots of L1."),
         gauge(
@@ -82,6 +82,11 @@ pub fn directory(stats: &DirectoryStats) -> [Number; 16] {
             "over_share",
             stats.over_share,
             "Blocks dropped because their request had evicted its share, a quarter of the slots.",
+        ),
+        counter(
+            "not_worth",
+            stats.not_worth,
+            "Blocks dropped because what would have had to leave was likelier to be used again.",
         ),
         counter("failed_fills", stats.failed_fills, "Blocks whose copy into L1 failed."),
         counter(

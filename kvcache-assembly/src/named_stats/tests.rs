@@ -18,6 +18,7 @@ const DIRECTORY: DirectoryStats = DirectoryStats {
     evicted: 8,
     refused: 9,
     over_share: 10,
+    not_worth: 16,
     failed_fills: 11,
     cancelled_fills: 12,
     adopted: 13,

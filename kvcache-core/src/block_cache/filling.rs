@@ -26,7 +26,7 @@ impl<C: Deref<Target = BlockCache>> Filling<C> {
         cache.take_up_growth();
         // Nobody else waits for a share: whoever puts more than fits wants it all.
         let reservation = cache.directory.begin_offload(keys, from, usize::MAX);
-        let reach = reservation.refused_from.unwrap_or(keys.len());
+        let reach = reservation.refused_from().unwrap_or(keys.len());
         let hits = reservation.hits.iter().map(|index| keys[*index]).collect();
         let filling = Self { cache, reserved: reservation.reserved, hits, reach };
         let epoch = filling.cache.memory.epoch();

@@ -66,6 +66,24 @@ pub struct Resident {
     pub fill: FillId,
 }
 
+/// Why a block is not stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Every block is in use. A later try may have more luck.
+    NoRoom,
+    /// The caller may evict no more: see [`evictions_per_request_max`].
+    OverShare,
+    /// What would have to leave is likelier to be used again.
+    NotWorth,
+}
+
+impl Refusal {
+    /// Whether the rest of the request is left out too, rather than tried again.
+    pub fn is_final(self) -> bool {
+        self != Self::NoRoom
+    }
+}
+
 /// What an offload may copy, and what it may not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reservation {
@@ -76,18 +94,23 @@ pub struct Reservation {
     /// Those of them that are ready, as indices in key order: the caller [touches](Directory::touch) them when what is
     /// reserved has been stored, so that heads outlive tails.
     pub hits: Vec<usize>,
-    /// Index of the first block for which there was no room; it and all later absent ones are left out.
-    pub refused_from: Option<usize>,
-    /// Whether there was no room because the caller may evict no more, rather than because everything is in use.
-    pub over_share: bool,
+    /// Index of the first block that gets no slot, and why; it and all later absent ones are left out.
+    pub refused: Option<(usize, Refusal)>,
     /// Keys evicted to make room, with their slots: what events report.
     pub evicted: Vec<(SlotId, BlockKey)>,
+}
+
+impl Reservation {
+    /// Index of the first block that gets no slot.
+    pub fn refused_from(&self) -> Option<usize> {
+        self.refused.map(|(index, _)| index)
+    }
 }
 
 impl Directory {
     /// An empty directory over `slot_count` slots, all usable. All memory is allocated here.
     ///
-    /// Cost of metadata: at most 128 bytes a slot with the built-in policies, ghosts included
+    /// Cost of metadata: at most 128 bytes a slot with the built-in policies, ghosts included, and 160 KiB with `hit-density`
     /// ([`DirectoryStats::metadata_bytes`]).
     pub fn new(slot_count: u32, policy: Box<dyn EvictionPolicy>) -> Self {
         Self { state: Mutex::new(Slots::new(slot_count, policy)) }
@@ -169,6 +192,21 @@ impl Directory {
     /// `chain` is a prefix from its first block on: parents are found in it and its resident blocks are not evicted for
     /// its own tail. At the first block without room the rest is refused. Nothing is touched: see [`Reservation::hits`].
     pub fn begin_offload(&self, chain: &[BlockKey], from: usize, evictions_max: usize) -> Reservation {
+        self.reserve(chain, from, evictions_max, false)
+    }
+
+    /// As [`begin_offload`](Self::begin_offload), where the blocks may as well not be stored: a policy may deem what would
+    /// have to leave worth more ([`Refusal::NotWorth`]).
+    pub fn begin_offload_if_worth(
+        &self,
+        chain: &[BlockKey],
+        from: usize,
+        evictions_max: usize,
+    ) -> Reservation {
+        self.reserve(chain, from, evictions_max, true)
+    }
+
+    fn reserve(&self, chain: &[BlockKey], from: usize, evictions_max: usize, if_worth: bool) -> Reservation {
         let mut state = self.state.lock();
         let mut out = Reservation::default();
         let own = state.mark_chain(chain);
@@ -182,15 +220,18 @@ impl Directory {
                 }
                 continue;
             }
-            out.over_share = !state.has_free() && out.evicted.len() >= evictions_max;
-            let slot = if out.over_share { None } else { state.take_slot(own, &mut out.evicted) };
-            let Some(slot) = slot else {
-                out.refused_from = Some(index);
-                let rest = state.count_absent(&chain[index..]);
-                let counter =
-                    if out.over_share { &mut state.counters.over_share } else { &mut state.counters.refused };
-                *counter += rest;
-                break;
+            let slot = if !state.has_free() && out.evicted.len() >= evictions_max {
+                Err(Refusal::OverShare)
+            } else {
+                state.take_slot(if_worth.then_some(key), own, &mut out.evicted)
+            };
+            let slot = match slot {
+                Ok(slot) => slot,
+                Err(why) => {
+                    out.refused = Some((index, why));
+                    state.leave_out(&chain[index..], why);
+                    break;
+                }
             };
             // Looked up before the slot was taken: no block of this chain is a victim, so the parent is still there.
             let fill = state.start_fill(slot, *key, parent, own);
@@ -199,10 +240,9 @@ impl Directory {
         out
     }
 
-    /// Counts the absent blocks of `keys` as not stored since their request has evicted its share.
-    pub fn leave_out(&self, keys: &[BlockKey]) {
-        let mut state = self.state.lock();
-        state.counters.over_share += state.count_absent(keys);
+    /// Counts the absent blocks of `keys` as not stored, since an earlier block of their request was refused.
+    pub fn leave_out(&self, keys: &[BlockKey], why: Refusal) {
+        self.state.lock().leave_out(keys, why);
     }
 
     /// Ends fills: with `ok` their blocks become ready, otherwise absent. Call with all fills of one job, in key order.

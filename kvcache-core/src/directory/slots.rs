@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use hashbrown::HashTable;
 
-use super::{Candidate, DirectoryStats, EvictionPolicy, Resident, SlotId};
+use super::{Candidate, DirectoryStats, EvictionPolicy, Refusal, Resident, SlotId};
 use crate::BlockKey;
+use crate::eviction::Place;
 
 /// Names one fill of one slot, so that a late completion cannot be taken for a newer one. Grows for ever, also across
 /// restarts.
@@ -51,6 +52,7 @@ pub(super) struct Counters {
     pub(super) evicted: u64,
     pub(super) refused: u64,
     pub(super) over_share: u64,
+    pub(super) not_worth: u64,
     pub(super) failed_fills: u64,
     pub(super) cancelled_fills: u64,
     pub(super) adopted: u64,
@@ -187,27 +189,48 @@ impl Slots {
         self.records.get(slot.index())
     }
 
-    pub(super) fn count_absent(&self, keys: &[BlockKey]) -> u64 {
-        keys.iter().filter(|key| self.find(key).is_none()).count() as u64
+    /// Counts the absent blocks of `keys` as left out, and tells the policy of those that will not be tried again.
+    pub(super) fn leave_out(&mut self, keys: &[BlockKey], why: Refusal) {
+        for key in keys {
+            if self.find(key).is_none() {
+                if why.is_final() {
+                    self.policy.pass_by(key);
+                }
+                *match why {
+                    Refusal::NoRoom => &mut self.counters.refused,
+                    Refusal::OverShare => &mut self.counters.over_share,
+                    Refusal::NotWorth => &mut self.counters.not_worth,
+                } += 1;
+            }
+        }
     }
 
-    /// A slot for a new block: a free one, else a victim's.
-    pub(super) fn take_slot(&mut self, own: u32, evicted: &mut Vec<(SlotId, BlockKey)>) -> Option<SlotId> {
+    /// A slot for a new block: a free one, else a victim's; for a `newcomer` only where the policy deems it worth that.
+    pub(super) fn take_slot(
+        &mut self,
+        newcomer: Option<&BlockKey>,
+        own: u32,
+        evicted: &mut Vec<(SlotId, BlockKey)>,
+    ) -> Result<SlotId, Refusal> {
         if let Some(slot) = self.free.pop() {
-            return Some(slot);
+            return Ok(slot);
         }
-        let slot = self.evict(Some(own))?;
+        let slot = match self.evict(newcomer, Some(own)) {
+            Place::Victim(slot) => slot,
+            Place::NotWorth => return Err(Refusal::NotWorth),
+            Place::None => return Err(Refusal::NoRoom),
+        };
         let key = self.records[slot.index()].key;
         self.unlink(slot);
         self.records[slot.index()].state = State::Free;
         self.counters.evicted += 1;
         evicted.push((slot, key));
-        Some(slot)
+        Ok(slot)
     }
 
     /// A victim, drained by a reader: see [`Directory::evict_ahead`](super::Directory::evict_ahead).
     pub(super) fn evict_to_drain(&mut self) -> Option<(SlotId, BlockKey)> {
-        let slot = self.evict(None)?;
+        let Place::Victim(slot) = self.evict(None, None) else { return None };
         let key = self.records[slot.index()].key;
         self.unlink(slot);
         self.records[slot.index()].pins = 1;
@@ -217,13 +240,13 @@ impl Slots {
     }
 
     /// Takes a victim out of the policy: no pinned block, none whose slot could not be filled, and none that `own` has seen.
-    fn evict(&mut self, own: Option<u32>) -> Option<SlotId> {
+    fn evict(&mut self, newcomer: Option<&BlockKey>, own: Option<u32>) -> Place {
         // With as many as the policy tracks there is no victim, and no need to look for one.
         if self.policy.len() <= self.pinned_ready + self.early_ready {
-            return None;
+            return Place::None;
         }
         let (records, usable) = (&self.records, self.usable);
-        self.policy.evict(&mut |slot| {
+        let candidate = &mut |slot: SlotId| {
             let record = &records[slot.index()];
             if record.pins > 0 || slot.0 >= usable || Some(record.seen_by) == own {
                 Candidate::Pinned
@@ -232,7 +255,11 @@ impl Slots {
             } else {
                 Candidate::Leaf
             }
-        })
+        };
+        match newcomer {
+            Some(newcomer) => self.policy.evict_for(newcomer, candidate),
+            None => self.policy.evict(candidate).map_or(Place::None, Place::Victim),
+        }
     }
 
     pub(super) fn start_fill(
@@ -394,6 +421,7 @@ impl Slots {
             evicted: self.counters.evicted,
             refused: self.counters.refused,
             over_share: self.counters.over_share,
+            not_worth: self.counters.not_worth,
             failed_fills: self.counters.failed_fills,
             cancelled_fills: self.counters.cancelled_fills,
             adopted: self.counters.adopted,

@@ -26,6 +26,8 @@ pub struct DirectoryStats {
     pub refused: u64,
     /// Blocks not stored because their request had evicted its share of the slots.
     pub over_share: u64,
+    /// Blocks not stored because what would have had to leave was likelier to be used again.
+    pub not_worth: u64,
     /// Fills that failed.
     pub failed_fills: u64,
     /// Fills whose block was deleted before they ended.

@@ -130,12 +130,13 @@ fn model(seed: u64) {
                 let free = directory.stats().free;
                 let reservation = directory.begin_offload(&keys, from, evictions_max);
                 assert!(reservation.evicted.len() <= evictions_max);
-                let hits: Vec<usize> = (from..reservation.refused_from.unwrap_or(keys.len()))
+                let hits: Vec<usize> = (from..reservation.refused_from().unwrap_or(keys.len()))
                     .filter(|index| oracle.resident.get(&keys[*index]).is_some_and(|(_, _, ready)| *ready))
                     .collect();
                 assert_eq!(reservation.hits, hits);
                 let share_is_used = reservation.reserved.len() == free + evictions_max.min(slots as usize);
-                assert!(!reservation.over_share || reservation.refused_from.is_some() && share_is_used);
+                let over_share = reservation.refused.is_some_and(|(_, why)| why == Refusal::OverShare);
+                assert!(!over_share || share_is_used);
                 for (slot, evicted) in &reservation.evicted {
                     assert!(!keys.contains(evicted), "a chain's own block is evicted for its tail");
                     assert!(!busy.contains(slot), "a slot in use is evicted");
@@ -147,7 +148,7 @@ fn model(seed: u64) {
                     (from..keys.len()).filter(|index| !oracle.resident.contains_key(&keys[*index])).collect();
                 let taken: Vec<usize> = reservation.reserved.iter().map(|reserved| reserved.index).collect();
                 assert_eq!(taken, absent[..taken.len()], "in key order and nothing behind a hole");
-                assert_eq!(reservation.refused_from, absent.get(taken.len()).copied());
+                assert_eq!(reservation.refused_from(), absent.get(taken.len()).copied());
                 let busy_slots: HashSet<SlotId> =
                     busy.into_iter().chain(oracle.resident.values().map(|(slot, _, _)| *slot)).collect();
                 for reserved in &reservation.reserved {
@@ -246,11 +247,11 @@ fn an_offload_is_refused_when_everything_is_pinned_or_filling() {
     let pinned = directory.begin_load(&chain(0, 2));
     let filling = directory.begin_offload(&chain(1, 2), 0, usize::MAX);
     let refused = directory.begin_offload(&chain(2, 3), 0, usize::MAX);
-    assert_eq!((refused.refused_from, refused.reserved.len(), refused.evicted.len()), (Some(0), 0, 0));
+    assert_eq!((refused.refused_from(), refused.reserved.len(), refused.evicted.len()), (Some(0), 0, 0));
     assert_eq!(directory.stats().refused, 3);
     directory.end_load(&pinned);
     let room = directory.begin_offload(&chain(2, 3), 0, usize::MAX);
-    assert_eq!((room.refused_from, room.reserved.len(), room.evicted.len()), (Some(2), 2, 2));
+    assert_eq!((room.refused_from(), room.reserved.len(), room.evicted.len()), (Some(2), 2, 2));
     assert_eq!(directory.complete_fills(&fills(&filling), true).len(), 2);
 }
 
@@ -260,13 +261,13 @@ fn a_request_evicts_its_share_at_most() {
     store(&directory, &chain(0, 6));
     let shared = directory.begin_offload(&chain(1, 5), 0, 2);
     assert_eq!((shared.reserved.len(), shared.evicted.len()), (4, 2), "free slots do not count");
-    assert_eq!((shared.refused_from, shared.over_share), (Some(4), true));
-    directory.leave_out(&chain(1, 7)[5..]);
+    assert_eq!(shared.refused, Some((4, Refusal::OverShare)));
+    directory.leave_out(&chain(1, 7)[5..], Refusal::OverShare);
     let stats = directory.stats();
     assert_eq!((stats.refused, stats.over_share), (0, 3), "a reason of its own, each block once");
     let pinned = directory.begin_load(&chain(0, 4));
     let in_use = directory.begin_offload(&chain(2, 1), 0, 2);
-    assert_eq!((in_use.refused_from, in_use.over_share), (Some(0), false));
+    assert_eq!(in_use.refused, Some((0, Refusal::NoRoom)));
     assert_eq!(directory.stats().refused, 1);
     directory.end_load(&pinned);
     assert_eq!([1, 7, 8, 400].map(evictions_per_request_max), [1, 1, 2, 100]);
@@ -292,7 +293,7 @@ fn hits_that_are_touched_after_the_stored_blocks_outlive_them() {
 fn a_chain_longer_than_the_cache_keeps_its_head() {
     let directory = lru(4);
     let reservation = store(&directory, &chain(0, 10));
-    assert_eq!((reservation.reserved.len(), reservation.refused_from), (4, Some(4)));
+    assert_eq!((reservation.reserved.len(), reservation.refused_from()), (4, Some(4)));
     let again = store(&directory, &chain(0, 10));
     assert_eq!((again.reserved.len(), again.present, again.evicted.len()), (0, 4, 0));
     assert_eq!(directory.match_prefix(&chain(0, 10)).ready, 4);
@@ -345,7 +346,7 @@ fn a_late_completion_of_a_cancelled_fill_frees_its_slot_only() {
     let first = directory.begin_offload(&chain(0, 1), 0, usize::MAX);
     assert_eq!(directory.delete(&chain(0, 1)).len(), 1);
     assert_eq!(
-        directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from,
+        directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from(),
         Some(0),
         "the slot is still being written"
     );
@@ -370,7 +371,7 @@ fn a_pinned_block_that_is_deleted_keeps_its_slot_until_the_last_load_ends() {
     directory.clear();
     assert_eq!(directory.match_prefix(&chain(0, 1)).ready, 0);
     directory.end_load(&first);
-    assert_eq!(directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from, Some(0));
+    assert_eq!(directory.begin_offload(&chain(1, 1), 0, usize::MAX).refused_from(), Some(0));
     directory.end_load(&second);
     assert_eq!(directory.begin_offload(&chain(1, 1), 0, usize::MAX).reserved.len(), 1);
 }
@@ -452,10 +453,10 @@ fn labels_are_written_before_anybody_can_find_or_reuse_the_slot() {
 fn slots_become_usable_later_and_never_unusable_again() {
     let directory = lru(8);
     directory.limit_usable(2);
-    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from, Some(2));
+    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from(), Some(2));
     directory.limit_usable(3);
     directory.limit_usable(1);
-    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from, Some(3));
+    assert_eq!(directory.begin_offload(&chain(0, 4), 0, usize::MAX).refused_from(), Some(3));
     let stats = directory.stats();
     assert_eq!((stats.unusable, stats.filling, stats.free), (5, 3, 0));
 }
@@ -484,4 +485,60 @@ fn withdrawn_slots_serve_what_they_hold_and_take_nothing() {
     assert!(directory.withdraw(9), "nor are there more");
     directory.check().unwrap();
     assert_eq!(directory.stats().unusable, 0);
+}
+
+/// Deems nothing worth a victim, and notes what it missed.
+struct Content {
+    inner: Lru,
+    missed: std::sync::Arc<parking_lot::Mutex<Vec<BlockKey>>>,
+}
+
+impl EvictionPolicy for Content {
+    fn name(&self) -> &'static str {
+        "content"
+    }
+    fn insert(&mut self, slot: SlotId, key: BlockKey) {
+        self.inner.insert(slot, key);
+    }
+    fn touch(&mut self, slot: SlotId) {
+        self.inner.touch(slot);
+    }
+    fn remove(&mut self, slot: SlotId) {
+        self.inner.remove(slot);
+    }
+    fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId> {
+        self.inner.evict(candidate)
+    }
+    fn evict_for(&mut self, _: &BlockKey, _: &mut dyn FnMut(SlotId) -> Candidate) -> crate::eviction::Place {
+        crate::eviction::Place::NotWorth
+    }
+    fn pass_by(&mut self, key: &BlockKey) {
+        self.missed.lock().push(*key);
+    }
+    fn clear(&mut self) {
+        self.inner.clear();
+    }
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+    fn metadata_bytes(&self) -> usize {
+        self.inner.metadata_bytes()
+    }
+}
+
+#[test]
+fn what_is_not_worth_a_victim_is_left_out_and_told() {
+    let missed = std::sync::Arc::default();
+    let policy = Content { inner: Lru::new(4), missed: std::sync::Arc::clone(&missed) };
+    let directory = Directory::new(4, Box::new(policy));
+    let first = directory.begin_offload_if_worth(&chain(1, 4), 0, usize::MAX);
+    assert_eq!((first.reserved.len(), first.refused), (4, None), "free slots are for all");
+    directory.complete_fills(&fills(&first), true);
+    let refused = directory.begin_offload_if_worth(&chain(2, 3), 0, usize::MAX);
+    assert_eq!((refused.reserved.len(), refused.evicted.len()), (0, 0));
+    assert_eq!(refused.refused, Some((0, Refusal::NotWorth)));
+    assert_eq!(*missed.lock(), chain(2, 3));
+    assert_eq!((directory.stats().not_worth, directory.stats().ready), (3, 4));
+    // Who has to store gets a victim.
+    assert_eq!(directory.begin_offload(&chain(2, 3), 0, usize::MAX).reserved.len(), 3);
 }

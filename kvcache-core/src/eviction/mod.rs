@@ -7,6 +7,7 @@
 //! | name | policy | for |
 //! |---|---|---|
 //! | `default`, `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | everything |
+//! | `hit-density` | [`HitDensity`]: expected hits per slot and time, learnt from the traffic | caches that hold a small share of the traffic |
 //! | `lru` | [`Lru`] | comparison |
 //! | `s3fifo-fixed` | [`S3FifoFixed`]: S3-FIFO with the published 10 % small queue | comparison |
 //!
@@ -20,9 +21,13 @@
 //! inserts them, tail first, as they are stored. The ones that were hit are touched, tail first, when the last block of
 //! the prompt is stored, or when the request ends before. Against touching the hits before the inserts this is worth up
 //! to one point of hit ratio in tiny caches.
+//!
+//! Where a policy answers that a victim is worth more than the block that wants its place ([`Place::NotWorth`]), the rest of
+//! the request is not stored. Only who can do without is asked.
 
 mod age_ratio;
 mod ghost;
+mod hit_density;
 mod list;
 mod lru;
 mod registry;
@@ -31,6 +36,7 @@ mod s3fifo_fixed;
 pub mod suite;
 mod victim;
 
+pub use hit_density::HitDensity;
 pub use lru::Lru;
 pub use registry::{PolicyConstructor, PolicyError, PolicyRegistry};
 pub use s3fifo::S3Fifo;
@@ -62,6 +68,17 @@ pub enum Candidate {
     Pinned,
 }
 
+/// A policy's answer to a block that would like to be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// This slot: its block is evicted, and no longer tracked.
+    Victim(SlotId),
+    /// None: every block here is worth more.
+    NotWorth,
+    /// None: every tracked slot is pinned.
+    None,
+}
+
 /// An eviction policy over slots. One instance serves one pool and is called under the pool's lock.
 ///
 /// Every operation is amortised O(1), but for the pinned slots that an eviction meets: it may look at each of them
@@ -91,6 +108,20 @@ pub trait EvictionPolicy: Send {
     /// passes over pinned slots, and over slots with children for a bounded number of steps (at least
     /// [`suite::LEAF_SEARCH_MIN`] slots are looked at before one with children is returned).
     fn evict(&mut self, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Option<SlotId>;
+
+    /// As [`evict`](Self::evict), to make room for `newcomer`; may answer that the victim is worth more than that.
+    ///
+    /// Asked only where the newcomer may as well not be stored. Without a victim nothing changes, but for pinned slots
+    /// that were met.
+    fn evict_for(&mut self, newcomer: &BlockKey, candidate: &mut dyn FnMut(SlotId) -> Candidate) -> Place {
+        let _ = newcomer;
+        self.evict(candidate).map_or(Place::None, Place::Victim)
+    }
+
+    /// A request had a use for `key`, which is not here, and is not stored now: what a policy learns from misses.
+    fn pass_by(&mut self, key: &BlockKey) {
+        let _ = key;
+    }
 
     /// Whether `key` was evicted not long ago, as far as the policy remembers. Explains misses; may always say no.
     fn remembers(&self, key: &BlockKey) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{EvictionPolicy, Lru, S3Fifo, S3FifoFixed};
+use super::{EvictionPolicy, HitDensity, Lru, S3Fifo, S3FifoFixed};
 use crate::nearest_name::nearest_name;
 
 /// Makes a policy over the slots `0..slot_count`.
@@ -29,8 +29,9 @@ impl PolicyRegistry {
 
     /// The policies of this crate.
     pub fn with_builtin() -> Self {
-        let builtin: [(&str, PolicyConstructor); 4] = [
+        let builtin: [(&str, PolicyConstructor); 5] = [
             (Self::DEFAULT, |slot_count| Box::new(S3Fifo::new(slot_count))),
+            ("hit-density", |slot_count| Box::new(HitDensity::new(slot_count))),
             ("lru", |slot_count| Box::new(Lru::new(slot_count))),
             ("s3fifo", |slot_count| Box::new(S3Fifo::new(slot_count))),
             ("s3fifo-fixed", |slot_count| {
@@ -124,12 +125,12 @@ mod tests {
         let error = PolicyRegistry::with_builtin().build("s3-fifo", 8).err().expect("unknown");
         assert_eq!(
             error.to_string(),
-            "unknown eviction policy `s3-fifo` (did you mean `s3fifo`?); known: default, lru, s3fifo, s3fifo-fixed"
+            "unknown eviction policy `s3-fifo` (did you mean `s3fifo`?); known: default, hit-density, lru, s3fifo, s3fifo-fixed"
         );
         let error = PolicyRegistry::with_builtin().build("belady", 8).err().expect("unknown");
         assert_eq!(
             error.to_string(),
-            "unknown eviction policy `belady`; known: default, lru, s3fifo, s3fifo-fixed"
+            "unknown eviction policy `belady`; known: default, hit-density, lru, s3fifo, s3fifo-fixed"
         );
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Candidate, EvictionPolicy, SlotId};
+use super::{Candidate, EvictionPolicy, Place, SlotId};
 use crate::BlockKey;
 
 /// Slots that a policy looks at, where it tracks as many, before it returns one with children.
@@ -18,7 +18,7 @@ pub const LEAF_SEARCH_MIN: usize = 8;
 pub const METADATA_BYTES_PER_SLOT_MAX: usize = 56;
 
 /// Bytes that a policy may hold whatever the slot count.
-pub const METADATA_BYTES_FIXED_MAX: usize = 4096;
+pub const METADATA_BYTES_FIXED_MAX: usize = 160 << 10;
 
 /// Checks the promises of [`EvictionPolicy`] on seeded random histories: takes about a tenth of a second.
 ///
@@ -71,13 +71,25 @@ pub fn check_history(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>, seed: u64) {
                 }
             }
             48..63 => {
-                let victim = policy.evict(&mut |slot| {
+                let newcomer = (random.below(2) == 0).then(|| key(random.below(u64::from(slot_count) * 4)));
+                let candidate = &mut |slot| {
                     *tracked.get(&slot).unwrap_or_else(|| {
                         panic!("{name} asked about untracked slot {} (seed {seed}, step {step})", slot.0)
                     })
-                });
-                match victim {
-                    Some(slot) => {
+                };
+                let place = match newcomer {
+                    Some(newcomer) => policy.evict_for(&newcomer, candidate),
+                    None => policy.evict(candidate).map_or(Place::None, Place::Victim),
+                };
+                if let (Some(newcomer), Place::NotWorth) = (newcomer, place) {
+                    policy.pass_by(&newcomer);
+                }
+                match place {
+                    Place::NotWorth => assert!(
+                        tracked.values().any(|candidate| *candidate != Candidate::Pinned),
+                        "{name} deems a block not worth a victim that there is not (seed {seed}, step {step})"
+                    ),
+                    Place::Victim(slot) => {
                         let candidate = tracked.remove(&slot);
                         assert!(
                             candidate.is_some(),
@@ -90,7 +102,7 @@ pub fn check_history(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>, seed: u64) {
                             slot.0
                         );
                     }
-                    None => assert!(
+                    Place::None => assert!(
                         tracked.values().all(|candidate| *candidate == Candidate::Pinned),
                         "{name} found no victim though a slot is unpinned (seed {seed}, step {step})"
                     ),
@@ -261,12 +273,17 @@ const STEPS: u32 = 1500;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Lru, S3Fifo, S3FifoFixed};
+    use super::super::{HitDensity, Lru, S3Fifo, S3FifoFixed};
     use super::*;
 
     #[test]
     fn lru_holds_the_promises() {
         check(&|slot_count| Box::new(Lru::new(slot_count)));
+    }
+
+    #[test]
+    fn hit_density_holds_the_promises() {
+        check(&|slot_count| Box::new(HitDensity::new(slot_count)));
     }
 
     #[test]

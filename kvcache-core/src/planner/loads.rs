@@ -230,7 +230,7 @@ impl Planner {
         if let Some(request) = self.requests.get_mut(&pending.request) {
             request.offloaded.fill(0);
             // In the slots that the failed blocks have left.
-            request.over_share = false;
+            request.refused = None;
         }
     }
 }

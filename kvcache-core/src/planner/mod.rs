@@ -374,7 +374,7 @@ impl Planner {
         for request in self.requests.values_mut() {
             request.offloaded.fill(0);
             request.hits.iter_mut().for_each(Vec::clear);
-            request.over_share = false;
+            request.refused = None;
             request.stale = true;
             request.remote = RemoteState::Fresh;
             request.joined = false;

@@ -68,14 +68,14 @@ impl Planner {
             if from == until {
                 continue;
             }
-            if request.over_share {
-                directory.leave_out(&keys[from..until]);
+            if let Some(why) = request.refused {
+                directory.leave_out(&keys[from..until], why);
                 continue;
             }
             let left = share.saturating_sub(request.evicted);
-            let reservation = directory.begin_offload(&keys[..until], from, left);
+            let reservation = directory.begin_offload_if_worth(&keys[..until], from, left);
             request.evicted += reservation.evicted.len();
-            request.over_share = reservation.over_share;
+            request.refused = reservation.refused.map(|(_, why)| why).filter(|why| why.is_final());
             request.hits[group].extend(&reservation.hits);
             self.counters.already_stored += reservation.present as u64;
             for (slot, _) in &reservation.evicted {
@@ -103,8 +103,8 @@ impl Planner {
                 });
             }
             // A refused block is tried again once the request has grown by another slot.
-            if let Some(refused) = reservation.refused_from
-                && !reservation.over_share
+            if let Some((refused, why)) = reservation.refused
+                && !why.is_final()
             {
                 request.offloaded[group] = refused;
             }

@@ -7,6 +7,7 @@ use super::{Lookup, MissReason, PlannerConfig};
 use crate::BlockKey;
 use crate::block_key::{HashAlgorithm, TokenHasher};
 use crate::directory::Directory;
+use crate::directory::Refusal;
 use crate::plan::EngineHash;
 
 /// Where block keys come from.
@@ -65,8 +66,8 @@ pub(super) struct Request {
     pub(super) hits: Vec<Vec<usize>>,
     /// Blocks evicted for it so far, of its share.
     pub(super) evicted: usize,
-    /// Whether a block of it was not stored since its share was used up: later ones would lie behind a hole.
-    pub(super) over_share: bool,
+    /// Why a block of it was not stored and will not be: later ones would lie behind a hole.
+    pub(super) refused: Option<Refusal>,
     /// For each slot that the reuse gate has counted, whether it passed: a request is one sight. Per group.
     pub(super) sighted: Vec<Vec<bool>>,
     /// Whether its KV was computed before a reset, so that none of it may be stored.
@@ -113,7 +114,7 @@ impl Request {
             offloaded: vec![0; groups],
             hits: vec![Vec::new(); groups],
             evicted: 0,
-            over_share: false,
+            refused: None,
             sighted: vec![Vec::new(); groups],
             stale: false,
             first_asked: None,

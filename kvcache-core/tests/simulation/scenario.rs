@@ -39,7 +39,7 @@ pub(crate) struct Scenario {
     pub(crate) store_on_sight: u8,
     pub(crate) prompt_only: bool,
     pub(crate) keep_hashes: bool,
-    pub(crate) lru: bool,
+    pub(crate) policy: &'static str,
     pub(crate) copy_threads: u32,
     pub(crate) copies: CopyBehaviour,
     /// Copies done beside each rank's step: a slow rank does few.
@@ -117,7 +117,7 @@ impl Scenario {
             store_on_sight: if r.chance(800) { 1 } else { 2 },
             prompt_only: r.chance(200),
             keep_hashes: r.chance(300),
-            lru: r.chance(500),
+            policy: ["lru", "s3fifo", "hit-density"][r.below(3)],
             copy_threads: r.below(2) as u32,
             copies: CopyBehaviour {
                 batches_max: r.between(1, 24),
@@ -307,6 +307,7 @@ counts!(
     evicted,
     refused,
     over_share,
+    not_worth,
     adopted,
     waits,
     declined,

@@ -13,7 +13,7 @@ use kvcache_core::BlockKey;
 use kvcache_core::block_key::HashAlgorithm;
 use kvcache_core::copy_engine::CopyEngine;
 use kvcache_core::directory::GroupKind;
-use kvcache_core::eviction::{Candidate, EvictionPolicy, Lru, S3Fifo, SlotId};
+use kvcache_core::eviction::{Candidate, EvictionPolicy, Lru, PolicyRegistry, SlotId};
 use kvcache_core::fingerprint::{Namespace, ShardFingerprint};
 use kvcache_core::plan::{JobId, JobKind, StepPlan};
 use kvcache_core::planner::{
@@ -231,13 +231,12 @@ fn planner(scenario: &Scenario, bug: Option<Bug>, servers: &Arc<FakeServers>, no
         prompt_only: scenario.prompt_only,
         keep_hashes: scenario.keep_hashes,
     };
-    let lru = scenario.lru;
+    let policy_name = scenario.policy;
     let policy = move |slots| -> Box<dyn EvictionPolicy> {
         match bug {
             Some(Bug::EndlessGhosts) => Box::new(EndlessGhosts(Lru::new(slots), Vec::new())),
             Some(Bug::EvictPinned) => Box::new(IgnoresPins(Lru::new(slots))),
-            _ if lru => Box::new(Lru::new(slots)),
-            _ => Box::new(S3Fifo::new(slots)),
+            _ => PolicyRegistry::with_builtin().build(policy_name, slots).expect("built in"),
         }
     };
     let planner = Planner::new(config, Box::new(policy));

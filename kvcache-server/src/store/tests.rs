@@ -172,7 +172,7 @@ proptest! {
     #[test]
     fn what_is_found_is_what_was_put_last(
         operations in prop::collection::vec(operation(), 0..200),
-        eviction in prop_oneof![Just("lru"), Just("s3fifo"), Just("s3fifo-fixed")],
+        eviction in prop_oneof![Just("lru"), Just("s3fifo"), Just("s3fifo-fixed"), Just("hit-density")],
     ) {
         let store = store(16, eviction);
         let mut last: HashMap<u8, u8> = HashMap::new();
