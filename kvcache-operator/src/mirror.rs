@@ -158,6 +158,13 @@ impl<K: Resource, N: Clone> Mirror<K, N> {
         entries.map(|entry| Arc::clone(&entry.object)).collect()
     }
 
+    /// All objects of a cache with their notes, in the order of their names.
+    pub fn all_noted(&self, key: &CacheKey) -> Vec<(Arc<K>, N)> {
+        let inner = self.read();
+        let entries = inner.objects.get(key).into_iter().flat_map(BTreeMap::values);
+        entries.map(|entry| (Arc::clone(&entry.object), entry.note.clone())).collect()
+    }
+
     /// All caches that have such objects.
     pub fn keys(&self) -> Vec<CacheKey> {
         self.read().objects.keys().cloned().collect()

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use crate::api::{AsWritten, annotation, label};
 use crate::mirror::{CacheKey, Mirror, by_label, by_name};
 use crate::plan::names;
-use crate::plan::ring::PublishedRing;
+use crate::plan::ring::{PublishedRing, serve_port};
 use crate::queue::Queue;
 
 /// The namespaces that are served.
@@ -56,7 +56,7 @@ pub struct Stores {
     pub config_maps: Mirror<ConfigMap, Option<Arc<PublishedRing>>>,
     pub budgets: Mirror<PodDisruptionBudget>,
     pub accounts: Mirror<ServiceAccount>,
-    pub pods: Mirror<Pod>,
+    pub pods: Mirror<Pod, Option<u16>>,
     pub secret_users: SecretUsers,
 }
 
@@ -185,9 +185,10 @@ fn trim_config_map(map: &mut ConfigMap) -> Option<Arc<PublishedRing>> {
     Some(Arc::new(PublishedRing::read(Some(&text), 0)))
 }
 
-/// Of a pod, whose it is is read, its address, and whether it is ready.
-fn trim_pod(pod: &mut Pod) {
+/// Of a pod, whose it is is read, its address, and whether it is ready. Of its spec nothing is kept but where it serves.
+fn trim_pod(pod: &mut Pod) -> Option<u16> {
     trim(pod);
+    let port = serve_port(pod);
     pod.spec = None;
     if let Some(annotations) = &mut pod.metadata.annotations {
         annotations.retain(|name, _| name == annotation::DRAIN);
@@ -199,6 +200,7 @@ fn trim_pod(pod: &mut Pod) {
         let conditions = Some(conditions);
         pod.status = Some(PodStatus { pod_ip: status.pod_ip, conditions, ..PodStatus::default() });
     }
+    port
 }
 
 /// Counts down the kinds whose first list is missing.

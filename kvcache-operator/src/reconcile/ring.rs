@@ -1,6 +1,6 @@
 //! Publishes the ring that follows from the pods.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Resource, ResourceExt};
 use kvcache_core::ring::RING_SLOTS;
 use tokio::time::Instant;
@@ -77,7 +77,7 @@ impl Reconciler {
             }
         };
         let now = (self.clock)();
-        let pods: Vec<RingPod> = self.servers(key, running).iter().map(|pod| RingPod::of(pod)).collect();
+        let pods = self.servers(key, running);
         let decision = decide(&pods, &published, &ring_options(running), now);
         if decision.change != RingChange::None {
             let written = config_map::publish(&api, running, live.as_deref(), &decision.text()).await?;
@@ -104,16 +104,16 @@ impl Reconciler {
     }
 
     /// The pods of the cache's StatefulSet, and no others that have its labels.
-    pub(super) fn servers(&self, key: &CacheKey, running: &Accepted) -> Vec<std::sync::Arc<Pod>> {
+    pub(super) fn servers(&self, key: &CacheKey, running: &Accepted) -> Vec<RingPod> {
         let Some(set) = self.stores.stateful_sets.get(key, &names::servers(&key.name)) else {
             return Vec::new();
         };
         let Some(uid) = set.uid().filter(|_| is_controlled(set.meta(), &running.uid)) else {
             return Vec::new();
         };
-        let mut pods = self.stores.pods.of(key);
-        pods.retain(|pod| is_controlled(pod.meta(), &uid));
-        pods
+        let mut pods = self.stores.pods.all_noted(key);
+        pods.retain(|(pod, _)| is_controlled(pod.meta(), &uid));
+        pods.iter().map(|(pod, port)| RingPod::of(pod, *port)).collect()
     }
 
     /// The highest version that the ring is known to have had.

@@ -142,6 +142,38 @@ async fn a_server_that_somebody_drains_leaves_at_once() {
     assert_eq!(cluster.members("kv").into_keys().collect::<Vec<_>>(), ["kv-0", "kv-2"]);
 }
 
+/// Were the new port published at once, clients would miss everything until the last server has it.
+#[tokio::test(start_paused = true)]
+async fn a_new_port_is_published_server_by_server() {
+    let cluster = Cluster::without_controllers();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |_| {});
+    pass(5).await;
+    controllers::fill(&cluster.server);
+    pass(30).await;
+    let ports = || -> Vec<u64> {
+        let ring = cluster.ring("kv");
+        let nodes = ring["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().filter_map(|node| node["port"].as_u64()).collect()
+    };
+    assert_eq!(ports(), [12345, 12345, 12345]);
+    cluster.put_cache("kv", |cache| {
+        cache["spec"]["service"]["ports"] =
+            json!([{ "name": "service", "port": 12346, "targetPort": 12346 }]);
+    });
+    pass(30).await;
+    assert_eq!(ports(), [12345, 12345, 12345], "no server has been told");
+    for expected in [[12345, 12345, 12346], [12345, 12346, 12346], [12346, 12346, 12346]] {
+        // One server goes, comes back, and is ready.
+        for _ in 0..3 {
+            assert!(controllers::step(&cluster.server));
+            pass(5).await;
+        }
+        pass(30).await;
+        assert_eq!(ports(), expected);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn counts_of_an_older_template_say_nothing_of_the_new_one() {
     let cluster = Cluster::without_controllers();

@@ -15,7 +15,7 @@ pub struct RingOptions {
     pub name: String,
     /// How many pods are wanted. Beyond [`MEMBERS_MAX`] they get no slots.
     pub replicas: u32,
-    /// Where servers listen, not 0.
+    /// Where servers of the present template listen, not 0.
     pub port: u16,
     /// The domain in which pods have names of their own, `NAME-headless-service.NAMESPACE.svc`.
     pub domain: String,
@@ -87,7 +87,7 @@ enum Place {
 
 impl<'a> Places<'a> {
     fn of(pods: &'a [RingPod], port: u16) -> Self {
-        let address = |pod: &RingPod| ServerAddress::new(pod.host.as_ref()?, port).ok();
+        let address = |pod: &RingPod| ServerAddress::new(pod.host.as_ref()?, pod.port.unwrap_or(port)).ok();
         let ready_since = |pod: &RingPod| match pod.state {
             RingPodState::Ready(since) => Some(since),
             RingPodState::NotReady | RingPodState::Draining => None,

@@ -37,6 +37,7 @@ impl Life {
             let pod = |host: Option<u8>, state| RingPod {
                 name: format!("kv-{number}"),
                 host: host.map(|host| format!("10.0.0.{host}")),
+                port: None,
                 state,
             };
             if second < ready {
@@ -220,6 +221,7 @@ proptest! {
         let pods: Vec<RingPod> = pods.into_iter().map(|(number, host, since)| RingPod {
             name: format!("kv-{number}"),
             host,
+            port: None,
             state: since.map_or(RingPodState::NotReady, |since| RingPodState::Ready(at(since.into()))),
         }).collect();
         let published = PublishedRing::read(text.as_deref(), seen);

@@ -30,5 +30,5 @@ mod rules_tests;
 
 pub use decide::{RingOptions, decide};
 pub use decision::{RingChange, RingDecision};
-pub use pod::{RingPod, RingPodState};
+pub use pod::{RingPod, RingPodState, serve_port};
 pub use published::{AWAY_FIELD, PublishedRing};

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::api::annotation;
+use crate::api::{SERVE_PORT_NAME, SERVER_CONTAINER, annotation};
 
 /// A pod of the cache's StatefulSet. Pods of others are not to be passed, whatever labels they have.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,6 +12,8 @@ pub struct RingPod {
     pub name: String,
     /// Its IP address, without brackets; none while it has none.
     pub host: Option<String>,
+    /// Where its server listens, not 0; none where that is not known.
+    pub port: Option<u16>,
     /// Whether it serves.
     pub state: RingPodState,
 }
@@ -28,8 +30,8 @@ pub enum RingPodState {
 }
 
 impl RingPod {
-    /// What `pod` says of itself.
-    pub fn of(pod: &Pod) -> Self {
+    /// What `pod` says of itself, which needs no spec: `port` is what [`serve_port`] says.
+    pub fn of(pod: &Pod, port: Option<u16>) -> Self {
         let metadata = &pod.metadata;
         let status = pod.status.as_ref();
         let drained = metadata.annotations.as_ref().and_then(|all| all.get(annotation::DRAIN));
@@ -47,8 +49,17 @@ impl RingPod {
             ),
         };
         let host = status.and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty());
-        Self { name: metadata.name.clone().unwrap_or_default(), host, state }
+        Self { name: metadata.name.clone().unwrap_or_default(), host, port, state }
     }
+}
+
+/// Where the server of `pod` listens: while a new template is rolled out, pods of the old one listen where that says.
+/// None where the pod does not say, and then it is wherever servers of the cache listen.
+pub fn serve_port(pod: &Pod) -> Option<u16> {
+    let containers = &pod.spec.as_ref()?.containers;
+    let server = containers.iter().find(|container| container.name == SERVER_CONTAINER)?;
+    let port = server.ports.iter().flatten().find(|port| port.name.as_deref() == Some(SERVE_PORT_NAME))?;
+    u16::try_from(port.container_port).ok().filter(|port| *port != 0)
 }
 
 #[cfg(test)]
@@ -56,7 +67,8 @@ mod tests {
     use super::*;
 
     fn pod(json: serde_json::Value) -> RingPod {
-        RingPod::of(&serde_json::from_value(json).expect("a pod"))
+        let pod = serde_json::from_value(json).expect("a pod");
+        RingPod::of(&pod, serve_port(&pod))
     }
 
     #[test]
@@ -68,10 +80,9 @@ mod tests {
         let since = "2026-11-22T06:00:00Z".parse().expect("a time");
         let status = serde_json::json!({"podIP": "10.0.0.7", "conditions": ready});
         let read = pod(serde_json::json!({"metadata": {"name": "kv-0"}, "status": status}));
-        assert_eq!(
-            read,
-            RingPod { name: "kv-0".into(), host: Some("10.0.0.7".into()), state: RingPodState::Ready(since) }
-        );
+        let state = RingPodState::Ready(since);
+        let expected = RingPod { name: "kv-0".into(), host: Some("10.0.0.7".into()), port: None, state };
+        assert_eq!(read, expected);
         let state = |metadata: serde_json::Value, status: &serde_json::Value| {
             pod(serde_json::json!({"metadata": metadata, "status": status})).state
         };
@@ -85,6 +96,26 @@ mod tests {
         assert_eq!(state(serde_json::json!({"name": "kv-0"}), &not_ready), RingPodState::NotReady);
         // Right after it was made.
         let new = pod(serde_json::json!({"metadata": {"name": "kv-0"}, "status": {"podIP": ""}}));
-        assert_eq!(new, RingPod { name: "kv-0".into(), host: None, state: RingPodState::NotReady });
+        assert_eq!(
+            new,
+            RingPod { name: "kv-0".into(), host: None, port: None, state: RingPodState::NotReady }
+        );
+    }
+
+    #[test]
+    fn a_pod_says_where_its_server_listens() {
+        let container =
+            |name: &str, ports: serde_json::Value| serde_json::json!({"name": name, "ports": ports});
+        let port = |containers: &[serde_json::Value]| {
+            pod(serde_json::json!({"metadata": {"name": "kv-0"}, "spec": {"containers": containers}})).port
+        };
+        let named = |name: &str, port: i32| serde_json::json!({"name": name, "containerPort": port});
+        let other = container("sidecar", serde_json::json!([named(SERVE_PORT_NAME, 1)]));
+        let ports = serde_json::json!([named("manage", 8088), named(SERVE_PORT_NAME, 12345)]);
+        assert_eq!(port(&[other.clone(), container(SERVER_CONTAINER, ports)]), Some(12345));
+        let without = container(SERVER_CONTAINER, serde_json::json!([named("manage", 8088)]));
+        assert_eq!(port(&[other, without]), None);
+        let zero = container(SERVER_CONTAINER, serde_json::json!([named(SERVE_PORT_NAME, 0)]));
+        assert_eq!(port(&[zero]), None);
     }
 }

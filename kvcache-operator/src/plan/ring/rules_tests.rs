@@ -27,7 +27,7 @@ pub(super) fn options(replicas: u32) -> RingOptions {
 
 pub(super) fn ready(number: u32, since: i64) -> RingPod {
     let host = Some(format!("10.0.0.{number}"));
-    RingPod { name: format!("kv-{number}"), host, state: RingPodState::Ready(at(since)) }
+    RingPod { name: format!("kv-{number}"), host, port: None, state: RingPodState::Ready(at(since)) }
 }
 
 pub(super) fn not_ready(number: u32) -> RingPod {
@@ -191,6 +191,18 @@ fn an_address_belongs_to_the_pod_that_became_ready_last() {
         (addresses(&ring), ring.readdressed.clone()),
         (vec!["10.0.0.9:12345".to_owned(), "10.0.0.0:12345".to_owned()], vec!["kv-0".to_owned()])
     );
+}
+
+#[test]
+fn a_new_port_is_that_of_pods_that_have_it() {
+    let new = RingOptions { port: 12346, ..options(2) };
+    let [old, other] = [0, 1].map(|n| RingPod { port: Some(12345), ..ready(n, 0) });
+    let ring = decide(&[old.clone(), other], &published(&ring_of(2)), &new, at(100));
+    assert_eq!(ring.change, RingChange::None, "they listen where they did");
+    let restarted = RingPod { port: Some(12346), ..ready(1, 100) };
+    let ring = decide(&[old, restarted], &published(&ring), &new, at(100));
+    assert_eq!(addresses(&ring), ["10.0.0.0:12345", "10.0.0.1:12346"]);
+    assert_eq!((ring.readdressed.clone(), ring.moved_slots), (vec!["kv-1".to_owned()], 0));
 }
 
 /// Two members that are away and share an address, in a document that somebody edited.
