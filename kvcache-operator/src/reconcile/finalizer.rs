@@ -46,9 +46,15 @@ impl Reconciler {
     /// Ends a cache that is being deleted. Its objects go with it; its ring in a Redis is taken away here.
     pub(super) async fn say_farewell(&self, key: &CacheKey, listed: &AsWritten) -> Result<Next, Error> {
         let is_held = listed.meta().finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
-        let accepted = listed.accept(&self.options).ok().or_else(|| self.last_accepted(key, listed));
-        let accepted = accepted.filter(|accepted| matches!(accepted.metadata, Metadata::External { .. }));
-        if is_held && let Some(accepted) = accepted {
+        // An edit that nobody has seen before the cache was deleted may name another Redis than the one that has the ring.
+        let mut places: Vec<_> = self.last_accepted(key, listed).into_iter().collect();
+        if let Ok(accepted) = listed.accept(&self.options)
+            && !places.iter().any(|last| Self::is_same_place(last, &accepted))
+        {
+            places.push(accepted);
+        }
+        places.retain(|accepted| is_held && matches!(accepted.metadata, Metadata::External { .. }));
+        for accepted in places {
             match self.take_away(key, &accepted, Urgency::Now).await {
                 Ok(_) => {}
                 Err(why) if self.may_wait(listed) => {

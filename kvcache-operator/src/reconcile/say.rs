@@ -1,6 +1,7 @@
 //! Tells of a look: status and events.
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -61,7 +62,13 @@ impl Reconciler {
         let caches = self.caches(key);
         let written = answered("apply status", caches.patch_status(&key.name, &params, &patch)).await?;
         self.metrics.wrote();
-        self.stores.caches.wrote(written);
+        // The answer has what others wrote meanwhile, too. That is news for the watch to bring: entered here, nobody would
+        // look at it.
+        let asked_for =
+            |meta: &ObjectMeta| (meta.generation, meta.deletion_timestamp.clone(), meta.annotations.clone());
+        if asked_for(written.meta()) == asked_for(listed.meta()) {
+            self.stores.caches.wrote(written);
+        }
         let about = reference(key, listed);
         self.events.publish(conditions(before), conditions(Some(&after)), &about).await;
         let is_new_generation =

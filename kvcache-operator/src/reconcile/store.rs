@@ -205,18 +205,24 @@ impl Reconciler {
         else {
             return Left::Done;
         };
-        let place = |accepted| Target::of(accepted).map(|target| (target.host, target.port, target.key));
-        if place(before) == place(now) {
+        if Self::is_same_place(before, now) {
             return Left::Done;
         }
         match self.take_away(key, before, Urgency::None).await {
-            Ok(true) => {}
+            // Where the new spec cannot be run after all, what runs is told there again.
+            Ok(true) => drop(self.published().remove(key)),
             Ok(false) => log::info!("{key}: the ring in the Redis of before is not ours, and stays"),
             // It answers soon, or is known to be down soon.
             Err(Trouble::Busy) => return Left::NotYet,
             Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
         }
         Left::Done
+    }
+
+    /// Whether both caches have their ring at the same place.
+    pub(super) fn is_same_place(one: &Accepted, other: &Accepted) -> bool {
+        let place = |accepted| Target::of(accepted).map(|target| (target.host, target.port, target.key));
+        place(one) == place(other)
     }
 
     /// Removes a cache's ring from its Redis. Whether it is gone; not if it is somebody else's.

@@ -305,3 +305,41 @@ async fn a_cache_that_moves_to_another_redis_leaves_none_behind() {
     pass(60).await;
     assert_eq!(second.get("kvcache_nodes"), None);
 }
+
+/// Edited while no operator ran, and deleted before one did.
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_deleted_after_an_unseen_edit_takes_its_ring_along() {
+    let (first, second) = (Redis::start().await, Redis::start().await);
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&first.address));
+    pass(60).await;
+    assert!(first.get("kvcache_nodes").is_some());
+    operator.stop().await.expect("a graceful end");
+    cluster.put_cache("kv", with_redis(&second.address));
+    cluster.server.delete(&cache_key("kv"));
+    let _operator = cluster.start("two");
+    pass(30).await;
+    assert!(first.get("kvcache_nodes").is_none());
+    assert!(cluster.server.get(&cache_key("kv")).is_none());
+}
+
+/// The edit names another Redis, and cannot be carried out.
+#[tokio::test(start_paused = true)]
+async fn a_move_to_another_redis_that_is_in_somebodys_way_leaves_the_ring_where_it_was() {
+    let (first, second) = (Redis::start().await, Redis::start().await);
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&first.address));
+    pass(60).await;
+    let connection = Key::new("configmaps", NAMESPACE, "kv-connection");
+    cluster.server.delete(&connection);
+    cluster.server.put(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "namespace": NAMESPACE, "name": "kv-connection" },
+    }));
+    cluster.put_cache("kv", with_redis(&second.address));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "False/OwnedByOther");
+    assert!(first.get("kvcache_nodes").is_some(), "what runs is found where it was");
+    assert!(second.get("kvcache_nodes").is_none());
+}
