@@ -43,7 +43,8 @@ def opening(**arguments: Any) -> Callable[[], Any]:
         ),
         (
             {"eviction": "lruu"},
-            "unknown eviction policy `lruu` (did you mean `lru`?); known: default, hit-density, lru, s3fifo, s3fifo-fixed",
+            "unknown eviction policy `lruu` (did you mean `lru`?); "
+            "known: default, hit-density, lru, s3fifo, s3fifo-fixed",
         ),
         (
             {"hash": "md5"},
