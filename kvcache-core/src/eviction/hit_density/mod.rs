@@ -20,7 +20,8 @@ use crate::BlockKey;
 ///
 /// Every operation is O(1): an eviction looks at the oldest block of each of the 30 classes, passes over at most 64 blocks
 /// with resident children of each, and moves each pinned block that it meets to the front of its queue; learning goes on
-/// in small steps, the largest of which takes some ten microseconds. Memory: 56 bytes a slot, and at most 160 KiB.
+/// in small steps, the largest of which makes the table anew for the six classes of one number of uses. Memory: 56 bytes a
+/// slot, and at most 160 KiB.
 /// Ages are counted in inserts and touches and wrap after 2^32 of them.
 #[derive(Debug)]
 pub struct HitDensity {
@@ -28,7 +29,8 @@ pub struct HitDensity {
     worth: Box<Worth>,
     /// Evicted keys and such as were not stored.
     ghosts: Recent,
-    /// Per slot: the clock at its last use. Descending from front to back in every queue.
+    /// Per slot: the clock at its last use. Descending from front to back in every queue, but for blocks that were pinned
+    /// when a search met them.
     last_use: Vec<u32>,
     hashes: Vec<u32>,
     uses: Vec<u8>,
@@ -230,7 +232,7 @@ const PASSED_BY: u8 = 0x10;
 /// Candidates with children that one search passes over at most, of each class.
 const PASSED_OVER_MAX: u32 = 64;
 
-/// Ghosts for every four slots: with half as many, small caches lose a point of hit ratio.
+/// Ghosts for every four slots: as many as the budget of metadata per slot leaves room for. Small caches learn more from more.
 const GHOSTS_PER_4_SLOTS: usize = 15;
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! A set-associative table, as the caches of a processor are: a key's hash names a set of eight entries, and a new key
 //! takes the place of the one in its set that was noted longest ago. That is nearly first in first out over the whole
-//! table, with neither links nor an index. An entry keeps 24 bits of the hash: a key that was never seen is taken for
-//! another one in about two of a million look-ups, and then is judged by that one's past.
+//! table, with neither links nor an index. A key is known by a hash of 32 bits: one that was never seen is taken
+//! for another one of its set in one of 260,000 look-ups in a full table of 16,384 entries, in one of 1,000 in one of four
+//! million, and then is judged by that one's past.
 
 /// A bounded memory of keys, each with the time it was last seen and a note of 1 to 255.
 ///
