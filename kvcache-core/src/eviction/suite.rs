@@ -206,7 +206,8 @@ fn clear_forgets_ghosts(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
 
 /// Memory stays within the budget however many keys have come and gone.
 fn metadata_is_bounded(make: &dyn Fn(u32) -> Box<dyn EvictionPolicy>) {
-    for slot_count in [1_u32, 100, 5000] {
+    // The largest one is large beside what is fixed.
+    for slot_count in [1_u32, 100, 50_000] {
         let mut policy = make(slot_count);
         let budget = slot_count as usize * METADATA_BYTES_PER_SLOT_MAX + METADATA_BYTES_FIXED_MAX;
         for count in 0..u64::from(slot_count) * 8 {
@@ -307,6 +308,7 @@ mod tests {
         IgnoresChildren,
         KeepsTrackAfterClear,
         HidesMemory,
+        RemembersForEver,
     }
 
     struct Faulty {
@@ -356,7 +358,12 @@ mod tests {
             self.inner.len()
         }
         fn metadata_bytes(&self) -> usize {
-            if matches!(self.fault, Fault::HidesMemory) { 0 } else { self.inner.metadata_bytes() }
+            match self.fault {
+                Fault::HidesMemory => 0,
+                // Eight bytes for each key that was ever evicted.
+                Fault::RemembersForEver => self.inner.metadata_bytes() + 8 * self.evictions as usize,
+                _ => self.inner.metadata_bytes(),
+            }
         }
     }
 
@@ -369,6 +376,7 @@ mod tests {
             (Fault::IgnoresChildren, "evicted a parent"),
             (Fault::KeepsTrackAfterClear, "says it tracks"),
             (Fault::HidesMemory, "does not account"),
+            (Fault::RemembersForEver, "allowed are"),
         ] {
             let make: &dyn Fn(u32) -> Box<dyn EvictionPolicy> =
                 &|slot_count| Box::new(Faulty { inner: Lru::new(slot_count), fault, evictions: 0 });
