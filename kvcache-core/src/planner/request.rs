@@ -6,8 +6,7 @@ use super::tier::RemoteState;
 use super::{Lookup, MissReason, PlannerConfig};
 use crate::BlockKey;
 use crate::block_key::{HashAlgorithm, TokenHasher};
-use crate::directory::Directory;
-use crate::directory::Refusal;
+use crate::directory::{Directory, Refusal};
 use crate::plan::EngineHash;
 
 /// Where block keys come from.
