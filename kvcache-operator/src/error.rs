@@ -21,10 +21,15 @@ pub enum Error {
         message: String,
     },
     /// The operator's role lacks a permission.
-    #[error("{what}: forbidden: {message}")]
+    #[error(
+        "{what}: forbidden ({code}): {message}; give the operator the rights of deploy/base/rbac.yaml, or lift the \
+         quota or the policy that forbids it"
+    )]
     Forbidden {
         /// The operation and its object.
         what: String,
+        /// The status: 401 or 403.
+        code: u16,
         /// The server's words.
         message: String,
     },
@@ -37,7 +42,7 @@ pub enum Error {
         after: Duration,
     },
     /// The API server, or the way to it, failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", words(source))]
     Api {
         /// The operation and its object.
         what: String,
@@ -64,7 +69,7 @@ impl Error {
                 // Another object has taken the place of the one that was looked at.
                 422 if status.message.contains("metadata.uid") => Self::Conflict { what },
                 400 | 422 => Self::Refused { what, message: status.message.clone() },
-                401 | 403 => Self::Forbidden { what, message: status.message.clone() },
+                code @ (401 | 403) => Self::Forbidden { what, code, message: status.message.clone() },
                 _ => Self::Api { what, source: Box::new(kube::Error::Api(status)) },
             },
             source => Self::Api { what, source: Box::new(source) },
@@ -85,6 +90,14 @@ impl Error {
 
     /// All words of [`reason`](Self::reason).
     pub const REASONS: [&'static str; 6] = ["conflict", "refused", "forbidden", "timeout", "api", "json"];
+}
+
+/// The API server's answer, without all that the client knows of it.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} {}: {}", status.code, status.reason, status.message),
+        other => other.to_string(),
+    }
 }
 
 /// Waits for an answer of the API server, but not for ever: a request that is never answered must not stop an object's

@@ -170,6 +170,7 @@ impl Reconciler {
             Ok(accepted) => Verdict::Blocked(accepted, blocked.clone()),
             Err(refusal) => Verdict::Refused(refusal),
         });
+        seen.write_failure = written.as_ref().err().and_then(worth_telling);
         let mut look_again = None;
         match running {
             Some(running) => {
@@ -186,9 +187,16 @@ impl Reconciler {
                         Ok((seen.store.clone(), None))
                     }
                 };
-                if let Ok((state, again)) = &stored {
-                    seen.store = state.clone();
-                    look_again = [look_again, *again].into_iter().flatten().min();
+                match &stored {
+                    Ok((state, again)) => {
+                        seen.store = state.clone();
+                        look_again = [look_again, *again].into_iter().flatten().min();
+                    }
+                    Err(error) => {
+                        if let Some(why) = worth_telling(error) {
+                            seen.store = StoreState::Failed(why);
+                        }
+                    }
                 }
                 self.say(key, &listed, &seen).await?;
                 ring?;
@@ -240,6 +248,14 @@ impl Reconciler {
     fn published(&self) -> MutexGuard<'_, HashMap<CacheKey, store::Memory>> {
         // An entry is complete, whoever panicked.
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a condition says of a failure. A conflict is none: the next look, a moment later, sees what the other wrote.
+fn worth_telling(error: &Error) -> Option<String> {
+    match error {
+        Error::Conflict { .. } => None,
+        other => Some(other.to_string()),
     }
 }
 

@@ -73,6 +73,8 @@ pub enum Reason {
     Scaling,
     /// Servers are being replaced.
     RollingUpdate,
+    /// An object could not be written; the message names it, with the API server's answer.
+    WriteFailed,
     /// The spec was refused: what runs is left as it is.
     Held,
 }

@@ -18,6 +18,8 @@ pub struct Observation<'a> {
     pub generation: i64,
     /// What became of the spec.
     pub verdict: Verdict<'a>,
+    /// Why objects that the spec asks for are not as they should be.
+    pub write_failure: Option<String>,
     /// The servers' pods.
     pub servers: Servers,
     /// The published ring, if there is one.
@@ -72,6 +74,8 @@ pub enum StoreState {
     Connected,
     /// It cannot be reached, or refuses: why.
     Unreachable(String),
+    /// The API server refuses what has to be done before it can be asked: why.
+    Failed(String),
     /// Its password cannot be had: which Secret or key is missing.
     SecretMissing(String),
     /// Its key is another cache's: whose.
@@ -160,6 +164,7 @@ fn store(state: &StoreState) -> Finding {
         }
         StoreState::Connected => (TRUE, Reason::Connected, "the store has the ring".to_owned()),
         StoreState::Unreachable(why) => (FALSE, Reason::Unreachable, why.clone()),
+        StoreState::Failed(why) => (FALSE, Reason::PublishFailed, why.clone()),
         StoreState::SecretMissing(what) => (FALSE, Reason::SecretMissing, what.clone()),
         StoreState::KeyInUse(whose) => (FALSE, Reason::KeyInUse, whose.clone()),
     }
@@ -195,21 +200,24 @@ fn available(observation: &Observation<'_>) -> Finding {
 
 fn progressing(observation: &Observation<'_>) -> Finding {
     let Servers { wanted, present, ready, current } = observation.servers;
-    match observation.verdict {
-        Verdict::Refused(_) => {
+    match (&observation.verdict, &observation.write_failure) {
+        (Verdict::Refused(_), _) => {
             (FALSE, Reason::Held, "the spec was refused: what runs is left as it is".to_owned())
         }
-        Verdict::Blocked(..) => (FALSE, Reason::Held, "objects of the same names are in the way".to_owned()),
-        Verdict::Accepted(_) if present != wanted => {
+        (Verdict::Blocked(..), _) => {
+            (FALSE, Reason::Held, "objects of the same names are in the way".to_owned())
+        }
+        (Verdict::Accepted(_), Some(why)) => (FALSE, Reason::WriteFailed, why.clone()),
+        (Verdict::Accepted(_), None) if present != wanted => {
             (TRUE, Reason::Scaling, format!("{present} of {wanted} servers are there"))
         }
-        Verdict::Accepted(_) if current < wanted => {
+        (Verdict::Accepted(_), None) if current < wanted => {
             (TRUE, Reason::RollingUpdate, format!("{current} of {wanted} servers are up to date"))
         }
-        Verdict::Accepted(_) if ready < wanted => {
+        (Verdict::Accepted(_), None) if ready < wanted => {
             (TRUE, Reason::Scaling, format!("{ready} of {wanted} servers are ready"))
         }
-        Verdict::Accepted(_) => (FALSE, Reason::Settled, "everything is as the spec asks for".to_owned()),
+        (Verdict::Accepted(_), None) => (FALSE, Reason::Settled, "everything is as the spec asks for".to_owned()),
     }
 }
 

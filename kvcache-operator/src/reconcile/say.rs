@@ -21,12 +21,15 @@ pub(super) struct Seen<'a> {
     /// The ring that is published; `None` if this look does not know it.
     pub(super) ring: Option<Ring>,
     pub(super) ring_failure: Option<String>,
+    /// Why objects are not as they should be.
+    pub(super) write_failure: Option<String>,
     pub(super) store: StoreState,
 }
 
 impl<'a> Seen<'a> {
     pub(super) fn nothing(verdict: Verdict<'a>) -> Self {
-        Self { verdict, ring: None, ring_failure: None, store: StoreState::NotConfigured }
+        let store = StoreState::NotConfigured;
+        Self { verdict, ring: None, ring_failure: None, write_failure: None, store }
     }
 }
 
@@ -41,6 +44,7 @@ impl Reconciler {
             name: &key.name,
             generation: listed.meta().generation.unwrap_or(0),
             verdict: seen.verdict.clone(),
+            write_failure: seen.write_failure.clone(),
             servers: self.observed_servers(key, listed, &seen.verdict),
             ring: seen.ring.or_else(|| self.observed_ring(key)),
             ring_failure: seen.ring_failure.clone(),

@@ -198,3 +198,67 @@ async fn failures_are_counted_for_their_cache_and_go_with_it() {
     pass(30).await;
     assert_eq!(counts(), Vec::<String>::new());
 }
+
+/// What a condition says.
+fn message(cluster: &Cluster, name: &str, kind: &str) -> String {
+    let cache = cluster.cache(name);
+    let conditions = cache["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    found.and_then(|found| found["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_written_is_said_with_the_servers_answer() {
+    for (fault, answer) in [
+        (Fault::Forbidden, "forbidden (403): injected; give the operator the rights"),
+        (Fault::Error, "500 InternalError: injected"),
+        (Fault::Hang, "no answer within 8 s"),
+    ] {
+        let cluster = Cluster::new();
+        let _operator = cluster.start("one");
+        cluster.put_cache("kv", |_| {});
+        pass(60).await;
+        cluster.server.inject(Faults::default().aimed(
+            |call| call.verb == Verb::Patch && call.resource.plural == "statefulsets",
+            fault,
+            usize::MAX,
+        ));
+        cluster.put_cache("kv", |cache| cache["spec"]["cache"]["replicas"] = json!(5));
+        pass(60).await;
+        assert_eq!(cluster.condition("kv", "Progressing"), "False/WriteFailed");
+        let said = message(&cluster, "kv", "Progressing");
+        assert!(said.starts_with("apply StatefulSet kv: ") && said.contains(answer), "{said}");
+        assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid", "the spec is not at fault");
+        // Said once, however often it is tried.
+        cluster.server.forget();
+        pass(600).await;
+        let requests = cluster.server.requests();
+        assert!(requests.iter().any(|request| request.resource == "statefulsets"), "it is tried again");
+        assert!(!requests.iter().any(|request| request.resource == "kvcaches/status"));
+        cluster.server.heal();
+        pass(200).await;
+        assert_eq!(cluster.condition("kv", "Progressing"), "False/Settled");
+        assert_eq!(cluster.members("kv").len(), 5);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_keeps_a_redis_from_being_asked_is_said() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Get && call.resource.plural == "secrets",
+        Fault::Forbidden,
+        usize::MAX,
+    ));
+    cluster.put_cache("kv", |cache| {
+        cache["spec"]["metadata"] = json!({ "redis": { "externalConnection": {
+            "address": "127.0.0.1:1", "passwordSecretRef": "login",
+        } } });
+    });
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "False/PublishFailed");
+    let said = message(&cluster, "kv", "MetadataReady");
+    assert!(said.starts_with("get Secret login: forbidden (403): injected"), "{said}");
+    assert_eq!(cluster.members("kv").len(), 3);
+}

@@ -32,6 +32,7 @@ fn settled(accepted: &Accepted) -> Observation<'_> {
         name: "prompts",
         generation: 7,
         verdict: Verdict::Accepted(accepted),
+        write_failure: None,
         servers: Servers { wanted: 3, present: 3, ready: 3, current: 3 },
         ring: Some(Ring { version: 5, members: 3, slots: 4096 }),
         ring_failure: None,
@@ -158,6 +159,20 @@ fn defect_13_every_trouble_has_its_condition_and_reason() {
             &["Available=True/AllReady", "Progressing=True/Scaling"],
             "4 of 3 servers are there",
         ),
+        (
+            Observation {
+                write_failure: Some("apply Service prompts: 500".to_owned()),
+                servers: servers(3, 2, 2, 2),
+                ..base.clone()
+            },
+            &["Accepted=True/Valid", "Progressing=False/WriteFailed"],
+            "apply Service prompts: 500",
+        ),
+        (
+            Observation { store: StoreState::Failed("get Secret login: 403".to_owned()), ..base.clone() },
+            &["MetadataReady=False/PublishFailed"],
+            "get Secret login: 403",
+        ),
     ] {
         let status = status(None, &observation, at(1000));
         let said = said(&status);
@@ -220,6 +235,7 @@ fn observed<'a>(accepted: &'a Accepted, refused: &'a Refusal, numbers: [u8; 8]) 
             1 => Verdict::Blocked(accepted, vec!["Service x".to_owned()]),
             _ => Verdict::Accepted(accepted),
         },
+        write_failure: (ring % 7 == 0).then(|| "500".to_owned()),
         servers: Servers {
             wanted: wanted.into(),
             present: present.into(),
@@ -228,11 +244,12 @@ fn observed<'a>(accepted: &'a Accepted, refused: &'a Refusal, numbers: [u8; 8]) 
         },
         ring: (ring % 3 > 0).then_some(Ring { version: ring.into(), members: members.into(), slots: 4096 }),
         ring_failure: (ring % 5 == 0).then(|| "409".to_owned()),
-        store: match store % 5 {
+        store: match store % 6 {
             0 => StoreState::NotConfigured,
             1 => StoreState::Connected,
             2 => StoreState::Unreachable("no".to_owned()),
             3 => StoreState::SecretMissing("s".to_owned()),
+            4 => StoreState::Failed("403".to_owned()),
             _ => StoreState::KeyInUse("k".to_owned()),
         },
     }
