@@ -1,7 +1,8 @@
 //! Which cache to look at next, and when.
 //!
 //! Every cache is in the queue at most once and is looked at by one worker at a time. News while it is being looked at
-//! make it due again. Failures wait longer each time, each cache for itself.
+//! make it due again. Failures wait longer each time, each cache for itself; news do not shorten that wait, unless the
+//! cache asks for something else than what failed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,10 +39,18 @@ pub struct Queue {
 struct Inner {
     due: HashMap<CacheKey, Instant>,
     order: BTreeSet<(Instant, CacheKey)>,
-    /// Caches that are being looked at, and when they are due again because of news since.
-    running: HashMap<CacheKey, Option<Instant>>,
+    running: HashMap<CacheKey, News>,
     failures: HashMap<CacheKey, u32>,
     is_closed: bool,
+}
+
+/// What came while a cache is being looked at.
+#[derive(Clone, Copy, Default, Debug)]
+struct News {
+    /// When the cache is due again because of it.
+    at: Option<Instant>,
+    /// Whether something else is asked for than what is being looked at.
+    is_asked_anew: bool,
 }
 
 impl Queue {
@@ -53,6 +62,19 @@ impl Queue {
     /// Has a cache looked at as soon as a worker is free.
     pub fn add(&self, key: CacheKey) {
         self.lock().add(key, Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// Has a cache looked at as soon as a worker is free, whatever failed before: it asks for something else now, or is to
+    /// go.
+    pub fn add_anew(&self, key: CacheKey) {
+        let mut inner = self.lock();
+        inner.failures.remove(&key);
+        if let Some(news) = inner.running.get_mut(&key) {
+            news.is_asked_anew = true;
+        }
+        inner.add(key, Instant::now());
+        drop(inner);
         self.changed.notify_one();
     }
 
@@ -71,7 +93,7 @@ impl Queue {
                     Some((at, _)) if *at <= now => {
                         let (_, key) = inner.order.pop_first().unwrap_or_else(|| unreachable!("just seen"));
                         inner.due.remove(&key);
-                        inner.running.insert(key.clone(), None);
+                        inner.running.insert(key.clone(), News::default());
                         // Another worker may take another one.
                         self.changed.notify_one();
                         return Some(key);
@@ -90,8 +112,10 @@ impl Queue {
     /// Ends a look at a cache.
     pub fn done(&self, key: CacheKey, next: Next) {
         let mut inner = self.lock();
-        let news = inner.running.remove(&key).flatten();
+        let news = inner.running.remove(&key).unwrap_or_default();
         let now = Instant::now();
+        // What failed is not what is asked for any more.
+        let next = if news.is_asked_anew && next == Next::Failed { Next::At(now) } else { next };
         let at = match next {
             Next::At(at) => {
                 inner.failures.remove(&key);
@@ -109,8 +133,8 @@ impl Queue {
             }
         };
         // News do not shorten the wait after a failure: a broken object that changes often is not tried more often.
-        let news = if matches!(next, Next::Failed) { None } else { news };
-        if let Some(at) = [at, news].into_iter().flatten().min() {
+        let news_at = if next == Next::Failed { None } else { news.at };
+        if let Some(at) = [at, news_at].into_iter().flatten().min() {
             inner.add(key, at);
         }
         drop(inner);
@@ -147,8 +171,8 @@ impl Queue {
 
 impl Inner {
     fn add(&mut self, key: CacheKey, at: Instant) {
-        if let Some(again) = self.running.get_mut(&key) {
-            *again = Some(again.map_or(at, |before| before.min(at)));
+        if let Some(news) = self.running.get_mut(&key) {
+            news.at = Some(news.at.map_or(at, |before| before.min(at)));
             return;
         }
         if let Some(before) = self.due.get(&key) {
@@ -230,6 +254,30 @@ mod tests {
         let from = Instant::now();
         within(&queue, 1).await.unwrap();
         assert!(from.elapsed() < Duration::from_millis(400), "another cache of the name has failed once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_asks_for_something_else_waits_for_no_failure_of_before() {
+        let queue = Queue::new(1);
+        queue.add(key("a"));
+        for _ in 0..12 {
+            within(&queue, 1000).await.unwrap();
+            queue.done(key("a"), Next::Failed);
+        }
+        queue.add(key("a"));
+        assert_eq!(within(&queue, 60).await, None);
+        queue.add_anew(key("a"));
+        assert_eq!(within(&queue, 0).await, Some(key("a")));
+        // Whatever becomes of this look, something else was asked for meanwhile.
+        queue.add_anew(key("a"));
+        queue.add(key("a"));
+        queue.done(key("a"), Next::Failed);
+        assert_eq!(within(&queue, 0).await, Some(key("a")));
+        queue.done(key("a"), Next::Failed);
+        assert_eq!(within(&queue, 0).await, None);
+        assert_eq!(within(&queue, 1).await, Some(key("a")), "and failures count from the beginning");
+        queue.done(key("a"), Next::Never);
+        assert_eq!(within(&queue, 1000).await, None);
     }
 
     #[tokio::test(start_paused = true)]

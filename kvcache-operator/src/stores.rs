@@ -18,7 +18,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-use crate::api::{AsWritten, annotation, label};
+use crate::api::{AskedFor, AsWritten, annotation, label};
 use crate::mirror::{CacheKey, Mirror, by_label, by_name};
 use crate::plan::names;
 use crate::plan::ring::{PublishedRing, serve_port};
@@ -93,24 +93,42 @@ impl Stores {
         // A page is in memory as a whole, and a ring has 70 KB.
         let rings = labelled.clone().page_size(RINGS_IN_A_PAGE);
         let (stores, filled, queue) = (&*self, &filled, &*queue);
+        let tell = |key| queue.add(key);
+        let mut asked = HashMap::new();
+        let tell_of_cache = |key| tell_of_cache(key, &stores.caches, &mut asked, queue);
         tokio::join!(
-            follow(scope.api(&client), all.clone(), &stores.caches, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.stateful_sets, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.services, queue, filled),
-            follow(scope.api(&client), rings, &stores.config_maps, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.budgets, queue, filled),
-            follow(scope.api(&client), labelled.clone(), &stores.accounts, queue, filled),
-            follow(scope.api(&client), labelled, &stores.pods, queue, filled),
+            follow(scope.api(&client), all.clone(), &stores.caches, tell_of_cache, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.stateful_sets, tell, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.services, tell, filled),
+            follow(scope.api(&client), rings, &stores.config_maps, tell, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.budgets, tell, filled),
+            follow(scope.api(&client), labelled.clone(), &stores.accounts, tell, filled),
+            follow(scope.api(&client), labelled, &stores.pods, tell, filled),
             stores.secret_users.follow(scope.api(&client), all, queue),
         );
     }
+}
+
+/// Has a cache looked at: at once, if it asks for something else than when it was told of last.
+fn tell_of_cache(
+    key: CacheKey,
+    caches: &Mirror<AsWritten>,
+    asked: &mut HashMap<CacheKey, AskedFor>,
+    queue: &Queue,
+) {
+    let asks = caches.get(&key, &key.name).map(|cache| cache.asked_for());
+    let before = match &asks {
+        Some(asks) => asked.insert(key.clone(), asks.clone()),
+        None => asked.remove(&key),
+    };
+    if asks == before { queue.add(key) } else { queue.add_anew(key) }
 }
 
 async fn follow<K, N: Clone>(
     api: Api<K>,
     config: watcher::Config,
     mirror: &Mirror<K, N>,
-    queue: &Queue,
+    mut tell: impl FnMut(CacheKey),
     filled: &Filled,
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -120,9 +138,7 @@ async fn follow<K, N: Clone>(
     loop {
         let Some(event) = watch.next().await else { continue };
         let is_list_end = matches!(event, Event::InitDone);
-        for key in mirror.observe(event) {
-            queue.add(key);
-        }
+        mirror.observe(event).into_iter().for_each(&mut tell);
         if is_list_end && std::mem::take(&mut is_first) {
             filled.one();
         }

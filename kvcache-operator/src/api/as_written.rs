@@ -5,6 +5,7 @@
 //! [`AsWritten`], which anything with the metadata of an object can be read as.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::refusal::Problems;
-use super::{Accepted, KVCache, Options, Problem, Reason, Refusal, accept};
+use super::{Accepted, KVCache, Options, Problem, Reason, Refusal, accept, annotation};
 
 /// A cache of which what can be read is there, and what cannot is said.
 #[derive(Clone, PartialEq, Debug)]
@@ -23,7 +24,29 @@ pub struct AsWritten {
     problems: Vec<Problem>,
 }
 
+/// What a cache asks for. Two that are equal ask for the same; what others write into a status is not in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AskedFor {
+    uid: Option<String>,
+    /// Counts the specs.
+    generation: Option<i64>,
+    is_to_go: bool,
+    annotations: BTreeMap<String, String>,
+}
+
 impl AsWritten {
+    /// What it asks for.
+    pub fn asked_for(&self) -> AskedFor {
+        let metadata = self.meta();
+        let annotations = metadata.annotations.iter().flatten().filter(|(key, _)| annotation::is_read(key));
+        AskedFor {
+            uid: metadata.uid.clone(),
+            generation: metadata.generation,
+            is_to_go: metadata.deletion_timestamp.is_some(),
+            annotations: annotations.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        }
+    }
+
     /// Reads an object.
     ///
     /// # Errors

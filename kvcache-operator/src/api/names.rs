@@ -22,4 +22,9 @@ pub mod annotation {
     pub const INFINISTORE_GID_INDEX: &str = "infinistore.kvcache.orchestration.aibrix.ai/hint-gid-index";
     /// Networks of a pod with RDMA devices of Volcano Engine, passed through to pods.
     pub const POD_NETWORKS: &str = "k8s.volcengine.com/pod-networks";
+
+    /// Whether an annotation of a `KVCache` may mean something here; most are of others.
+    pub fn is_read(key: &str) -> bool {
+        key.contains("aibrix.ai/") || key.contains("volcengine.com/")
+    }
 }

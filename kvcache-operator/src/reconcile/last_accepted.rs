@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use super::Reconciler;
-use crate::api::{Accepted, AsWritten, KVCache, KVCacheSpec, accept};
+use crate::api::{Accepted, AsWritten, KVCache, KVCacheSpec, accept, annotation};
 use crate::apply::is_controlled;
 use crate::mirror::CacheKey;
 use crate::plan::names;
@@ -26,8 +26,7 @@ struct LastAccepted {
 
 /// Notes on the servers' StatefulSet from which spec it was made.
 pub(super) fn note(set: &mut StatefulSet, cache: &KVCache) {
-    let ours = |(key, _): &(&String, &String)| key.contains("aibrix.ai/") || key.contains("volcengine.com/");
-    let annotations = cache.annotations().iter().filter(ours);
+    let annotations = cache.annotations().iter().filter(|(key, _)| annotation::is_read(key));
     let last = LastAccepted {
         annotations: annotations.map(|(key, value)| (key.clone(), value.clone())).collect(),
         spec: cache.spec.clone(),

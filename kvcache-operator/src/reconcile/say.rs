@@ -1,7 +1,6 @@
 //! Tells of a look: status and events.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -68,9 +67,7 @@ impl Reconciler {
         self.metrics.wrote();
         // The answer has what others wrote meanwhile, too. That is news for the watch to bring: entered here, nobody would
         // look at it.
-        let asked_for =
-            |meta: &ObjectMeta| (meta.generation, meta.deletion_timestamp.clone(), meta.annotations.clone());
-        if asked_for(written.meta()) == asked_for(listed.meta()) {
+        if written.asked_for() == listed.asked_for() {
             self.stores.caches.wrote(written);
         }
         let about = reference(key, listed);

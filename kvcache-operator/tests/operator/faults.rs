@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::api_server::{Fault, Faults, Verb};
+use crate::support::api_server::{Fault, Faults, Key, Verb};
 use crate::support::cluster::{Cluster, NAMESPACE, cache_key, pass};
 use crate::support::controllers;
+use crate::support::redis::Redis;
 
 /// A history with all kinds of changes in it, a step at a time.
 fn change(cluster: &Cluster, step: u64) {
@@ -261,4 +262,54 @@ async fn what_keeps_a_redis_from_being_asked_is_said() {
     let said = message(&cluster, "kv", "MetadataReady");
     assert!(said.starts_with("get Secret login: forbidden (403): injected"), "{said}");
     assert_eq!(cluster.members("kv").len(), 3);
+}
+
+/// A cache whose objects could not be written for so long that it waits a minute and more for the next try.
+async fn failing_for_long(cluster: &Cluster, edit: impl FnOnce(&mut Value)) {
+    cluster.put_cache("kv", edit);
+    pass(60).await;
+    assert_eq!(cluster.members("kv").len(), 3);
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Patch && call.resource.plural == "statefulsets",
+        Fault::Forbidden,
+        usize::MAX,
+    ));
+    cluster.server.edit(&cache_key("kv"), |cache| cache["spec"]["cache"]["replicas"] = json!(4));
+    let tries = || cluster.server.writes().iter().filter(|write| write.resource == "statefulsets").count();
+    loop {
+        let before = tries();
+        pass(50).await;
+        if tries() == before {
+            break;
+        }
+    }
+    cluster.server.heal();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mended_spec_does_not_wait_for_the_failures_of_the_one_before() {
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    failing_for_long(&cluster, |_| {}).await;
+    cluster.server.edit(&cache_key("kv"), |cache| cache["spec"]["cache"]["replicas"] = json!(5));
+    pass(1).await;
+    let set = cluster.server.get(&Key::new("statefulsets", NAMESPACE, "kv")).expect("a set");
+    assert_eq!(set["spec"]["replicas"], json!(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_does_not_wait_for_the_failures_before_it() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    let address = redis.address.clone();
+    failing_for_long(&cluster, move |cache| {
+        cache["spec"]["metadata"] = json!({ "redis": { "externalConnection": { "address": address } } });
+    })
+    .await;
+    assert!(redis.get("kvcache_nodes").is_some());
+    cluster.server.delete(&cache_key("kv"));
+    pass(1).await;
+    assert_eq!(redis.get("kvcache_nodes"), None);
+    assert!(cluster.server.get(&cache_key("kv")).is_none());
 }
