@@ -139,9 +139,10 @@ impl Reconciler {
         }
         let last = self.last_accepted(key, &listed);
         let (verdict, blocked, written) = match listed.accept(&self.options) {
-            Err(refusal) if refusal.is_unclaimed() => {
+            // Of a cache that runs here it is an edit like any other: what runs goes on.
+            Err(refusal) if refusal.is_unclaimed() && last.is_none() => {
                 self.forget(key);
-                self.say(key, &listed, &say::Seen::nothing(Verdict::Refused(&refusal))).await?;
+                self.say(key, &listed, &say::Seen::nothing(Verdict::Unclaimed(&refusal))).await?;
                 return Ok(self.again(None));
             }
             Err(refusal) => (Err(refusal), Vec::new(), Ok(())),

@@ -21,7 +21,7 @@ pub use accepted::{
     Accepted, InfiniStoreLink, Metadata, Options, Pods, Ports, PullPolicy, REDIS_PORT, Rdma, RedisRuntime,
     RingOptions, SecretKey, ServerPod, Workload,
 };
-pub use as_written::{AskedFor, AsWritten};
+pub use as_written::{AsWritten, AskedFor};
 pub use backend::{Backend, UnknownBackend};
 pub use conditions::{ConditionType, Reason};
 pub use kvcache::{ExternalConnection, KVCache, KVCacheSpec, MetadataSpec, MetadataStore, ServiceSpec};

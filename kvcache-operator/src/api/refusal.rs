@@ -15,7 +15,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Whether the resource is another operator's: then nothing of it is touched, and its ring is not published.
+    /// Whether the resource may be another operator's. If nothing of it ran here before, it is left alone.
     pub fn is_unclaimed(&self) -> bool {
         self.reason == Reason::UnknownBackend
     }

@@ -37,6 +37,8 @@ pub enum Verdict<'a> {
     Accepted(&'a Accepted),
     /// It is not; what ran before goes on.
     Refused(&'a Refusal),
+    /// It is not, and nothing of it ever ran here: it may be another operator's.
+    Unclaimed(&'a Refusal),
     /// It would be, but for objects that are somebody else's: their kinds and names, and whose they are.
     Blocked(&'a Accepted, Vec<String>),
 }
@@ -107,9 +109,7 @@ pub fn status(
     let accepted = (ConditionType::Accepted, accepted(&observation.verdict));
     let base =
         KVCacheStatus { observed_generation: Some(observation.generation), ..KVCacheStatus::default() };
-    if let Verdict::Refused(refusal) = &observation.verdict
-        && refusal.is_unclaimed()
-    {
+    if let Verdict::Unclaimed(_) = &observation.verdict {
         // Whatever else there is to say is for the operator whose it is.
         return KVCacheStatus { conditions: Some(vec![stamp(accepted)]), ..base };
     }
@@ -122,7 +122,7 @@ pub fn status(
     ];
     let backend = match &observation.verdict {
         Verdict::Accepted(accepted) | Verdict::Blocked(accepted, _) => Some(accepted.backend.to_string()),
-        Verdict::Refused(_) => previous.and_then(|status| status.backend.clone()),
+        Verdict::Refused(_) | Verdict::Unclaimed(_) => previous.and_then(|status| status.backend.clone()),
     };
     let servers = observation.servers;
     KVCacheStatus {
@@ -149,6 +149,9 @@ fn accepted(verdict: &Verdict<'_>) -> Finding {
     match verdict {
         Verdict::Accepted(_) => (TRUE, Reason::Valid, "the spec is served".to_owned()),
         Verdict::Refused(refusal) => (FALSE, refusal.reason, refusal.to_string()),
+        Verdict::Unclaimed(refusal) => {
+            (FALSE, refusal.reason, format!("{refusal}; until then the cache is left alone"))
+        }
         Verdict::Blocked(_, objects) => (
             FALSE,
             Reason::OwnedByOther,
@@ -201,7 +204,7 @@ fn available(observation: &Observation<'_>) -> Finding {
 fn progressing(observation: &Observation<'_>) -> Finding {
     let Servers { wanted, present, ready, current } = observation.servers;
     match (&observation.verdict, &observation.write_failure) {
-        (Verdict::Refused(_), _) => {
+        (Verdict::Refused(_) | Verdict::Unclaimed(_), _) => {
             (FALSE, Reason::Held, "the spec was refused: what runs is left as it is".to_owned())
         }
         (Verdict::Blocked(..), _) => {
@@ -217,7 +220,9 @@ fn progressing(observation: &Observation<'_>) -> Finding {
         (Verdict::Accepted(_), None) if ready < wanted => {
             (TRUE, Reason::Scaling, format!("{ready} of {wanted} servers are ready"))
         }
-        (Verdict::Accepted(_), None) => (FALSE, Reason::Settled, "everything is as the spec asks for".to_owned()),
+        (Verdict::Accepted(_), None) => {
+            (FALSE, Reason::Settled, "everything is as the spec asks for".to_owned())
+        }
     }
 }
 

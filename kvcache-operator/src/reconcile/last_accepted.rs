@@ -2,6 +2,9 @@
 //!
 //! When an edit is refused, what runs stays as it is and its ring goes on being published. What runs is known from an
 //! annotation of the StatefulSet, so that an operator which starts while a spec is refused knows it too.
+//!
+//! That holds for an edit of the backend too, to a word that means nothing or to the name of another operator's: the
+//! servers that run are ours until their StatefulSet is gone, or is another's.
 
 use std::collections::BTreeMap;
 

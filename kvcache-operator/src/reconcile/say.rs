@@ -95,7 +95,7 @@ impl Reconciler {
         Servers {
             wanted: match verdict {
                 Verdict::Accepted(accepted) => accepted.workload.replicas,
-                Verdict::Refused(_) | Verdict::Blocked(..) => count(runs),
+                Verdict::Refused(_) | Verdict::Unclaimed(_) | Verdict::Blocked(..) => count(runs),
             },
             present: count(status.map(|status| status.replicas)),
             ready: count(status.and_then(|status| status.ready_replicas)),

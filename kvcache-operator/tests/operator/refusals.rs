@@ -61,7 +61,7 @@ async fn a_cache_of_another_operator_gets_one_condition_and_one_event() {
     for backend in [json!("vineyard"), json!("infinistore"), Value::Null] {
         cluster.server.forget();
         cluster.put_cache("kv", |cache| {
-            cache["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = backend.clone();
+            set_backend(cache, &backend);
         });
         pass(1000).await;
         assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend", "{backend}");
@@ -135,20 +135,81 @@ async fn the_ring_of_what_runs_goes_on_while_somebody_elses_object_is_in_the_way
     assert_eq!(cluster.members("kv").len(), 3);
 }
 
+fn set_backend(cache: &mut Value, backend: &Value) {
+    let annotations = cache["metadata"]["annotations"].as_object_mut().expect("annotations");
+    match backend {
+        Value::Null => drop(annotations.remove("kvcache.orchestration.aibrix.ai/backend")),
+        name => drop(annotations.insert("kvcache.orchestration.aibrix.ai/backend".to_owned(), name.clone())),
+    }
+}
+
+/// A word that means nothing, no word, and backends of another operator: what runs are our servers all the same.
 #[tokio::test(start_paused = true)]
-async fn a_cache_that_is_given_to_another_backend_is_no_longer_ours_to_tell_of() {
+async fn a_running_cache_whose_backend_is_edited_away_runs_on_and_is_told_the_remedy() {
+    for (backend, remedy) in [
+        (json!("kvcach"), "\"kvcach\" is not served here: write \"kvcache\""),
+        (Value::Null, "the annotation is missing, which means vineyard to AIBrix: write \"kvcache\""),
+        (json!("vineyard"), "\"vineyard\" is not served here: write \"kvcache\""),
+        (json!("infinistore"), "--adopt-backends infinistore"),
+    ] {
+        let cluster = Cluster::new();
+        let mut operator = cluster.start("one");
+        cluster.put_cache("kv", |_| {});
+        pass(60).await;
+        let set = Key::new("statefulsets", NAMESPACE, "kv");
+        let before = cluster.server.get(&set).expect("a set");
+        cluster.put_cache("kv", |cache| {
+            set_backend(cache, &backend);
+            cache["spec"]["cache"]["replicas"] = json!(7);
+        });
+        // The second time for an operator that never saw it accepted.
+        for server in ["kv-1", "kv-2"] {
+            pass(60).await;
+            controllers::kill(&cluster.server, NAMESPACE, server);
+            let address = cluster.members("kv")[server].clone();
+            pass(60).await;
+            assert_ne!(cluster.members("kv")[server], address, "{backend}: the ring follows the pods");
+            assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend", "{backend}");
+            assert_eq!(cluster.condition("kv", "Progressing"), "False/Held", "{backend}");
+            assert_eq!(cluster.condition("kv", "Available"), "True/AllReady", "{backend}");
+            let said = cluster.cache("kv")["status"]["conditions"][0]["message"].clone();
+            assert!(said.as_str().is_some_and(|said| said.contains(remedy)), "{said}");
+            assert_eq!(cluster.server.get(&set).expect("a set")["spec"], before["spec"], "{backend}");
+            operator.kill();
+            operator = cluster.start("two");
+        }
+        cluster.put_cache("kv", |_| {});
+        pass(1).await;
+        assert_eq!(cluster.condition("kv", "Accepted"), "True/Valid", "{backend}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_of_another_backend_is_let_go_with_the_servers_that_ran_for_it() {
     let cluster = Cluster::new();
     let operator = cluster.start("one");
     cluster.put_cache("kv", |_| {});
     pass(60).await;
     let is_told = || operator.reconciler.metrics().prometheus(cluster.server.now()).contains(r#"name="kv""#);
-    assert!(is_told());
-    cluster.put_cache("kv", |cache| {
-        cache["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = json!("vineyard");
-    });
+    cluster.put_cache("kv", |cache| set_backend(cache, &json!("infinistore")));
     pass(60).await;
+    assert!(is_told());
+    // Whoever serves it now makes a set of that name.
+    let set = Key::new("statefulsets", NAMESPACE, "kv");
+    let mut theirs = cluster.server.get(&set).expect("a set");
+    cluster.server.delete(&set);
+    pass(10).await;
+    for field in ["annotations", "uid", "resourceVersion", "managedFields"] {
+        theirs["metadata"][field] = Value::Null;
+    }
+    cluster.server.put(theirs);
+    cluster.server.forget();
+    pass(600).await;
     assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend");
+    assert_eq!(cluster.cache("kv")["status"]["conditions"].as_array().map(Vec::len), Some(1));
     assert!(!is_told());
+    let writes = cluster.server.writes();
+    assert!(writes.iter().all(|write| write.client != "one"), "{writes:#?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::api::refusal::Problems;
 use crate::api::{Backend, KVCache, Reason, annotation};
 
-/// The backend, if this operator serves it. What it does not serve may be AIBrix's, so it is left alone.
+/// The backend, if this operator serves it. What it does not serve may be AIBrix's.
 pub(super) fn claimed(
     cache: &KVCache,
     adopt: &BTreeSet<Backend>,
@@ -22,15 +22,11 @@ pub(super) fn claimed(
              operator with --adopt-backends {name} where AIBrix's controller does not run"
         ),
         Some((name, Err(_))) => {
-            format!(
-                "{name:?} is not served here and is left alone: write \"kvcache\" to have this operator serve it"
-            )
+            format!("{name:?} is not served here: write \"kvcache\" to have this operator serve it")
         }
-        None => {
-            "the annotation is missing, which means vineyard to AIBrix, and the cache is left alone: write \
-                 \"kvcache\" to have this operator serve it"
-                .to_owned()
-        }
+        None => "the annotation is missing, which means vineyard to AIBrix: write \"kvcache\" to have this operator \
+                 serve it"
+            .to_owned(),
     };
     problems.add_as(Reason::UnknownBackend, field, message);
     None

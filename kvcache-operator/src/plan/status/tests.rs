@@ -194,7 +194,7 @@ fn defect_13_every_trouble_has_its_condition_and_reason() {
 fn of_a_cache_of_another_operator_one_condition_is_said() {
     let accepted = a_cache();
     let refused = refusal(Reason::UnknownBackend);
-    let observation = Observation { verdict: Verdict::Refused(&refused), ..settled(&accepted) };
+    let observation = Observation { verdict: Verdict::Unclaimed(&refused), ..settled(&accepted) };
     let status = status(None, &observation, at(1000));
     assert_eq!(said(&status), ["Accepted=False/UnknownBackend"]);
     assert_eq!((status.current, status.selector), (None, None));
