@@ -48,8 +48,10 @@ pub struct Reconciler {
 pub struct Settings {
     /// After how long a cache is looked at although nothing happened; spread by half as much again.
     pub resync: Duration,
-    /// How long a cache that is deleted waits for its ring to be gone from a Redis.
+    /// How long a cache that is deleted waits for its ring to be gone from a Redis that does not answer.
     pub farewell: Duration,
+    /// How long it waits where the Redis answers to others, and has not come to this cache yet.
+    pub farewell_in_line: Duration,
     /// How long a Redis has for an answer.
     pub patience: crate::publish::redis::Patience,
 }
@@ -59,6 +61,7 @@ impl Default for Settings {
         Self {
             resync: Duration::from_secs(300),
             farewell: Duration::from_secs(20),
+            farewell_in_line: Duration::from_secs(600),
             patience: crate::publish::redis::Patience::default(),
         }
     }

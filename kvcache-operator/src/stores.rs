@@ -18,7 +18,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
-use crate::api::{AskedFor, AsWritten, annotation, label};
+use crate::api::{AsWritten, AskedFor, annotation, label};
 use crate::mirror::{CacheKey, Mirror, by_label, by_name};
 use crate::plan::names;
 use crate::plan::ring::{PublishedRing, serve_port};

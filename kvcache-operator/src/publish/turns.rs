@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvcache_core::ring::ServerAddress;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::redis::RedisError;
@@ -42,7 +42,10 @@ pub enum NotAsked {
         why: String,
     },
     /// Others ask it, and get no answer quickly.
-    Busy,
+    Busy {
+        /// Whether it did not answer lately either. If not, it is slow, or many ask it: whoever waits gets an answer.
+        is_down: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -61,35 +64,24 @@ impl Turns {
         Self { servers: Mutex::default(), jitter: Jitter::new(seed) }
     }
 
-    /// Asks a server, once it is this question's turn. Waits for that for a quarter of a second, and only where the
-    /// server is not known to be slow or dead.
+    /// Waits for a turn at a server: for a quarter of a second, and only where the server is not known to be slow or dead.
+    /// Whatever a question needs is to be had within the turn: those who get none have asked nobody for anything.
     ///
     /// # Errors
     ///
-    /// [`NotAsked`], at once or after that wait. What becomes of the question is its own result.
-    pub async fn ask<T>(
-        &self,
-        address: &ServerAddress,
+    /// [`NotAsked`], at once or after that wait.
+    pub async fn turn<'a>(
+        &'a self,
+        address: &'a ServerAddress,
         urgency: Urgency,
-        question: impl Future<Output = Result<T, RedisError>>,
-    ) -> Result<Result<T, RedisError>, NotAsked> {
+    ) -> Result<Turn<'a>, NotAsked> {
         let visit = Visit::begin(self, address);
         let turn = visit.turn(urgency)?;
-        let Ok(Ok(_permit)) = timeout(QUICK, turn.acquire()).await else { return Err(NotAsked::Busy) };
+        let Ok(Ok(permit)) = timeout(QUICK, turn.acquire_owned()).await else { return Err(visit.busy()) };
         // What those before have found out.
         visit.turn(urgency)?;
-        let _asking = visit.ask();
-        let answer = question.await;
-        let why = answer.as_ref().err().filter(|error| error.is_of_server()).map(ToString::to_string);
-        visit.server(|server| match why {
-            Some(why) => {
-                server.failures = server.failures.saturating_add(1);
-                let wait = self.jitter.spread(backoff(server.failures));
-                server.down = Some((Instant::now() + wait, why));
-            }
-            None => (server.failures, server.down) = (0, None),
-        });
-        Ok(answer)
+        visit.server(|server| server.asked_since = Some(Instant::now()));
+        Ok(Turn { _permit: permit, visit })
     }
 
     fn servers(&self) -> MutexGuard<'_, HashMap<ServerAddress, Server>> {
@@ -98,7 +90,37 @@ impl Turns {
     }
 }
 
+/// A turn at a server, until it is dropped, with or without an answer. Nobody else asks the server meanwhile.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    // Given back before the visit ends, and with it maybe all that is known of the server.
+    _permit: OwnedSemaphorePermit,
+    visit: Visit<'a>,
+}
+
+impl Turn<'_> {
+    /// Notes what the server said, for those who ask next.
+    pub fn heard<T>(&self, answer: &Result<T, RedisError>) {
+        let why = answer.as_ref().err().filter(|error| error.is_of_server()).map(ToString::to_string);
+        self.visit.server(|server| match why {
+            Some(why) => {
+                server.failures = server.failures.saturating_add(1);
+                let wait = self.visit.turns.jitter.spread(backoff(server.failures));
+                server.down = Some((Instant::now() + wait, why));
+            }
+            None => (server.failures, server.down) = (0, None),
+        });
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.visit.server(|server| server.asked_since = None);
+    }
+}
+
 /// One who asks or waits, until it is dropped, with or without an answer.
+#[derive(Debug)]
 struct Visit<'a> {
     turns: &'a Turns,
     address: &'a ServerAddress,
@@ -127,15 +149,16 @@ impl<'a> Visit<'a> {
             (Some((until, why)), _) if urgency == Urgency::None && *until > now => {
                 Err(NotAsked::Down { until: *until, why: why.clone() })
             }
-            (Some(_), Some(_)) => Err(NotAsked::Busy),
-            (None, Some(since)) if now.duration_since(since) >= QUICK => Err(NotAsked::Busy),
+            (Some(_), Some(_)) => Err(NotAsked::Busy { is_down: true }),
+            (None, Some(since)) if now.duration_since(since) >= QUICK => {
+                Err(NotAsked::Busy { is_down: false })
+            }
             _ => Ok(Arc::clone(&server.turn)),
         })
     }
 
-    fn ask(&self) -> Asking<'_, 'a> {
-        self.server(|server| server.asked_since = Some(Instant::now()));
-        Asking(self)
+    fn busy(&self) -> NotAsked {
+        NotAsked::Busy { is_down: self.server(|server| server.down.is_some()) }
     }
 }
 
@@ -148,15 +171,6 @@ impl Drop for Visit<'_> {
                 servers.remove(self.address);
             }
         }
-    }
-}
-
-/// A question that is under way.
-struct Asking<'a, 'b>(&'a Visit<'b>);
-
-impl Drop for Asking<'_, '_> {
-    fn drop(&mut self) {
-        self.0.server(|server| server.asked_since = None);
     }
 }
 
@@ -204,6 +218,20 @@ mod tests {
         Err(RedisError::Refused { server: address(1), command: "AUTH", message: "WRONGPASS".to_owned() })
     }
 
+    impl Turns {
+        async fn ask<T>(
+            &self,
+            address: &ServerAddress,
+            urgency: Urgency,
+            question: impl Future<Output = Result<T, RedisError>>,
+        ) -> Result<Result<T, RedisError>, NotAsked> {
+            let turn = self.turn(address, urgency).await?;
+            let answer = question.await;
+            turn.heard(&answer);
+            Ok(answer)
+        }
+    }
+
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
@@ -229,13 +257,14 @@ mod tests {
         };
         let second = async {
             let answer = turns.ask(&address, Urgency::None, answers(ms(1))).await;
-            assert_eq!((answer.unwrap_err(), start.elapsed()), (NotAsked::Busy, QUICK));
+            assert_eq!((answer.unwrap_err(), start.elapsed()), (NotAsked::Busy { is_down: false }, QUICK));
         };
         let third = async {
             tokio::time::sleep(ms(300)).await;
             for urgency in [Urgency::None, Urgency::Now] {
                 let answer = turns.ask(&address, urgency, answers(ms(1))).await;
-                assert_eq!((answer.unwrap_err(), start.elapsed()), (NotAsked::Busy, ms(300)), "at once");
+                let busy = NotAsked::Busy { is_down: false };
+                assert_eq!((answer.unwrap_err(), start.elapsed()), (busy, ms(300)), "at once");
             }
             let other = super::tests::address(2);
             assert!(
@@ -272,7 +301,8 @@ mod tests {
         let meanwhile = async {
             for urgency in [Urgency::None, Urgency::Now] {
                 let answer = turns.ask(&address, urgency, answers(ms(1))).await;
-                assert_eq!((answer.unwrap_err(), start.elapsed()), (NotAsked::Busy, Duration::ZERO));
+                let busy = NotAsked::Busy { is_down: true };
+                assert_eq!((answer.unwrap_err(), start.elapsed()), (busy, Duration::ZERO));
             }
         };
         tokio::join!(again, meanwhile);
@@ -308,6 +338,15 @@ mod tests {
         assert!(timeout(ms(400), turns.ask(&address, Urgency::None, answers(ms(5000)))).await.is_err());
         assert!(matches!(turns.ask(&address, Urgency::None, answers(ms(1))).await, Ok(Ok(()))));
         assert!(turns.servers().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_without_a_question_says_nothing_of_the_server() {
+        let (turns, address) = (Turns::new(1), address(1));
+        assert!(turns.ask(&address, Urgency::None, fails(ms(10))).await.is_ok());
+        drop(turns.turn(&address, Urgency::Now).await.expect("a turn"));
+        let answer = turns.ask(&address, Urgency::None, answers(ms(1))).await;
+        assert!(matches!(answer, Err(NotAsked::Down { .. })), "{answer:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! The one thing that a cache leaves outside the cluster: its ring in a Redis that somebody else runs.
 //!
 //! Only caches that have such a Redis get a finalizer. A Redis that does not answer keeps a cache from going for
-//! [`Settings::farewell`](super::Settings::farewell) at most.
+//! [`Settings::farewell`](super::Settings::farewell) at most, and one that has many caches to answer to for
+//! [`Settings::farewell_in_line`](super::Settings::farewell_in_line).
 
 use jiff::SignedDuration;
 use kube::Resource;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Reconciler;
+use super::store::{BUSY, Trouble};
 use crate::api::{AsWritten, Metadata};
 use crate::apply::{FIELD_MANAGER, is_missing};
 use crate::error::{Error, answered};
@@ -57,9 +59,16 @@ impl Reconciler {
         for accepted in places {
             match self.take_away(key, &accepted, Urgency::Now).await {
                 Ok(_) => {}
-                Err(why) if self.may_wait(listed) => {
+                Err(Trouble::Busy { is_down: false })
+                    if self.may_wait(listed, self.settings.farewell_in_line) =>
+                {
+                    log::debug!("{key}: is deleted, and waits until its Redis has answered to others");
+                    // Not all of them in the same moment, of which the Redis would answer to one.
+                    return Ok(Next::At(Instant::now() + self.jitter.spread(BUSY)));
+                }
+                Err(why) if self.may_wait(listed, self.settings.farewell) => {
                     log::info!("{key}: is deleted, and its ring is still in Redis: {why}");
-                    return Ok(Next::At(Instant::now() + TRY_AGAIN));
+                    return Ok(Next::At(Instant::now() + self.jitter.spread(TRY_AGAIN)));
                 }
                 Err(why) => log::warn!("{key}: goes, and its ring stays in Redis: {why}"),
             }
@@ -72,10 +81,11 @@ impl Reconciler {
         Ok(self.again(None))
     }
 
-    fn may_wait(&self, listed: &AsWritten) -> bool {
+    /// Whether a cache was deleted less than `longest` ago.
+    fn may_wait(&self, listed: &AsWritten, longest: Duration) -> bool {
         let deleted = listed.meta().deletion_timestamp.as_ref().map(|time| time.0);
-        let farewell = SignedDuration::try_from(self.settings.farewell).unwrap_or(SignedDuration::ZERO);
-        deleted.is_some_and(|deleted| (self.clock)().duration_since(deleted) < farewell)
+        let longest = SignedDuration::try_from(longest).unwrap_or(SignedDuration::ZERO);
+        deleted.is_some_and(|deleted| (self.clock)().duration_since(deleted) < longest)
     }
 
     async fn set_finalizers(

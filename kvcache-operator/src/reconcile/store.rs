@@ -60,6 +60,14 @@ impl Target {
     fn server(&self) -> String {
         format!("redis at {}:{}", self.host, self.port)
     }
+
+    fn address(&self) -> Result<ServerAddress, Trouble> {
+        ServerAddress::new(&self.host, self.port).map_err(|error| Trouble::Redis(error.to_string()))
+    }
+
+    fn ring_key(&self, server: &ServerAddress, password: Option<String>) -> RingKey {
+        RingKey { server: server.clone(), password, key: self.key.clone() }
+    }
 }
 
 /// Why a ring could not be brought to Redis, or be taken away.
@@ -69,14 +77,17 @@ pub(super) enum Trouble {
     /// The server did not answer to others, and is left alone until then.
     Down(Instant, String),
     /// Others ask it, and wait.
-    Busy,
+    Busy {
+        /// Whether it did not answer lately either.
+        is_down: bool,
+    },
 }
 
 impl From<NotAsked> for Trouble {
     fn from(not_asked: NotAsked) -> Self {
         match not_asked {
             NotAsked::Down { until, why } => Self::Down(until, why),
-            NotAsked::Busy => Self::Busy,
+            NotAsked::Busy { is_down } => Self::Busy { is_down },
         }
     }
 }
@@ -85,7 +96,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Secret(why) | Self::Redis(why) | Self::Down(_, why) => f.write_str(why),
-            Self::Busy => f.write_str(NOT_ASKED),
+            Self::Busy { .. } => f.write_str(NOT_ASKED),
         }
     }
 }
@@ -174,7 +185,7 @@ impl Reconciler {
                 let wait = until.saturating_duration_since(Instant::now()) + self.jitter.spread(BUSY);
                 (StoreState::Unreachable(why), wait)
             }
-            Err(Trouble::Busy) => {
+            Err(Trouble::Busy { .. }) => {
                 let unknown = || StoreState::Unreachable(format!("{}: {NOT_ASKED}", target.server()));
                 let again = Instant::now() + self.jitter.spread(BUSY);
                 if let Some(memory) = self.published().get_mut(key) {
@@ -213,7 +224,7 @@ impl Reconciler {
             Ok(true) => drop(self.published().remove(key)),
             Ok(false) => log::info!("{key}: the ring in the Redis of before is not ours, and stays"),
             // It answers soon, or is known to be down soon.
-            Err(Trouble::Busy) => return Left::NotYet,
+            Err(Trouble::Busy { .. }) => return Left::NotYet,
             Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
         }
         Left::Done
@@ -233,13 +244,16 @@ impl Reconciler {
         urgency: Urgency,
     ) -> Result<bool, Trouble> {
         let Some(target) = Target::of(accepted) else { return Ok(true) };
-        let ring_key = match self.ring_key(key, &target).await {
-            Ok(ring_key) => ring_key?,
+        let server = target.address()?;
+        let turn = self.turns.turn(&server, urgency).await?;
+        let password = match self.password(key, target.password.as_ref()).await {
+            Ok(password) => password?,
             Err(error) => return Err(Trouble::Redis(error.to_string())),
         };
         let owner = owner(key, accepted);
-        let removal = redis::remove(&ring_key, &owner, self.settings.patience);
-        match self.turns.ask(&ring_key.server, urgency, removal).await? {
+        let answer = redis::remove(&target.ring_key(&server, password), &owner, self.settings.patience).await;
+        turn.heard(&answer);
+        match answer {
             Ok(redis::Removed::Gone) => Ok(true),
             Ok(redis::Removed::NotOurs) => Ok(false),
             Err(error) => Err(Trouble::Redis(error.to_string())),
@@ -254,45 +268,42 @@ impl Reconciler {
         ring: &CurrentRing,
         urgency: Urgency,
     ) -> Result<Result<Published, Trouble>, Error> {
-        let ring_key = match self.ring_key(key, target).await? {
-            Ok(ring_key) => ring_key,
+        let server = match target.address() {
+            Ok(server) => server,
             Err(trouble) => return Ok(Err(trouble)),
         };
-        let publication = async {
-            let document = ring.decision.document();
-            redis::publish(&ring_key, &document, &owner(key, running), self.settings.patience).await
+        // The Secret is read within the turn: many caches of a Redis that does not answer ask nobody for anything.
+        let turn = match self.turns.turn(&server, urgency).await {
+            Ok(turn) => turn,
+            Err(not_asked) => return Ok(Err(not_asked.into())),
         };
-        Ok(match self.turns.ask(&ring_key.server, urgency, publication).await {
-            Ok(answer) => answer.map_err(|error| Trouble::Redis(error.to_string())),
-            Err(not_asked) => Err(not_asked.into()),
-        })
+        let password = match self.password(key, target.password.as_ref()).await? {
+            Ok(password) => password,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        let ring_key = target.ring_key(&server, password);
+        let document = ring.decision.document();
+        let answer = redis::publish(&ring_key, &document, &owner(key, running), self.settings.patience).await;
+        turn.heard(&answer);
+        Ok(answer.map_err(|error| Trouble::Redis(error.to_string())))
     }
 
-    async fn ring_key(&self, key: &CacheKey, target: &Target) -> Result<Result<RingKey, Trouble>, Error> {
-        let password = match &target.password {
-            None => None,
-            Some(secret) => match self.password(key, secret).await? {
-                Ok(password) => Some(password),
-                Err(what) => return Ok(Err(Trouble::Secret(what))),
-            },
-        };
-        Ok(match ServerAddress::new(&target.host, target.port) {
-            Ok(server) => Ok(RingKey { server, password, key: target.key.clone() }),
-            Err(error) => Err(Trouble::Redis(error.to_string())),
-        })
-    }
-
-    async fn password(&self, key: &CacheKey, secret: &SecretKey) -> Result<Result<String, String>, Error> {
-        let SecretKey { secret: name, key: field } = secret;
+    async fn password(
+        &self,
+        key: &CacheKey,
+        secret: Option<&SecretKey>,
+    ) -> Result<Result<Option<String>, Trouble>, Error> {
+        let Some(SecretKey { secret: name, key: field }) = secret else { return Ok(Ok(None)) };
         let api: Api<Secret> = self.api(key);
         let Some(secret) = answered(&format!("get Secret {name}"), api.get_opt(name)).await? else {
-            return Ok(Err(format!("Secret {name} is not in namespace {}", key.namespace)));
+            let what = format!("Secret {name} is not in namespace {}", key.namespace);
+            return Ok(Err(Trouble::Secret(what)));
         };
         let bytes = secret.data.and_then(|mut data| data.remove(field));
         Ok(match bytes.map(|bytes| String::from_utf8(bytes.0)) {
-            Some(Ok(password)) => Ok(password),
-            Some(Err(_)) => Err(format!("key {field} of Secret {name} is not text")),
-            None => Err(format!("Secret {name} has no key {field}")),
+            Some(Ok(password)) => Ok(Some(password)),
+            Some(Err(_)) => Err(Trouble::Secret(format!("key {field} of Secret {name} is not text"))),
+            None => Err(Trouble::Secret(format!("Secret {name} has no key {field}"))),
         })
     }
 

@@ -65,3 +65,32 @@ async fn a_redis_that_does_not_answer_holds_up_no_other_cache() {
         }
     }
 }
+
+/// Every cache waits for its turn there, again and again. What it would need a turn for it does not ask for before.
+#[tokio::test(start_paused = true)]
+async fn caches_that_wait_for_a_dead_redis_do_not_ask_for_its_password_meanwhile() {
+    const CACHES: usize = 30;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback interface");
+    let address = listener.local_addr().expect("bound").to_string();
+    let cluster = Cluster::without_controllers();
+    cluster.server.put(json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": NAMESPACE, "name": "login" },
+        "data": { "password": "c2VjcmV0" },
+    }));
+    let _operator = cluster.start("one");
+    let name = |number| format!("kv-{number}");
+    (0..CACHES).for_each(|number| {
+        cluster.put_cache(&name(number), |cache| {
+            with_redis(&address)(cache);
+            cache["spec"]["metadata"]["redis"]["externalConnection"]["passwordSecretRef"] = json!("login");
+        });
+    });
+    pass(120).await;
+    // All of them go, which is a reason to ask a Redis that is known to be dead.
+    (0..CACHES).for_each(|number| assert!(cluster.server.delete(&cache_key(&name(number)))));
+    pass(30).await;
+    assert!(cluster.server.all("kvcaches").is_empty());
+    let reads = cluster.server.requests().iter().filter(|request| request.resource == "secrets").count();
+    // One for each question that lasts until it is given up, and these follow one another.
+    assert!((2..40).contains(&reads), "{reads} reads of one Secret");
+}

@@ -246,6 +246,44 @@ async fn caches_that_leave_a_slow_redis_together_leave_nothing_behind() {
     assert_eq!(stored(), 0);
 }
 
+/// Caches that have their rings in one slow Redis, each under its own key, deleted together. How many rings are left.
+async fn deleted_together(count: usize, settings: Settings) -> usize {
+    let redis = Redis::start().await;
+    let cluster = Cluster::without_controllers();
+    let _operator = cluster.start_with("one", false, settings);
+    let name = |number| format!("kv-{number}");
+    for number in 0..count {
+        cluster.put_cache(&name(number), |cache| {
+            with_redis(&redis.address)(cache);
+            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
+        });
+    }
+    pass(60).await;
+    let stored = || {
+        let keys = (0..count).map(|number| format!("kvcache_nodes/models/{}", name(number)));
+        keys.filter(|key| redis.get(key).is_some()).count()
+    };
+    assert_eq!(stored(), count);
+    redis.answer_after(Duration::from_millis(150));
+    (0..count).for_each(|number| assert!(cluster.server.delete(&cache_key(&name(number)))));
+    pass(120).await;
+    assert!(cluster.server.all("kvcaches").is_empty(), "none stays for ever");
+    stored()
+}
+
+/// Five answers each: all of them take longer than a cache waits for a Redis that does not answer.
+#[tokio::test(start_paused = true)]
+async fn many_caches_that_are_deleted_together_leave_nothing_in_a_slow_redis() {
+    assert_eq!(deleted_together(60, Settings::default()).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_deleted_does_not_stand_in_line_for_ever() {
+    let settings = Settings { farewell_in_line: Duration::from_secs(10), ..Settings::default() };
+    let left = deleted_together(60, settings).await;
+    assert!((10..50).contains(&left), "{left} rings are left");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_version_that_redis_has_seen_already_is_surpassed() {
     let redis = Redis::start().await;
