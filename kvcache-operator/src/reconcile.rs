@@ -5,6 +5,7 @@
 
 pub mod finalizer;
 mod last_accepted;
+mod left_redis;
 mod objects;
 mod ring;
 mod say;
@@ -141,6 +142,7 @@ impl Reconciler {
             return self.say_farewell(key, &listed).await;
         }
         let last = self.last_accepted(key, &listed);
+        let mut left = self.noted_left(key, &listed);
         let (verdict, blocked, written) = match listed.accept(&self.options) {
             // Of a cache that runs here it is an edit like any other: what runs goes on.
             Err(refusal) if refusal.is_unclaimed() && last.is_none() => {
@@ -150,10 +152,8 @@ impl Reconciler {
             }
             Err(refusal) => (Err(refusal), Vec::new(), Ok(())),
             Ok(accepted) => {
-                if let store::Left::NotYet = self.leave_old_store(key, &accepted, last.as_ref()).await {
-                    return Ok(self.again(Some(Instant::now() + store::BUSY)));
-                }
-                match self.write_objects(key, &listed, &accepted).await {
+                left = self.to_leave(key, left, last.as_ref(), &accepted);
+                match self.write_objects(key, &listed, &accepted, &left).await {
                     Ok(blocked) => (Ok(accepted), blocked, Ok(())),
                     // What the API server refuses is the spec's fault, and its author is told.
                     Err(error @ Error::Refused { .. }) => {
@@ -164,9 +164,11 @@ impl Reconciler {
                 }
             }
         };
-        // What runs is what was accepted last, if what is asked for now is not, or cannot be written.
+        // What runs is what was accepted last, if what is asked for now is not, or cannot be written: all of it, or all but
+        // some objects.
+        let written_last = written.as_ref().err().and_then(|_| self.last_accepted(key, &listed));
         let running: Option<&Accepted> = match &verdict {
-            Ok(accepted) if blocked.is_empty() => Some(accepted),
+            Ok(accepted) if blocked.is_empty() => written_last.as_ref().or(Some(accepted)),
             Ok(_) | Err(_) => last.as_ref(),
         };
         let mut seen = say::Seen::nothing(match &verdict {
@@ -184,7 +186,7 @@ impl Reconciler {
                 let stored = match &ring {
                     Ok(ring) => {
                         seen.ring = Some(ring.summary());
-                        self.publish_to_store(key, &listed, running, ring).await
+                        self.publish_to_store(key, &listed, running, ring, &left).await
                     }
                     Err(error) => {
                         seen.ring_failure = Some(error.to_string());
@@ -209,6 +211,12 @@ impl Reconciler {
             None => self.say(key, &listed, &seen).await?,
         }
         written?;
+        if let Ok(accepted) = &verdict
+            && blocked.is_empty()
+        {
+            let again = self.leave(key, &listed, accepted, &left).await?;
+            look_again = [look_again, again].into_iter().flatten().min();
+        }
         // Objects that are somebody else's need not have our label, and then no watch tells when they are gone.
         let unblocked = (!blocked.is_empty()).then(|| Instant::now() + self.jitter.spread(BLOCKED));
         Ok(self.again([look_again, unblocked].into_iter().flatten().min()))

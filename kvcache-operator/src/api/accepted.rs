@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec, ResourceRequirements, ServicePort};
+use serde::{Deserialize, Serialize};
 
 use super::Backend;
 
@@ -176,7 +177,7 @@ pub struct RedisRuntime {
 }
 
 /// A key of a Secret in the cache's namespace.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct SecretKey {
     /// The Secret's name.
     pub secret: String,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Reconciler;
-use super::store::{BUSY, Trouble};
-use crate::api::{AsWritten, Metadata};
+use super::store::{BUSY, Target, Trouble};
+use crate::api::AsWritten;
 use crate::apply::{FIELD_MANAGER, is_missing};
 use crate::error::{Error, answered};
 use crate::mirror::CacheKey;
@@ -49,15 +49,18 @@ impl Reconciler {
     pub(super) async fn say_farewell(&self, key: &CacheKey, listed: &AsWritten) -> Result<Next, Error> {
         let is_held = listed.meta().finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
         // An edit that nobody has seen before the cache was deleted may name another Redis than the one that has the ring.
-        let mut places: Vec<_> = self.last_accepted(key, listed).into_iter().collect();
-        if let Ok(accepted) = listed.accept(&self.options)
-            && !places.iter().any(|last| Self::is_same_place(last, &accepted))
-        {
-            places.push(accepted);
+        let specs = [self.last_accepted(key, listed), listed.accept(&self.options).ok()];
+        let of_specs = specs.iter().flatten().filter_map(Target::external);
+        let left = self.noted_left(key, listed).into_iter().map(|left| left.target);
+        let mut places: Vec<Target> = Vec::new();
+        for place in of_specs.chain(left).filter(|_| is_held) {
+            if !places.iter().any(|known| known.is_same_place(&place)) {
+                places.push(place);
+            }
         }
-        places.retain(|accepted| is_held && matches!(accepted.metadata, Metadata::External { .. }));
-        for accepted in places {
-            match self.take_away(key, &accepted, Urgency::Now).await {
+        let uid = listed.meta().uid.clone().unwrap_or_default();
+        for place in places {
+            match self.take_away(key, &uid, &place, Urgency::Now).await {
                 Ok(_) => {}
                 Err(Trouble::Busy { is_down: false })
                     if self.may_wait(listed, self.settings.farewell_in_line) =>

@@ -7,6 +7,7 @@
 //! servers that run are ours until their StatefulSet is gone, or is another's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{Resource, ResourceExt};
@@ -45,15 +46,18 @@ pub(super) fn note(set: &mut StatefulSet, cache: &KVCache) {
 impl Reconciler {
     /// The cache as it was accepted last; `None` if it never was, or if that cannot be served any more.
     pub(super) fn last_accepted(&self, key: &CacheKey, listed: &AsWritten) -> Option<Accepted> {
-        let set = self.stores.stateful_sets.get(key, &names::servers(&key.name))?;
-        if !is_controlled(set.meta(), listed.meta().uid.as_deref()?) {
-            return None;
-        }
+        let set = self.own_set(key, listed)?;
         let last: LastAccepted = serde_json::from_str(set.annotations().get(ACCEPTED)?).ok()?;
         let mut cache = KVCache::new(&key.name, last.spec);
         cache.metadata = listed.meta().clone();
         cache.metadata.annotations = Some(last.annotations);
         accept(&cache, &self.options).ok()
+    }
+
+    /// The servers' StatefulSet, if it is the cache's.
+    pub(super) fn own_set(&self, key: &CacheKey, listed: &AsWritten) -> Option<Arc<StatefulSet>> {
+        let set = self.stores.stateful_sets.get(key, &names::servers(&key.name))?;
+        is_controlled(set.meta(), listed.meta().uid.as_deref()?).then_some(set)
     }
 }
 

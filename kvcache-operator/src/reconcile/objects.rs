@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 
-use super::{Reconciler, last_accepted};
+use super::left_redis::LeftRedis;
+use super::{Reconciler, last_accepted, left_redis};
 use crate::api::{Accepted, AsWritten};
 use crate::apply::{FIELD_MANAGER, Object, Place, apply, is_controlled, look, remove};
 use crate::error::Error;
@@ -14,7 +15,8 @@ use crate::mirror::{CacheKey, Mirror};
 use crate::plan::{Desired, desired, names};
 
 impl Reconciler {
-    /// Makes a cache's objects as they should be. Returns what stands in the way; then nothing was written.
+    /// Makes a cache's objects as they should be, and notes what is still to be left. Returns what stands in the way; then
+    /// nothing was written.
     ///
     /// # Errors
     ///
@@ -24,6 +26,7 @@ impl Reconciler {
         key: &CacheKey,
         listed: &AsWritten,
         accepted: &Accepted,
+        left: &[LeftRedis],
     ) -> Result<Vec<String>, Error> {
         let stores = &*self.stores;
         let mut accounts = Kind::new(self.api(key), &stores.accounts, key, accepted);
@@ -38,6 +41,7 @@ impl Reconciler {
                 Desired::StatefulSet(mut object) => {
                     if object.metadata.name.as_deref() == Some(&names::servers(&key.name)) {
                         last_accepted::note(&mut object, &listed.cache);
+                        left_redis::note(&mut object, left);
                     }
                     sets.wanted.push(*object);
                 }

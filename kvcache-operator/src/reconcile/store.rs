@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, ResourceExt};
 use kvcache_core::ring::ServerAddress;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Reconciler;
+use super::left_redis::LeftRedis;
 use super::ring::CurrentRing;
 use crate::api::{Accepted, AsWritten, Metadata, REDIS_PORT, SecretKey, label};
 use crate::error::{Error, answered};
@@ -35,8 +37,8 @@ pub(super) struct Memory {
 }
 
 /// A key in a Redis, and where its password is.
-#[derive(Clone, PartialEq, Debug)]
-struct Target {
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) struct Target {
     host: String,
     port: u16,
     key: String,
@@ -45,7 +47,7 @@ struct Target {
 
 impl Target {
     /// Where a cache's ring is to be; `None` if only in its ConfigMap.
-    fn of(accepted: &Accepted) -> Option<Self> {
+    pub(super) fn of(accepted: &Accepted) -> Option<Self> {
         let (host, port, password) = match &accepted.metadata {
             Metadata::None => return None,
             Metadata::External { host, port, password } => (host.clone(), *port, password.clone()),
@@ -57,7 +59,17 @@ impl Target {
         Some(Self { host, port, key: accepted.ring.redis_key.clone(), password })
     }
 
-    fn server(&self) -> String {
+    /// The same, of a Redis that somebody else runs.
+    pub(super) fn external(accepted: &Accepted) -> Option<Self> {
+        Self::of(accepted).filter(|_| matches!(accepted.metadata, Metadata::External { .. }))
+    }
+
+    /// Whether two specs have their ring at the same place, whatever the password is.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        (&self.host, self.port, &self.key) == (&other.host, other.port, &other.key)
+    }
+
+    pub(super) fn server(&self) -> String {
         format!("redis at {}:{}", self.host, self.port)
     }
 
@@ -101,17 +113,9 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// What became of the ring in the Redis that a cache has left.
-pub(super) enum Left {
-    /// Nothing more is to be done about it.
-    Done,
-    /// It could not be asked yet.
-    NotYet,
-}
-
 impl Reconciler {
     /// Publishes the ring to the cache's Redis, if it has one and there is a reason to ask it. Tells what came of it, and
-    /// when to ask again.
+    /// when to ask again. `left` is where the ring may be as well.
     ///
     /// # Errors
     ///
@@ -122,11 +126,12 @@ impl Reconciler {
         listed: &AsWritten,
         running: &Accepted,
         ring: &CurrentRing,
+        left: &[LeftRedis],
     ) -> Result<(StoreState, Option<Instant>), Error> {
         let target = Target::of(running);
         let secret = target.as_ref().and_then(|target| target.password.as_ref());
         self.stores.secret_users.note(key, secret.map(|secret| secret.secret.as_str()));
-        if matches!(running.metadata, Metadata::External { .. }) {
+        if matches!(running.metadata, Metadata::External { .. }) || !left.is_empty() {
             // Before the first write there: whatever is left behind has somebody who takes it away.
             self.hold(key, listed).await?;
         } else {
@@ -204,53 +209,21 @@ impl Reconciler {
         Ok((state, Some(again)))
     }
 
-    /// Takes the ring away from the Redis that a cache has used before, if it uses another one now, or none. A Redis that
-    /// does not answer keeps its ring.
-    pub(super) async fn leave_old_store(
-        &self,
-        key: &CacheKey,
-        now: &Accepted,
-        before: Option<&Accepted>,
-    ) -> Left {
-        let Some(before) = before.filter(|before| matches!(before.metadata, Metadata::External { .. }))
-        else {
-            return Left::Done;
-        };
-        if Self::is_same_place(before, now) {
-            return Left::Done;
-        }
-        match self.take_away(key, before, Urgency::None).await {
-            // Where the new spec cannot be run after all, what runs is told there again.
-            Ok(true) => drop(self.published().remove(key)),
-            Ok(false) => log::info!("{key}: the ring in the Redis of before is not ours, and stays"),
-            // It answers soon, or is known to be down soon.
-            Err(Trouble::Busy { .. }) => return Left::NotYet,
-            Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
-        }
-        Left::Done
-    }
-
-    /// Whether both caches have their ring at the same place.
-    pub(super) fn is_same_place(one: &Accepted, other: &Accepted) -> bool {
-        let place = |accepted| Target::of(accepted).map(|target| (target.host, target.port, target.key));
-        place(one) == place(other)
-    }
-
-    /// Removes a cache's ring from its Redis. Whether it is gone; not if it is somebody else's.
+    /// Removes the ring of the cache with this uid from a Redis. Whether it is gone; not if it is somebody else's.
     pub(super) async fn take_away(
         &self,
         key: &CacheKey,
-        accepted: &Accepted,
+        uid: &str,
+        target: &Target,
         urgency: Urgency,
     ) -> Result<bool, Trouble> {
-        let Some(target) = Target::of(accepted) else { return Ok(true) };
         let server = target.address()?;
         let turn = self.turns.turn(&server, urgency).await?;
         let password = match self.password(key, target.password.as_ref()).await {
             Ok(password) => password?,
             Err(error) => return Err(Trouble::Redis(error.to_string())),
         };
-        let owner = owner(key, accepted);
+        let owner = owner(key, uid);
         let answer = redis::remove(&target.ring_key(&server, password), &owner, self.settings.patience).await;
         turn.heard(&answer);
         match answer {
@@ -283,7 +256,8 @@ impl Reconciler {
         };
         let ring_key = target.ring_key(&server, password);
         let document = ring.decision.document();
-        let answer = redis::publish(&ring_key, &document, &owner(key, running), self.settings.patience).await;
+        let answer =
+            redis::publish(&ring_key, &document, &owner(key, &running.uid), self.settings.patience).await;
         turn.heard(&answer);
         Ok(answer.map_err(|error| Trouble::Redis(error.to_string())))
     }
@@ -324,8 +298,8 @@ fn ready_since(pod: &Pod) -> Option<Timestamp> {
     Some(ready.last_transition_time.as_ref()?.0)
 }
 
-fn owner(key: &CacheKey, accepted: &Accepted) -> RingOwner {
-    RingOwner { name: key.to_string(), uid: accepted.uid.clone() }
+fn owner(key: &CacheKey, uid: &str) -> RingOwner {
+    RingOwner { name: key.to_string(), uid: uid.to_owned() }
 }
 
 /// 2 s, 4 s, ... 128 s.

@@ -381,3 +381,104 @@ async fn a_move_to_another_redis_that_is_in_somebodys_way_leaves_the_ring_where_
     assert!(first.get("kvcache_nodes").is_some(), "what runs is found where it was");
     assert!(second.get("kvcache_nodes").is_none());
 }
+
+/// The API server refuses what the new spec makes, or fails.
+#[tokio::test(start_paused = true)]
+async fn a_move_to_another_redis_that_cannot_be_written_leaves_the_ring_where_it_was() {
+    for (fault, condition, said) in [
+        (Fault::Invalid, "Accepted", "False/InvalidSpec"),
+        (Fault::Forbidden, "Progressing", "False/WriteFailed"),
+    ] {
+        let (first, second) = (Redis::start().await, Redis::start().await);
+        let cluster = Cluster::new();
+        let _operator = cluster.start("one");
+        cluster.put_cache("kv", with_redis(&first.address));
+        pass(60).await;
+        cluster.server.inject(Faults::default().aimed(
+            |call| call.verb == Verb::Patch && call.resource.plural == "statefulsets",
+            fault,
+            usize::MAX,
+        ));
+        cluster.put_cache("kv", |cache| {
+            with_redis(&second.address)(cache);
+            cache["spec"]["cache"]["image"] = json!("next");
+        });
+        pass(60).await;
+        assert_eq!(cluster.condition("kv", condition), said);
+        assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+        assert!(first.get("kvcache_nodes").is_some(), "{fault:?}: what runs is found where it was");
+        assert_eq!(first.removals(), 0, "{fault:?}: and was so all the time");
+        assert!(second.get("kvcache_nodes").is_none(), "{fault:?}");
+        cluster.server.heal();
+        pass(120).await;
+        assert!(first.get("kvcache_nodes").is_none(), "{fault:?}");
+        assert!(second.get("kvcache_nodes").is_some(), "{fault:?}");
+        assert_eq!(first.removals(), 1, "{fault:?}");
+        let set = cluster.server.get(&Key::new("statefulsets", NAMESPACE, "kv")).expect("a set");
+        assert!(!set.to_string().contains("left-redis"), "nothing is left to be done: {set}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_dies_between_a_move_and_its_end_is_followed_by_one_that_ends_it() {
+    let (first, second) = (Redis::start().await, Redis::start().await);
+    let cluster = Cluster::new();
+    let operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&first.address));
+    pass(60).await;
+    first.answer_after(Duration::from_millis(500));
+    cluster.put_cache("kv", with_redis(&second.address));
+    pass(1).await;
+    assert!(second.get("kvcache_nodes").is_some(), "the move is made");
+    assert!(first.get("kvcache_nodes").is_some(), "and not ended");
+    operator.kill();
+    let operator = cluster.start("two");
+    pass(10).await;
+    assert!(first.get("kvcache_nodes").is_none());
+    // To no Redis: whoever deletes the cache meanwhile is kept until the ring is gone.
+    second.answer_after(Duration::from_millis(500));
+    cluster.put_cache("kv", |_| {});
+    pass(1).await;
+    operator.kill();
+    assert!(second.get("kvcache_nodes").is_some());
+    cluster.server.delete(&cache_key("kv"));
+    assert!(cluster.server.get(&cache_key("kv")).is_some());
+    let _operator = cluster.start("three");
+    pass(10).await;
+    assert!(second.get("kvcache_nodes").is_none());
+    assert!(cluster.server.get(&cache_key("kv")).is_none());
+}
+
+/// Their own ring and status do not stand in line with them.
+#[tokio::test(start_paused = true)]
+async fn caches_that_wait_to_leave_a_busy_redis_are_told_of_and_scaled_meanwhile() {
+    const CACHES: usize = 40;
+    let redis = Redis::start().await;
+    let cluster = Cluster::without_controllers();
+    let _operator = cluster.start("one");
+    let name = |number| format!("kv-{number}");
+    for number in 0..CACHES {
+        cluster.put_cache(&name(number), |cache| {
+            with_redis(&redis.address)(cache);
+            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
+        });
+    }
+    pass(60).await;
+    redis.answer_after(Duration::from_millis(200));
+    for number in 0..CACHES {
+        cluster.put_cache(&name(number), |cache| cache["spec"]["cache"]["replicas"] = json!(2));
+    }
+    pass(8).await;
+    assert!(redis.removals() < CACHES / 2, "{} have left", redis.removals());
+    for number in 0..CACHES {
+        let cache = cluster.cache(&name(number));
+        assert_eq!(cache["status"]["observedGeneration"], cache["metadata"]["generation"], "{number}");
+        assert_eq!(cluster.condition(&name(number), "MetadataReady"), "True/NotConfigured");
+        assert_eq!(cache["status"]["desired"], json!(2));
+    }
+    pass(120).await;
+    assert_eq!(redis.removals(), CACHES);
+    assert!((0..CACHES).all(|number| {
+        cluster.cache(&name(number))["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty)
+    }));
+}

@@ -13,6 +13,7 @@ pub struct Redis {
     pub address: String,
     keys: Arc<Mutex<BTreeMap<String, String>>>,
     connections: Arc<AtomicUsize>,
+    removals: Arc<AtomicUsize>,
     latency: Arc<Mutex<Duration>>,
 }
 
@@ -28,15 +29,17 @@ impl Redis {
         let shared = Arc::clone(&keys);
         let connections: Arc<AtomicUsize> = Arc::default();
         let count = Arc::clone(&connections);
+        let removals: Arc<AtomicUsize> = Arc::default();
+        let removed = Arc::clone(&removals);
         let latency: Arc<Mutex<Duration>> = Arc::default();
         let delay = Arc::clone(&latency);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream, Arc::clone(&shared), Arc::clone(&delay)));
+                tokio::spawn(serve(stream, Arc::clone(&shared), Arc::clone(&removed), Arc::clone(&delay)));
             }
         });
-        Self { address, keys, connections, latency }
+        Self { address, keys, connections, removals, latency }
     }
 
     pub fn get(&self, key: &str) -> Option<String> {
@@ -57,6 +60,11 @@ impl Redis {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// How often a key was removed since its start.
+    pub fn removals(&self) -> usize {
+        self.removals.load(Ordering::Relaxed)
+    }
+
     /// What a restart without persistence leaves.
     pub fn forget(&self) {
         self.keys.lock().expect("no panic").clear();
@@ -64,11 +72,17 @@ impl Redis {
 }
 
 /// Answers one connection; no transaction ever fails here, since nobody writes meanwhile.
-async fn serve(stream: TcpStream, keys: Arc<Mutex<BTreeMap<String, String>>>, latency: Arc<Mutex<Duration>>) {
+async fn serve(
+    stream: TcpStream,
+    keys: Arc<Mutex<BTreeMap<String, String>>>,
+    removals: Arc<AtomicUsize>,
+    latency: Arc<Mutex<Duration>>,
+) {
     let mut stream = BufReader::new(stream);
     let mut queued: Option<Vec<Vec<String>>> = None;
     while let Some(command) = read(&mut stream).await {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        removals.fetch_add(usize::from(words.first() == Some(&"DEL")), Ordering::Relaxed);
         let answer = match words.as_slice() {
             ["MULTI"] => {
                 queued = Some(Vec::new());
