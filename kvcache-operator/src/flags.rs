@@ -63,8 +63,8 @@ pub(crate) struct Flags {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=600))]
     retry_seconds: u32,
 
-    /// This operator's name among its replicas.
-    #[arg(long, env = "POD_NAME")]
+    /// This operator's name among its replicas; a random one if left out.
+    #[arg(long, env = "POD_NAME", value_parser = name)]
     identity: Option<String>,
 
     /// Seconds after which a cache is looked at although nothing happened; spread by half as much again.
@@ -92,7 +92,7 @@ impl Flags {
         let election = self.leader_election.then(|| {
             let settings = leader::Settings {
                 name: self.lease.clone(),
-                identity: self.identity(),
+                identity: self.identity(seed),
                 duration: seconds(self.lease_seconds),
                 renew_within: seconds(self.renew_seconds),
                 retry: seconds(self.retry_seconds),
@@ -117,9 +117,9 @@ impl Flags {
         Settings { resync: seconds(self.resync_seconds), ..Settings::default() }
     }
 
-    /// The pod's name, or one that no other process of this machine has.
-    pub(crate) fn identity(&self) -> String {
-        self.identity.clone().unwrap_or_else(|| format!("process-{}", std::process::id()))
+    /// The pod's name, or one that no other has: in containers, all processes are the first. The same for one seed.
+    pub(crate) fn identity(&self, seed: u64) -> String {
+        self.identity.clone().unwrap_or_else(|| format!("process-{seed:016x}"))
     }
 }
 
@@ -163,13 +163,28 @@ mod tests {
         assert!(flags(&["--adopt-backends=infinistore"]).options().adopt.contains(&Backend::InfiniStore));
     }
 
+    /// Two operators of one name would both take themselves for the leader.
+    #[test]
+    fn an_operator_without_a_name_has_one_that_no_other_has() {
+        let flags = Flags { identity: None, ..flags(&[]) };
+        let identity =
+            |seed| flags.plan(seed).expect("a plan").election.expect("elected by default").1.identity;
+        assert_ne!(identity(1), identity(2));
+        assert_eq!(identity(1), flags.identity(1), "events have it too");
+    }
+
     #[test]
     fn times_that_cannot_work_are_refused() {
         for wrong in [&["--renew-seconds=15"], &["--retry-seconds=10"]] {
             assert!(flags(wrong).plan(1).is_err(), "{wrong:?}");
         }
-        for wrong in ["--lease-seconds=0", "--adopt-backends=vineyard", "--watch-namespace=", "--listen=here"]
-        {
+        for wrong in [
+            "--lease-seconds=0",
+            "--adopt-backends=vineyard",
+            "--watch-namespace=",
+            "--identity=",
+            "--listen=here",
+        ] {
             assert!(Flags::try_parse_from(["kvcache-operator", wrong]).is_err(), "{wrong}");
         }
     }

@@ -50,7 +50,7 @@ async fn operate(flags: Flags) -> Result<(), String> {
         flags.options(),
         flags.settings(),
         Arc::clone(&clock),
-        flags.identity(),
+        flags.identity(plan.seed),
         plan.seed,
     ));
     let (ready, is_ready) = watch::channel(false);
