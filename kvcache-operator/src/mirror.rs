@@ -55,8 +55,14 @@ struct Inner<K, N> {
     objects: HashMap<CacheKey, BTreeMap<String, Entry<K, N>>>,
     /// The cache of each object, as it may leave one by a change of its label. By namespace and name.
     homes: HashMap<(String, String), CacheKey>,
-    /// A list that is being read, and what was written meanwhile, which it may lack.
+    /// A list that is being read; none between two.
+    list: Option<List<K, N>>,
+}
+
+#[derive(Debug)]
+struct List<K, N> {
     listed: Vec<Entry<K, N>>,
+    /// What was written meanwhile, which it may lack.
     written: HashSet<(String, String)>,
 }
 
@@ -70,12 +76,7 @@ impl<K: Resource, N: Clone> Mirror<K, N> {
     /// An empty one. `belongs_to` tells the cache of an object; `trim` takes out of it what is not to be kept, and tells
     /// what is to be known of that.
     pub fn new(belongs_to: fn(&K) -> Option<CacheKey>, trim: fn(&mut K) -> N) -> Self {
-        let inner = Inner {
-            objects: HashMap::new(),
-            homes: HashMap::new(),
-            listed: Vec::new(),
-            written: HashSet::new(),
-        };
+        let inner = Inner { objects: HashMap::new(), homes: HashMap::new(), list: None };
         Self { belongs_to, trim, inner: RwLock::new(inner) }
     }
 
@@ -97,23 +98,22 @@ impl<K: Resource, N: Clone> Mirror<K, N> {
                 }
             }
             Event::Init => {
-                let mut inner = self.write();
-                inner.listed.clear();
-                inner.written.clear();
+                self.write().list = Some(List { listed: Vec::new(), written: HashSet::new() });
                 Vec::new()
             }
             Event::InitApply(object) => {
                 let entry = self.entry(object);
-                self.write().listed.push(entry);
+                if let Some(list) = &mut self.write().list {
+                    list.listed.push(entry);
+                }
                 Vec::new()
             }
             Event::InitDone => {
                 let mut inner = self.write();
-                let listed = std::mem::take(&mut inner.listed);
+                let Some(List { listed, written }) = inner.list.take() else { return Vec::new() };
                 let present: HashSet<(String, String)> =
                     listed.iter().map(|entry| id(&*entry.object)).collect();
                 let gone: Vec<_> = inner.homes.keys().filter(|id| !present.contains(*id)).cloned().collect();
-                let written = std::mem::take(&mut inner.written);
                 let mut keys = Vec::new();
                 for id in gone.into_iter().filter(|id| !written.contains(id)) {
                     keys.extend(inner.drop_object(&id));
@@ -130,7 +130,9 @@ impl<K: Resource, N: Clone> Mirror<K, N> {
     pub fn wrote(&self, object: K) {
         let entry = self.entry(object);
         let mut inner = self.write();
-        inner.written.insert(id(&*entry.object));
+        if let Some(list) = &mut inner.list {
+            list.written.insert(id(&*entry.object));
+        }
         self.enter(&mut inner, entry);
     }
 
@@ -351,6 +353,22 @@ mod tests {
         mirror.observe(Event::Init);
         mirror.observe(Event::InitDone);
         assert!(mirror.keys().is_empty(), "a list that began after the write knows of it too");
+    }
+
+    /// Watches last for weeks.
+    #[test]
+    fn nothing_is_kept_of_what_was_written_and_is_gone() {
+        let mirror = Mirror::new(by_label, |_| ());
+        mirror.observe(Event::Init);
+        mirror.wrote(map("during", "one", "u", 1));
+        mirror.observe(Event::InitDone);
+        for version in 2..100 {
+            let object = map(&version.to_string(), "one", "u", version);
+            mirror.wrote(object.clone());
+            mirror.observe(Event::Delete(object));
+        }
+        let inner = mirror.read();
+        assert_eq!((inner.homes.len(), inner.list.is_none()), (1, true));
     }
 
     #[test]
