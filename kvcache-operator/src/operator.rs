@@ -76,7 +76,8 @@ pub async fn run(
     if started {
         log::info!("leads: looks at all caches");
         reconciler.metrics().leads(true);
-        // The watches told of all caches, but more of them may have been written since another led.
+        // Whatever the watches told of before, another led then.
+        queue.open();
         reconciler.stores().caches.keys().into_iter().for_each(|key| queue.add(key));
         for _ in 0..plan.workers.max(1) {
             workers.spawn(work(Arc::clone(&reconciler), Arc::clone(&queue)));

@@ -3,6 +3,8 @@
 //! Every cache is in the queue at most once and is looked at by one worker at a time. News while it is being looked at
 //! make it due again. Failures wait longer each time, each cache for itself; news do not shorten that wait, unless the
 //! cache asks for something else than what failed.
+//!
+//! Nothing is kept before it is opened: an operator that does not lead hears of caches that come and go, and looks at none.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,7 +43,17 @@ struct Inner {
     order: BTreeSet<(Instant, CacheKey)>,
     running: HashMap<CacheKey, News>,
     failures: HashMap<CacheKey, u32>,
-    is_closed: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum State {
+    /// Nobody looks at caches yet.
+    #[default]
+    Idle,
+    Open,
+    /// Nobody does any more.
+    Closed,
 }
 
 /// What came while a cache is being looked at.
@@ -54,9 +66,14 @@ struct News {
 }
 
 impl Queue {
-    /// An empty one. The seed decides the jitter of retries.
+    /// An empty one, not open yet. The seed decides the jitter of retries.
     pub fn new(seed: u64) -> Self {
         Self { inner: Mutex::default(), changed: Notify::new(), jitter: Jitter::new(seed) }
+    }
+
+    /// Keeps what is added from now on. What there is to look at already is to be added after that.
+    pub fn open(&self) {
+        self.lock().state = State::Open;
     }
 
     /// Has a cache looked at as soon as a worker is free.
@@ -85,7 +102,7 @@ impl Queue {
             let changed = self.changed.notified();
             let first = {
                 let mut inner = self.lock();
-                if inner.is_closed {
+                if inner.state == State::Closed {
                     return None;
                 }
                 let now = Instant::now();
@@ -143,7 +160,7 @@ impl Queue {
 
     /// No cache is handed out any more.
     pub fn close(&self) {
-        self.lock().is_closed = true;
+        self.lock().state = State::Closed;
         self.changed.notify_waiters();
         self.changed.notify_one();
     }
@@ -171,6 +188,9 @@ impl Queue {
 
 impl Inner {
     fn add(&mut self, key: CacheKey, at: Instant) {
+        if self.state != State::Open {
+            return;
+        }
         if let Some(news) = self.running.get_mut(&key) {
             news.at = Some(news.at.map_or(at, |before| before.min(at)));
             return;
@@ -200,13 +220,19 @@ mod tests {
         CacheKey { namespace: "ns".to_owned(), name: name.to_owned() }
     }
 
+    fn open_queue() -> Queue {
+        let queue = Queue::new(1);
+        queue.open();
+        queue
+    }
+
     async fn within(queue: &Queue, seconds: u64) -> Option<CacheKey> {
         tokio::time::timeout(Duration::from_secs(seconds), queue.next()).await.ok().flatten()
     }
 
     #[tokio::test(start_paused = true)]
     async fn news_while_a_cache_is_looked_at_bring_it_back_once() {
-        let queue = Queue::new(1);
+        let queue = open_queue();
         queue.add(key("a"));
         queue.add(key("a"));
         assert_eq!(within(&queue, 1).await, Some(key("a")));
@@ -224,8 +250,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_wait_longer_each_time_whatever_happens_meanwhile() {
+    async fn an_operator_that_does_not_lead_keeps_no_names() {
         let queue = Queue::new(1);
+        (0..1000).for_each(|number| queue.add(key(&number.to_string())));
+        queue.add_anew(key("a"));
+        assert_eq!((queue.depth(), queue.is_idle()), (0, true));
+        queue.open();
+        assert_eq!(within(&queue, 10).await, None);
+        queue.add(key("a"));
+        assert_eq!(within(&queue, 0).await, Some(key("a")));
+        queue.close();
+        queue.done(key("a"), Next::Failed);
+        assert_eq!(within(&queue, 1000).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_wait_longer_each_time_whatever_happens_meanwhile() {
+        let queue = open_queue();
         queue.add(key("a"));
         let mut waits = Vec::new();
         for _ in 0..12 {
@@ -258,7 +299,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cache_that_asks_for_something_else_waits_for_no_failure_of_before() {
-        let queue = Queue::new(1);
+        let queue = open_queue();
         queue.add(key("a"));
         for _ in 0..12 {
             within(&queue, 1000).await.unwrap();
@@ -282,7 +323,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whatever_is_due_is_taken_while_any_worker_is_free() {
-        let queue = std::sync::Arc::new(Queue::new(1));
+        let queue = std::sync::Arc::new(open_queue());
         let seen = std::sync::Arc::new(Mutex::new(Vec::new()));
         for name in ["late", "early"] {
             queue.add(key(name));
@@ -312,7 +353,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_conflict_is_tried_again_at_once_and_the_next_ones_are_not() {
-        let queue = Queue::new(1);
+        let queue = open_queue();
         queue.add(key("a"));
         within(&queue, 1).await.unwrap();
         queue.done(key("a"), Next::Conflict);
@@ -326,7 +367,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn several_workers_share_the_caches_and_all_end_when_it_closes() {
-        let queue = std::sync::Arc::new(Queue::new(1));
+        let queue = std::sync::Arc::new(open_queue());
         let work = |queue: std::sync::Arc<Queue>| async move {
             let mut seen = 0;
             while let Some(key) = queue.next().await {
