@@ -66,11 +66,9 @@ impl<C: Connect + Clone + Send + Sync + 'static> Client<C> {
 
     /// Asks which models there are. Returns status and body.
     pub(crate) async fn models(&self) -> Result<(StatusCode, Bytes), Failure> {
-        // No token is asked for, but it is as long as the first sign of life may take.
-        let limit = self.timeouts.first_token;
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + MODELS_TIMEOUT;
         let request = self.request(Method::GET, &self.models, Bytes::new());
-        let response = self.respond(request, deadline, Failure::FirstTokenTimeout(limit)).await?;
+        let response = self.respond(request, deadline, Failure::RequestTimeout(MODELS_TIMEOUT)).await?;
         let status = response.status();
         let body = beginning(response.into_body(), MODELS_BYTES_MAX, deadline).await;
         Ok((status, body))
@@ -248,6 +246,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// A server under load may be slow to say anything.
+const MODELS_TIMEOUT: Duration = Duration::from_secs(30);
 const REASON_TIMEOUT: Duration = Duration::from_secs(5);
 const REASON_BYTES_MAX: usize = 64 << 10;
 const MODELS_BYTES_MAX: usize = 4 << 20;

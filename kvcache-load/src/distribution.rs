@@ -5,7 +5,8 @@ use serde::Serialize;
 
 /// Collected times. 0.3 MB, however many there are.
 ///
-/// Percentiles come from an HDR histogram with three digits: at most 0.1 % above the exact one. Mean and largest are exact.
+/// Percentiles come from an HDR histogram with three digits: at most 0.1 % above the exact one. Mean and largest are
+/// exact.
 #[derive(Clone, Debug)]
 pub(crate) struct Distribution {
     histogram: Histogram<u64>,

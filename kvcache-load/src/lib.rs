@@ -1,17 +1,17 @@
 //! A load client: sends a workload to an endpoint with OpenAI's API and measures how it is answered.
 //!
-//! Latencies of a loaded server depend on when it is asked. A client that waits for answers before it asks again is slowed
-//! down by the server that it measures, and sees the few requests that it could send in bad times (Tene, "How NOT to
-//! Measure Latency", 2013, calls it coordinated omission). So each request has a time at which it is due, which the
-//! workload says and answers do not move, and latencies are told from that time as well as from sending.
+//! Latencies of a loaded server depend on when it is asked. A client that waits for answers before it asks again is
+//! slowed down by the server that it measures, and sees the few requests that it could send in bad times (Tene, "How
+//! NOT to Measure Latency", 2013, calls it coordinated omission). So each request has a time at which it is due,
+//! which the workload says and answers do not move, and latencies are told from that time as well as from sending.
 //!
-//! - [`run`] sends the requests of a workload ([`kvcache_workload`]) as [`LoadOptions`] say, and gives a [`Summary`]. An
-//!   [`Observer`] sees each [`Record`] as it comes, so that nothing is lost when a run is stopped.
+//! - [`run`] sends the requests of a workload ([`kvcache_workload`]) as [`LoadOptions`] say, and gives a [`Summary`].
+//!   An [`Observer`] sees each [`Record`] as it comes, so that nothing is lost when a run is stopped.
 //! - [`Pace`] is the open or the closed loop.
 //! - [`Results`] writes requests and summary as JSON Lines; [`table`] shows a summary to people.
 //!
-//! What reads answers and counts is apart from what waits for them: time is an argument there. `docs/load.md` defines each
-//! number.
+//! What reads answers and counts is apart from what waits for them: time is an argument there. `docs/load.md` defines
+//! each number.
 
 #![forbid(unsafe_code)]
 
@@ -53,8 +53,8 @@ pub use run::{End, LoadOptions, Observer, Progress, run};
 pub use slo::Slo;
 pub use statistics::{ErrorCount, Summary};
 
-/// What the fuzz target `event_stream` runs: reads `bytes` as an answer that comes in parts of `part_bytes`. Tells whether
-/// it is a whole one.
+/// What the fuzz target `event_stream` runs: reads `bytes` as an answer that comes in parts of `part_bytes`. Tells
+/// whether it is a whole one.
 pub fn fuzz_entry(bytes: &[u8], part_bytes: usize) -> bool {
     let mut answer = answer::Answer::default();
     let mut parts = bytes.chunks(part_bytes.max(1)).zip(0..);

@@ -17,8 +17,8 @@ use crate::source::{Indexed, Source};
 /// When requests are sent. A turn of a session is never sent before the earlier one has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pace {
-    /// At their timestamps, however long answers take: an open loop. A turn whose earlier one has not ended by then is due
-    /// when that has. The first request is sent at once.
+    /// At their timestamps, however long answers take: an open loop. A turn whose earlier one has not ended by then
+    /// is due when that has. The first request is sent at once.
     Timestamps,
     /// Sessions begin at the timestamps of their first requests, later turns are due `think_ms` after the end of the
     /// earlier one. Needs memory for all requests.

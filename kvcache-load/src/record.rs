@@ -158,7 +158,8 @@ pub(crate) mod tests {
         assert_eq!(
             line,
             "{\"index\":3,\"due_ms\":1.0,\"sent_ms\":1.5,\"ended_ms\":18.0,\"input_tokens\":100,\"asked_tokens\":4,\
-             \"output_tokens\":3,\"cached_tokens\":64,\"ttft_ms\":10.0,\"tpot_ms\":3.25,\"itl_max_ms\":4.5,\"e2e_ms\":16.5}"
+             \"output_tokens\":3,\"cached_tokens\":64,\"ttft_ms\":10.0,\"tpot_ms\":3.25,\
+             \"itl_max_ms\":4.5,\"e2e_ms\":16.5}"
         );
         let record = Record {
             session_id: Some("a".to_owned()),

@@ -142,8 +142,8 @@ pub trait Observer {
 ///
 /// # Errors
 ///
-/// Before anything is sent: of impossible options, or of an endpoint that does not answer, wants a key or does not serve
-/// the model. What happens later ends the run, and [`End`] says so beside what was measured until then.
+/// Before anything is sent: of impossible options, or of an endpoint that does not answer, wants a key or does not
+/// serve the model. What happens later ends the run, and [`End`] says so beside what was measured until then.
 pub async fn run(
     options: &LoadOptions,
     requests: impl Iterator<Item = Result<Request, WorkloadError>> + Send + 'static,

@@ -231,7 +231,8 @@ mod tests {
     use crate::failure::Failure;
     use crate::record::tests::answered;
 
-    /// Requests at 10 a second. Number i is sent i ms late, its first token comes after 100 + i ms, four more i + 1 ms apart.
+    /// Requests at 10 a second. Number i is sent i ms late, its first token comes after 100 + i ms, four more i + 1
+    /// ms apart.
     fn records(count: u64) -> impl Iterator<Item = Record> {
         (0..count).map(|index| {
             let due_us = index * 100_000;

@@ -1,5 +1,5 @@
-//! A server that answers as the test wants, over any kind of connection. It speaks HTTP by hand, so that it can also speak
-//! it badly.
+//! A server that answers as the test wants, over any kind of connection. It speaks HTTP by hand, so that it can also
+//! speak it badly.
 
 use std::io;
 use std::sync::Arc;
@@ -101,8 +101,9 @@ pub(crate) fn models(names: &[&str]) -> Vec<Step> {
 
 /// The head of a stream of events.
 pub(crate) fn stream_head() -> Step {
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
-    Step::Send(head.as_bytes().to_vec())
+    let headers = "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked";
+    let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n");
+    Step::Send(head.into_bytes())
 }
 
 /// A part of a stream.
@@ -133,9 +134,9 @@ pub(crate) fn answer(asked: &Asked, first: Duration, gaps: &[Duration], cached_t
     let is_chat = asked.line.ends_with("/chat/completions");
     let mut steps = vec![stream_head()];
     if is_chat {
-        steps.push(part(
-            "data: {\"choices\": [{\"delta\": {\"role\": \"assistant\", \"content\": \"\"}, \"finish_reason\": null}]}\n\n",
-        ));
+        let delta = "{\"role\": \"assistant\", \"content\": \"\"}";
+        let choice = format!("{{\"delta\": {delta}, \"finish_reason\": null}}");
+        steps.push(part(&format!("data: {{\"choices\": [{choice}]}}\n\n")));
     }
     steps.push(Step::Wait(first));
     steps.push(part(&token(is_chat, 0)));
