@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod command_line;
 mod doctor;
+mod load;
 mod replay;
 mod ring;
 mod serve;
@@ -26,6 +28,7 @@ struct Cli {
 enum Command {
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Load(Box<load::Args>),
     Replay(replay::Args),
     Ring(ring::Args),
     Serve(serve::Args),
@@ -42,6 +45,10 @@ fn main() -> ExitCode {
                 // What was asked about cannot be used: the exit status of "unusable".
                 ExitCode::from(2)
             }
+        },
+        Command::Load(args) => match load::run(&args) {
+            Ok((text, status)) => print_or_stop(&text, status),
+            Err(error) => finish(Err(error)),
         },
         Command::Replay(args) => finish(replay::run(&args)),
         Command::Ring(args) => finish(ring::run(&args)),

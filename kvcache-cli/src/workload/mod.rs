@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use kvcache_workload::{Error, Header, InvalidParameter, Output, ReadOptions, Reader, Request, Writer};
 
+use crate::command_line::made_by;
 use crate::trace_file::BadLinesName;
 
 /// Makes and converts files of requests, for replays, models and live engines (docs/workloads.md).
@@ -146,48 +147,5 @@ impl OutArgs {
         let count = writer.requests();
         writer.into_inner().and_then(Output::finish).map_err(failed)?;
         Ok(count)
-    }
-}
-
-/// The command line as it could be typed again, without the file that it writes: where a workload is does not change
-/// it.
-fn made_by() -> String {
-    let mut arguments = std::env::args().skip(1);
-    let mut text = "kvcache".to_owned();
-    while let Some(argument) = arguments.next() {
-        if argument == "--out" {
-            arguments.next();
-        } else if !argument.starts_with("--out=") {
-            text.push(' ');
-            text += &quoted(&argument);
-        }
-    }
-    text
-}
-
-/// An argument as a shell wants it.
-fn quoted(argument: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:,=@%+".contains(&byte);
-    if !argument.is_empty() && argument.bytes().all(is_plain) {
-        return argument.to_owned();
-    }
-    format!("'{}'", argument.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arguments_are_quoted_where_a_shell_would_change_them() {
-        for (argument, expected) in [
-            ("poisson:2.5", "poisson:2.5"),
-            ("a b", "'a b'"),
-            ("", "''"),
-            ("it's", "'it'\\''s'"),
-            ("*", "'*'"),
-        ] {
-            assert_eq!(quoted(argument), expected);
-        }
     }
 }
