@@ -9,6 +9,7 @@ mod load;
 mod replay;
 mod ring;
 mod serve;
+mod simulate;
 mod trace_file;
 mod workload;
 
@@ -32,6 +33,7 @@ enum Command {
     Replay(replay::Args),
     Ring(ring::Args),
     Serve(serve::Args),
+    Simulate(Box<simulate::Args>),
     Workload(workload::Args),
 }
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => finish(replay::run(&args)),
         Command::Ring(args) => finish(ring::run(&args)),
         Command::Serve(args) => finish(serve::run(&args)),
+        Command::Simulate(args) => finish(simulate::run(&args)),
         Command::Workload(args) => finish(workload::run(&args)),
     }
 }
