@@ -46,6 +46,61 @@ def first_token(engine: Engine, seed: int, tokens: int, answer: int, head: int =
     return {"first_s": first_s, "busy_s": busy_s, "whole_s": whole_s, "cached": cached, "settled_s": settled_s}
 
 
+def request_steps(
+    engine: Engine, seed: int, count: int, tokens: int, answer: int, vocabulary: int = 512
+) -> list[Measured]:
+    """Answers prompts that nothing is there of, and times each step.
+
+    Args:
+        engine: The engine.
+        seed: Of the first prompt; the next ones count on.
+        count: Prompts that come together.
+        tokens: Tokens of a prompt.
+        answer: Tokens to generate for each.
+        vocabulary: Of the model.
+
+    Returns:
+        For each step what it computed and how long it took: `prefill`, pairs of tokens that were there and tokens that
+        were computed; `decode`, tokens that were there of each sequence that got one; `wall` and `cpu`, milliseconds by
+        the clock and of the engine's thread on a processor.
+    """
+    llm = engine.llm.llm_engine
+    scheduler = engine.core().scheduler
+    names = [f"request-{time.monotonic_ns()}-{position}" for position in range(count)]
+    for position, name in enumerate(names):
+        add(engine, name, prompt(seed + position, tokens, vocabulary), answer=answer)
+    steps: list[Measured] = []
+    computed = dict.fromkeys(names, 0)
+    while llm.has_unfinished_requests():
+        began, began_busy = time.perf_counter(), time.thread_time()
+        llm.step()
+        wall, cpu = (time.perf_counter() - began) * 1e3, (time.thread_time() - began_busy) * 1e3
+        now = {request.request_id: request.num_computed_tokens for request in scheduler.requests.values()}
+        prefill, decode = [], []
+        for name, before in list(computed.items()):
+            # vLLM makes its own names of ours. The last step ends a request: it has computed a token of its answer.
+            after = next((value for key, value in now.items() if key.startswith(name)), before + 1)
+            if after == before:
+                continue
+            if before < tokens:
+                prefill.append([before, after - before])
+            else:
+                decode.append(before)
+            computed[name] = after
+            if after == tokens + answer - 1:
+                del computed[name]
+        # Steps without any are those in which the engine looks after jobs that have ended.
+        if prefill or decode:
+            steps.append({"prefill": prefill, "decode": decode, "wall": wall, "cpu": cpu})
+    _settle(engine)
+    return steps
+
+
+def kv_blocks(engine: Engine) -> int:
+    """Blocks of the engine's KV cache."""
+    return int(engine.core().scheduler.kv_cache_config.num_blocks)
+
+
 def tail_step(engine: Engine, head_seed: int, head: int, seed: int, tail: int) -> Measured:
     """Computes the tail of a prompt whose head is there, and stores nothing of it.
 
