@@ -25,7 +25,7 @@ pub struct Outcome {
     pub ttft_s: Summary,
     /// Time per output token after the first, a mean for each request that has more than one.
     pub tpot_s: Summary,
-    /// Time between tokens, over all of them; percentiles to 0.8 %.
+    /// Time between tokens, over all of them; percentiles to a thousandth.
     pub itl_s: Summary,
     /// Time to the last token.
     pub e2e_s: Summary,

@@ -102,7 +102,6 @@ struct Step {
     moves: StepMoves,
 }
 
-#[derive(Default)]
 struct Counted {
     served: Served,
     first_arrival_ns: Option<u64>,
@@ -119,6 +118,28 @@ struct Counted {
     queue_depth_max: usize,
     blocks_used_max: u32,
     steps: u64,
+}
+
+impl Counted {
+    fn new() -> Self {
+        Self {
+            served: Served::default(),
+            first_arrival_ns: None,
+            last_end_ns: 0,
+            ttft_ns: Vec::new(),
+            tpot_ns: Vec::new(),
+            e2e_ns: Vec::new(),
+            itl: Histogram::new(),
+            output_tokens: 0,
+            completed_tokens: 0,
+            input_tokens: 0,
+            hit_tokens: HitTokens::default(),
+            preemptions: 0,
+            queue_depth_max: 0,
+            blocks_used_max: 0,
+            steps: 0,
+        }
+    }
 }
 
 impl<'a> Simulation<'a> {
@@ -159,7 +180,7 @@ impl<'a> Simulation<'a> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             own_contents,
-            counted: Counted::default(),
+            counted: Counted::new(),
         })
     }
 
