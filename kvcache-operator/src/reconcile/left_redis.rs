@@ -110,8 +110,9 @@ impl Reconciler {
             return Ok((!left.is_empty()).then(|| Instant::now() + self.jitter.spread(BUSY)));
         }
         self.write_objects(key, listed, now, &remaining).await?;
-        // With what is left now.
-        Ok(Some(Instant::now()))
+        // At once, with what is left now; unless the note stays because somebody else wrote it as well.
+        let is_noted = self.noted_left(key, listed) == remaining;
+        Ok(is_noted.then(Instant::now))
     }
 }
 

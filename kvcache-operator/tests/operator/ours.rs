@@ -130,7 +130,7 @@ async fn a_ring_that_somebody_deleted_comes_back_as_a_later_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_somebody_drains_leaves_at_once() {
+async fn a_server_that_somebody_drains_leaves_at_once_and_comes_back_when_it_may() {
     let cluster = Cluster::new();
     let _operator = cluster.start("one");
     cluster.put_cache("kv", |_| {});
@@ -140,6 +140,14 @@ async fn a_server_that_somebody_drains_leaves_at_once() {
     });
     pass(5).await;
     assert_eq!(cluster.members("kv").into_keys().collect::<Vec<_>>(), ["kv-0", "kv-2"]);
+    pass(600).await;
+    assert_eq!(cluster.members("kv").len(), 2, "for as long as it is to");
+    cluster.server.edit(&Key::new("pods", NAMESPACE, "kv-1"), |pod| {
+        let annotations = pod["metadata"]["annotations"].as_object_mut().expect("annotations");
+        annotations.remove("kvcache.orchestration.aibrix.ai/drain");
+    });
+    pass(5).await;
+    assert_eq!(cluster.members("kv").len(), 3);
 }
 
 /// Were the new port published at once, clients would miss everything until the last server has it.
