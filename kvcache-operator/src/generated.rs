@@ -22,6 +22,8 @@ pub fn files() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
         ("base/rbac.yaml", documents(&rbac::objects(NAMESPACE))),
         ("helm/kvcache-operator/files/served-rules.yaml", chart(rbac::SERVED)),
         ("helm/kvcache-operator/files/own-namespace-rules.yaml", chart(rbac::OWN_NAMESPACE)),
+        ("helm/kvcache-operator/files/view-rules.yaml", chart(rbac::VIEWERS)),
+        ("helm/kvcache-operator/files/edit-rules.yaml", chart(rbac::EDITORS)),
     ])
 }
 

@@ -96,8 +96,9 @@ pub const NAME: &str = "kvcache-operator";
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// People: whoever may view or edit a namespace may view or edit its caches.
-const VIEWERS: &[Grant] = &[grant(KVCACHES, "kvcaches", READ)];
-const EDITORS: &[Grant] = &[
+pub const VIEWERS: &[Grant] = &[grant(KVCACHES, "kvcaches", READ)];
+/// In addition to that.
+pub const EDITORS: &[Grant] = &[
     grant(KVCACHES, "kvcaches", &["create", "update", "patch", "delete"]),
     grant(KVCACHES, "kvcaches/scale", &["get", "update", "patch"]),
 ];

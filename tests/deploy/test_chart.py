@@ -70,6 +70,11 @@ def test_by_default_it_is_what_the_manifests_are(rendered: dict[str, Any], helm_
     roles = manifests("rbac.yaml")
     assert chart["ClusterRole", "kv-served"]["rules"] == roles["ClusterRole", name]["rules"]
     assert chart["Role", "kv"]["rules"] == roles["Role", name]["rules"]
+    for whose in ["view", "edit"]:
+        of_people, theirs = chart["ClusterRole", f"kv-kvcaches-{whose}"], roles["ClusterRole", f"kvcaches-{whose}"]
+        assert of_people["rules"] == theirs["rules"]
+        aggregation = f"rbac.authorization.k8s.io/aggregate-to-{whose}"
+        assert of_people["metadata"]["labels"][aggregation] == theirs["metadata"]["labels"][aggregation] == "true"
     plain = manifests("deployment.yaml")["Deployment", name]["spec"]["template"]["spec"]
     ours = chart["Deployment", "kv"]["spec"]["template"]["spec"]
     assert ours["securityContext"] == plain["securityContext"]
