@@ -84,18 +84,23 @@ async fn a_bad_edit_is_said_and_what_runs_goes_on() {
     assert_eq!(stateful_set(&world).await, before);
     world.says("kv", "Accepted", "False/MemoryTooSmall").await;
 
-    // Of another backend it is another operator's: not touched in any way.
-    let mut other = bad.clone();
-    other["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = json!("vineyard");
-    world.apply(&other).await;
-    world.says("kv", "Accepted", "False/UnknownBackend").await;
-    assert_eq!(stateful_set(&world).await, before);
+    // A word that means nothing, and the name of a backend that another operator has.
+    for (backend, moves) in [("kvcach", "kv-1"), ("vineyard", "kv-2")] {
+        let mut other = bad.clone();
+        other["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = json!(backend);
+        world.apply(&other).await;
+        let message = world.says("kv", "Accepted", "False/UnknownBackend").await;
+        assert!(message.contains(&format!("{backend:?} is not served here: write \"kvcache\"")), "{message}");
+        moves_and_is_followed(&world, moves).await;
+        world.says("kv", "Available", "True/AllReady").await;
+        assert_eq!(stateful_set(&world).await, before);
+    }
 
     world.apply(&good).await;
     world.settled("kv").await;
     let moved: Vec<_> = world.kubelet.pods().into_iter().map(|pod| (pod.name, pod.restarts)).collect();
     let expected =
-        [("kv-0", 0), ("kv-1", 1), ("kv-2", 1)].map(|(name, restarts)| (name.to_owned(), restarts));
+        [("kv-0", 0), ("kv-1", 2), ("kv-2", 2)].map(|(name, restarts)| (name.to_owned(), restarts));
     assert_eq!(moved, expected, "the pods of the beginning");
     engine.has_all("at the end").await;
     engine.end(since).await;

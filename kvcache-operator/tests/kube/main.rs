@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adoption;
 mod bridge;
 mod certificates;
 mod control_plane;
@@ -26,6 +27,7 @@ mod ownership;
 mod planned;
 mod process;
 mod redis;
+mod refused_writes;
 mod ring_history;
 mod ring_load;
 mod rolling;
