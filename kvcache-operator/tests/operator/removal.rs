@@ -25,6 +25,25 @@ fn with_redis(address: &str) -> impl Fn(&mut Value) {
     }
 }
 
+/// The same, each cache under a key of its own.
+fn with_own_key(address: &str) -> impl Fn(&mut Value) {
+    move |cache| {
+        with_redis(address)(cache);
+        cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
+    }
+}
+
+/// One of many caches.
+fn name(number: usize) -> String {
+    format!("kv-{number}")
+}
+
+/// Of how many of them the ring is in a Redis.
+fn stored(redis: &Redis, count: usize) -> usize {
+    let keys = (0..count).map(|number| format!("kvcache_nodes/{NAMESPACE}/{}", name(number)));
+    keys.filter(|key| redis.get(key).is_some()).count()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_redis_that_hangs_is_said_and_keeps_a_deleted_cache_for_a_while_only() {
     let (_listener, address) = silent_redis().await;
@@ -227,23 +246,15 @@ async fn caches_that_leave_a_slow_redis_together_leave_nothing_behind() {
     let redis = Redis::start().await;
     let cluster = Cluster::without_controllers();
     let _operator = cluster.start("one");
-    let name = |number| format!("kv-{number}");
     for number in 0..CACHES {
-        cluster.put_cache(&name(number), |cache| {
-            with_redis(&redis.address)(cache);
-            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
-        });
+        cluster.put_cache(&name(number), with_own_key(&redis.address));
     }
     pass(30).await;
-    let stored = || {
-        let keys = (0..CACHES).map(|number| format!("kvcache_nodes/models/{}", name(number)));
-        keys.filter(|key| redis.get(key).is_some()).count()
-    };
-    assert_eq!(stored(), CACHES);
+    assert_eq!(stored(&redis, CACHES), CACHES);
     redis.answer_after(Duration::from_millis(100));
     (0..CACHES).for_each(|number| drop(cluster.put_cache(&name(number), |_| {})));
     pass(30).await;
-    assert_eq!(stored(), 0);
+    assert_eq!(stored(&redis, CACHES), 0);
 }
 
 /// Caches that have their rings in one slow Redis, each under its own key, deleted together. How many rings are left.
@@ -251,24 +262,16 @@ async fn deleted_together(count: usize, settings: Settings) -> usize {
     let redis = Redis::start().await;
     let cluster = Cluster::without_controllers();
     let _operator = cluster.start_with("one", false, settings);
-    let name = |number| format!("kv-{number}");
     for number in 0..count {
-        cluster.put_cache(&name(number), |cache| {
-            with_redis(&redis.address)(cache);
-            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
-        });
+        cluster.put_cache(&name(number), with_own_key(&redis.address));
     }
     pass(60).await;
-    let stored = || {
-        let keys = (0..count).map(|number| format!("kvcache_nodes/models/{}", name(number)));
-        keys.filter(|key| redis.get(key).is_some()).count()
-    };
-    assert_eq!(stored(), count);
+    assert_eq!(stored(&redis, count), count);
     redis.answer_after(Duration::from_millis(150));
     (0..count).for_each(|number| assert!(cluster.server.delete(&cache_key(&name(number)))));
     pass(120).await;
     assert!(cluster.server.all("kvcaches").is_empty(), "none stays for ever");
-    stored()
+    stored(&redis, count)
 }
 
 /// Five answers each: all of them take longer than a cache waits for a Redis that does not answer.
@@ -314,10 +317,7 @@ async fn of_two_caches_with_one_key_the_second_is_told_and_writes_nothing() {
     let stored: Value = serde_json::from_str(&redis.get("kvcache_nodes").expect("a ring")).expect("JSON");
     assert_eq!(stored["nodes"], cluster.ring("first")["nodes"]);
     // With a key of its own it is at home there too.
-    cluster.put_cache("second", |cache| {
-        with_redis(&redis.address)(cache);
-        cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
-    });
+    cluster.put_cache("second", with_own_key(&redis.address));
     pass(30).await;
     assert_eq!(cluster.condition("second", "MetadataReady"), "True/Connected");
     assert!(redis.get("kvcache_nodes/models/second").is_some());
@@ -456,12 +456,8 @@ async fn caches_that_wait_to_leave_a_busy_redis_are_told_of_and_scaled_meanwhile
     let redis = Redis::start().await;
     let cluster = Cluster::without_controllers();
     let _operator = cluster.start("one");
-    let name = |number| format!("kv-{number}");
     for number in 0..CACHES {
-        cluster.put_cache(&name(number), |cache| {
-            with_redis(&redis.address)(cache);
-            cache["spec"]["server"] = json!({ "ring": { "perClusterKey": true } });
-        });
+        cluster.put_cache(&name(number), with_own_key(&redis.address));
     }
     pass(60).await;
     redis.answer_after(Duration::from_millis(200));
