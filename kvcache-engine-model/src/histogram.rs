@@ -37,7 +37,10 @@ impl Histogram {
 
     /// The upper end of the bucket of the value at a percentile, by nearest rank; 0 if nothing was added.
     pub(crate) fn percentile_ns(&self, percent: u64) -> u64 {
-        self.buckets.value_at_quantile(percent as f64 / 100.0).min(self.max_ns)
+        let rank = (self.count() * percent).div_ceil(100).max(1);
+        // The library rounds up what may have been rounded up already: half a rank less cannot be mistaken.
+        let quantile = (rank as f64 - 0.5) / self.count().max(1) as f64;
+        self.buckets.value_at_quantile(quantile).min(self.max_ns)
     }
 }
 
