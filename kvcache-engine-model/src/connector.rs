@@ -192,6 +192,7 @@ impl<'a> Connector<'a> {
         let tokens = wanted.len() as u64 * self.profile.slot_tokens();
         let fetch_ns = remote.would_end(now_ns, wanted.len()) - now_ns;
         let room = self.evictions_per_request_max.saturating_sub(remote.fetching());
+        self.tiers.refused_fetches += u64::from(room == 0 && !wanted.is_empty());
         let last = wanted.get(..room.min(wanted.len())).and_then(<[_]>::last);
         let Some(last) = last.filter(|_| fetch_ns as f64 <= 2.0 * compute_ns(tokens)) else { return };
         let asked_ns = remote.asked_ns(now_ns);

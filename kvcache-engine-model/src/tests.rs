@@ -293,6 +293,18 @@ fn a_fetch_that_takes_too_long_is_not_waited_for() {
     assert_eq!((late(&profile), l2_ttft(&profile)), (0, 1000.0 + 1000.0));
 }
 
+/// It asks once: a request that came while fetches held their quarter of L1 computes what L2 has, however long it waits.
+#[test]
+fn a_fetch_that_finds_no_room_is_not_asked_for_again() {
+    let (mut profile, mut requests) = only_in_l2();
+    profile.l2.as_mut().expect("has one").get_gb_s = 0.05;
+    // Another prompt of which L1 has lost the tail, at the same time: all nine slots are for the first.
+    requests.push(request(50_000, &[(3, 110)], 1));
+    profile.l1_blocks = 36;
+    let tiers = run(&profile, "layers+l2", &requests).tiers.expect("a connector");
+    assert_eq!((tiers.refused_fetches, tiers.fetched_bytes), (1, 90_000));
+}
+
 #[test]
 fn slots_of_several_blocks_are_hit_as_a_whole() {
     let (mut profile, requests) = forgotten();
