@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 fn kvcache(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kvcache")).args(args).output().expect("the binary runs")
 }
@@ -74,6 +76,16 @@ fn the_same_command_prints_the_same_bytes() {
         "{text}"
     );
     assert_eq!(text.lines().count(), 2 + 3 + 6, "{text}");
+}
+
+/// What any change of the model changes. After a change that is meant, the file is what the command prints.
+#[test]
+fn a_golden_run() {
+    let share = ["workload", "share", "--preset", "toolbench", "--requests", "300", "--seed", "7"];
+    let path = file("golden.jsonl", &stdout(&kvcache(&share)));
+    let sizes = ["--gpu-blocks", "1200", "--l1-blocks", "2000", "--l2-blocks", "6000"];
+    let text = stdout(&simulate(&[&[path.as_str(), "--qps", "5"][..], &sizes].concat()));
+    assert_eq!(text, include_str!("data/simulate_golden.txt"), "{text}");
 }
 
 #[test]
@@ -215,6 +227,43 @@ fn a_calibrated_profile_predicts_what_it_was_made_of() {
     assert!(stderr(&output).contains("case `a`: `ttft_ms` is empty"), "{}", stderr(&output));
     let output = simulate(&["--calibrate", &good]);
     assert!(stderr(&output).contains("missing field `profile`"), "{}", stderr(&output));
+}
+
+/// What was measured of a real engine, with the bound that the document names.
+#[test]
+fn the_committed_measurements_are_predicted() {
+    for clock in ["cpu", "wall"] {
+        let measured =
+            |what: &str| format!("{REPOSITORY}/benches/results/2026-11-22-engine-model/{what}-{clock}.json");
+        let profile =
+            file(&format!("{clock}.json"), &stdout(&simulate(&["--calibrate", &measured("steps")])));
+        let cases = measured("cases");
+        let lines =
+            outcomes(&simulate(&["--predict", &cases, "--profile", &profile, "--within", "15", "--json"]));
+        assert_eq!(lines.len(), 6);
+    }
+}
+
+/// Every block of shell commands in the document, one after the other in one folder.
+#[test]
+fn the_commands_in_the_document_work() {
+    let document = std::fs::read_to_string(format!("{REPOSITORY}/docs/simulate.md")).expect("the document");
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulate-document");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let binaries = std::path::Path::new(env!("CARGO_BIN_EXE_kvcache")).parent().expect("a folder");
+    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
+    let blocks: Vec<&str> =
+        document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    assert!(!blocks.is_empty(), "the document has examples");
+    for block in blocks {
+        let output = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", block])
+            .current_dir(&folder)
+            .env("PATH", &path)
+            .output()
+            .expect("bash runs");
+        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]
