@@ -1,8 +1,8 @@
 //! The connector: L1 as the real [`Directory`] keeps it, and the links on both sides of it.
 //!
-//! Decisions are made as the planner of `kvcache-core` makes them: a hit is the leading run of ready slots; a request's new
-//! slots are stored as its prompt is computed, and it evicts at most a quarter of them; its hits are touched when the prompt's
-//! last slot is stored; fetches from L2 hold a quarter of the slots at most.
+//! Decisions are made as the planner of `kvcache-core` makes them: a hit is the leading run of ready slots; a
+//! request's new slots are stored as its prompt is computed, and it evicts at most a quarter of them; its hits are
+//! touched when the prompt's last slot is stored; fetches from L2 hold a quarter of the slots at most.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -204,10 +204,12 @@ impl<'a> Connector<'a> {
         }
     }
 
-    /// Whether a request of which the engine has `local_tokens` waits for what is on its way, instead of being admitted.
+    /// Whether a request of which the engine has `local_tokens` waits for what is on its way, instead of being
+    /// admitted.
     ///
-    /// It waits if all will be there within 1.25 times what computing takes, those before it included, and otherwise for
-    /// as long as computing takes, from when it is asked about first: the planner's rule for rates that it knows.
+    /// It waits if all will be there within 1.25 times what computing takes, those before it included, and
+    /// otherwise for as long as computing takes, from when it is asked about first: the planner's rule for rates
+    /// that it knows.
     pub(crate) fn waits(
         &mut self,
         slots: &mut RequestSlots,
@@ -279,8 +281,8 @@ impl<'a> Connector<'a> {
         usize::try_from(whole).unwrap_or(usize::MAX).min(slots.keys.len())
     }
 
-    /// What can be loaded of a request that is admitted now, beyond the engine's `local_tokens`; from now on it counts as
-    /// loaded in this step.
+    /// What can be loaded of a request that is admitted now, beyond the engine's `local_tokens`; from now on it
+    /// counts as loaded in this step.
     pub(crate) fn load(
         &mut self,
         slots: &mut RequestSlots,
@@ -340,7 +342,8 @@ impl<'a> Connector<'a> {
         }
     }
 
-    /// Stores what is new of a request of which `computed_tokens` are there after this step, `input_tokens` of them its prompt.
+    /// Stores what is new of a request of which `computed_tokens` are there after this step, `input_tokens` of them
+    /// its prompt.
     pub(crate) fn offload(
         &mut self,
         slots: &mut RequestSlots,

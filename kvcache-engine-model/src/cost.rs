@@ -6,8 +6,9 @@ use crate::time::from_us;
 
 /// Linear costs of a step.
 ///
-/// A forward pass reads the weights (the fixed part), multiplies them with every token, and lets every token attend to its
-/// context. A pass with prompts and answers reads the weights once: of both fixed parts the larger one counts.
+/// A forward pass reads the weights (the fixed part), multiplies them with every token, and lets every token attend
+/// to its context. A pass with prompts and answers reads the weights once: of both fixed parts the larger one
+/// counts.
 #[derive(Clone, Copy, PartialEq, Default, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeCost {

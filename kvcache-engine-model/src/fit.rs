@@ -36,9 +36,10 @@ pub struct Fitted {
 
 /// The costs, none of them negative, that explain the steps with the least squares of relative errors.
 ///
-/// Steps of prompts and steps of answers are fitted apart, three unknowns each: the step itself, a token, and a token's
-/// context. Steps with both are left out. What both kinds take at least becomes [`ComputeCost::step_us`]. Each of them needs
-/// steps that differ in what is unknown: chunks of several lengths and contexts, batches of several lengths.
+/// Steps of prompts and steps of answers are fitted apart, three unknowns each: the step itself, a token, and a
+/// token's context. Steps with both are left out. What both kinds take at least becomes [`ComputeCost::step_us`].
+/// Each of them needs steps that differ in what is unknown: chunks of several lengths and contexts, batches of
+/// several lengths.
 ///
 /// # Errors
 ///
@@ -106,8 +107,8 @@ fn dot(a: &[f64; 3], b: &[f64; 3]) -> f64 {
     a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
 
-/// Non-negative least squares of relative errors. The best solution is the ordinary one of some subset of the unknowns, with the
-/// others 0; with three unknowns all eight subsets are tried, which needs no library.
+/// Non-negative least squares of relative errors. The best solution is the ordinary one of some subset of the
+/// unknowns, with the others 0; with three unknowns all eight subsets are tried, which needs no library.
 fn non_negative(rows: &[Row]) -> [f64; 3] {
     // Columns of like size, so that the normal equations keep their digits.
     let mut scale = [0.0f64; 3];

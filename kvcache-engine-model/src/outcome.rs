@@ -88,7 +88,8 @@ pub struct Tiers {
     pub demoted_bytes: u64,
     /// Slots that left L1 to make room.
     pub evicted_slots: u64,
-    /// Slots that were not stored in L1: their request had used up its share, all were in use, or too much was on its way.
+    /// Slots that were not stored in L1: their request had used up its share, all were in use, or too much was on
+    /// its way.
     pub not_stored_slots: u64,
     /// Requests that did not wait for all that was on its way from L2.
     pub late_requests: u64,

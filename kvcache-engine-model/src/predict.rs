@@ -19,8 +19,8 @@ pub enum HitIn {
     L1,
 }
 
-/// Seconds to the last first token of `count` prompts of `prompt_tokens` that come together to an idle engine. The first
-/// `hit_tokens` of each are in a cache, as far as blocks or slots go; nothing else is shared.
+/// Seconds to the last first token of `count` prompts of `prompt_tokens` that come together to an idle engine. The
+/// first `hit_tokens` of each are in a cache, as far as blocks or slots go; nothing else is shared.
 ///
 /// # Errors
 ///

@@ -59,7 +59,9 @@ proptest! {
 
     /// Every request ends exactly once, with the tokens that were asked for, and nothing is kept of it but memories.
     #[test]
-    fn what_comes_ends(profile in profiles(), requests in requests(), setup in 0usize..Setup::ALL.len(), closed in 0u64..4) {
+    fn what_comes_ends(
+        profile in profiles(), requests in requests(), setup in 0usize..Setup::ALL.len(), closed in 0u64..4,
+    ) {
         let mut traffic = traffic(&profile, &requests);
         traffic.serve_at_a_time((closed > 0).then_some(closed));
         let outcome = checked(&profile, Setup::ALL[setup], &traffic);
@@ -81,7 +83,9 @@ proptest! {
     }
 
     #[test]
-    fn the_same_is_the_same_to_the_byte(profile in profiles(), requests in requests(), setup in 0usize..Setup::ALL.len()) {
+    fn the_same_is_the_same_to_the_byte(
+        profile in profiles(), requests in requests(), setup in 0usize..Setup::ALL.len(),
+    ) {
         let traffic = traffic(&profile, &requests);
         let json = |outcome: &Outcome| serde_json::to_string(outcome).expect("a value");
         let first = checked(&profile, Setup::ALL[setup], &traffic);

@@ -1,7 +1,7 @@
 //! Each mechanism against times that were worked out by hand.
 //!
-//! The tiny engine: blocks of 10 tokens, steps of at most 100 tokens that take 1,000 us, each prompt token 10 us, answers 500 us
-//! and 100 us each. A block has 10,000 bytes, which take 10 us on every link.
+//! The tiny engine: blocks of 10 tokens, steps of at most 100 tokens that take 1,000 us, each prompt token 10 us,
+//! answers 500 us and 100 us each. A block has 10,000 bytes, which take 10 us on every link.
 
 use std::num::NonZeroU64;
 
@@ -135,8 +135,8 @@ fn prompts_that_come_together_share_what_is_computed() {
 
 #[test]
 fn the_last_one_loses_its_blocks_and_computes_them_again() {
-    // Two sequences of 70 tokens, and room for 100. Both have 50 tokens after ten steps of answers; the first one then takes
-    // the last block of the second, and another one ten steps later.
+    // Two sequences of 70 tokens, and room for 100. Both have 50 tokens after ten steps of answers; the first one
+    // then takes the last block of the second, and another one ten steps later.
     let mut profile = tiny_profile();
     profile.gpu_blocks = 10;
     let requests = [request(0, &[(1, 40)], 30), request(0, &[(2, 40)], 30)];
@@ -218,8 +218,8 @@ fn a_store_is_behind_the_step_or_in_it() {
 
 #[test]
 fn blocks_that_are_being_stored_are_not_used_for_others() {
-    // The link needs 10 ms a block, and the engine's blocks are all held when the second prompt comes: it waits for the store
-    // of the first, which began when the first layer was computed.
+    // The link needs 10 ms a block, and the engine's blocks are all held when the second prompt comes: it waits for
+    // the store of the first, which began when the first layer was computed.
     let mut profile = tiny_profile();
     (profile.gpu_blocks, profile.host_link.from_device_gb_s) = (10, 0.001);
     let requests = [request(0, &[(1, 99)], 1), request(3000, &[(2, 60)], 1)];
@@ -234,8 +234,8 @@ fn blocks_that_are_being_stored_are_not_used_for_others() {
 /// A prompt that the engine and L1 have forgotten, and L2 has.
 fn only_in_l2() -> (Profile, Vec<Request>) {
     let (mut profile, mut requests) = forgotten();
-    // Each of the others stores ten blocks: its last one comes while those are on their way, and of the engine's twelve no
-    // more than a quarter may be held beside them. The last one's ten take the place of the first one's.
+    // Each of the others stores ten blocks: its last one comes while those are on their way, and of the engine's
+    // twelve no more than a quarter may be held beside them. The last one's ten take the place of the first one's.
     profile.l1_blocks = 40;
     let others = [3, 4, 5, 6].map(|stream| request(10_000 + stream * 3000, &[(stream, 110)], 1));
     requests.splice(1..2, others);
@@ -271,8 +271,8 @@ fn a_fetch_hides_behind_the_queue() {
     let long = request(49_000, &[(9, 100)], 1);
     requests.insert(requests.len() - 1, long);
     requests.last_mut().expect("not empty").timestamp_ms = Some(49.0);
-    // Nine slots of 200 us are on their way while the long prompt has the step of 2,000 us to itself, and 25 us more its
-    // blocks, until the last layer is stored. Without L2 the whole prompt follows.
+    // Nine slots of 200 us are on their way while the long prompt has the step of 2,000 us to itself, and 25 us
+    // more its blocks, until the last layer is stored. Without L2 the whole prompt follows.
     assert_eq!(last_ttft_us(&profile, "layers+l2", &requests), 2025.0 + LOAD_90_US);
     assert_eq!(last_ttft_us(&profile, "layers", &requests), 2025.0 + 1000.0 + 1000.0);
 }
@@ -293,7 +293,8 @@ fn a_fetch_that_takes_too_long_is_not_waited_for() {
     assert_eq!((late(&profile), l2_ttft(&profile)), (0, 1000.0 + 1000.0));
 }
 
-/// It asks once: a request that came while fetches held their quarter of L1 computes what L2 has, however long it waits.
+/// It asks once: a request that came while fetches held their quarter of L1 computes what L2 has, however long it
+/// waits.
 #[test]
 fn a_fetch_that_finds_no_room_is_not_asked_for_again() {
     let (mut profile, mut requests) = only_in_l2();

@@ -53,7 +53,8 @@ impl Traffic {
         }
     }
 
-    /// Adds a request. Turns of a session are pushed in their order. Memory: 4 bytes a block, and some 50 for each content.
+    /// Adds a request. Turns of a session are pushed in their order. Memory: 4 bytes a block, and some 50 for each
+    /// content.
     ///
     /// # Errors
     ///

@@ -20,8 +20,9 @@ use crate::trace_file::{self, BadLinesName};
 
 /// Serves a workload with a model of an engine, without a cache and with several, and compares the times.
 ///
-/// The engine batches continuously as vLLM does, and behind it are the real directory and eviction policies. What it costs is in a
-/// profile: a preset or a file of your own. docs/simulate.md says what is modelled and what is not.
+/// The engine batches continuously as vLLM does, and behind it are the real directory and eviction policies. What
+/// it costs is in a profile: a preset or a file of your own. docs/simulate.md says what is modelled and what is
+/// not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Workload file (docs/workloads.md), plain or compressed with zstd; `-` is the standard input.
@@ -42,7 +43,8 @@ pub(crate) struct Args {
     /// Seed of arrivals.
     #[arg(long, value_name = "NUMBER", default_value = "1")]
     seed: u64,
-    /// Sessions that are served at a time, each next one as soon as one has ended, instead of the times in the workload.
+    /// Sessions that are served at a time, each next one as soon as one has ended, instead of the times in the
+    /// workload.
     #[arg(long, value_name = "COUNT")]
     concurrency: Option<NonZeroU64>,
     /// Blocks of the engine's KV cache, instead of the profile's.

@@ -35,7 +35,8 @@ pub(super) fn text(profile: &Profile, traffic: &Traffic, runs: &[Run<'_>]) -> St
     let _ = writeln!(
         text,
         "\n\n{:>7} {:<9} {:>7}  {:>31}  {:>7}  {:>15}  {:>8}  {:>15}  {:>17}  {:>5} {:>6}\n\
-         {:>7} {:<9} {:>7}  {:>7} {:>7} {:>7} {:>7}  {:>7}  {:>7} {:>7}  {:>8}  {:>7} {:>7}  {:>5} {:>5} {:>5}  {:>5} {:>6}",
+         {:>7} {:<9} {:>7}  {:>7} {:>7} {:>7} {:>7}  {:>7}  {:>7} {:>7}  {:>8}  {:>7} {:>7}  \
+         {:>5} {:>5} {:>5}  {:>5} {:>6}",
         "offered",
         "set-up",
         "served",
@@ -71,7 +72,8 @@ pub(super) fn text(profile: &Profile, traffic: &Traffic, runs: &[Run<'_>]) -> St
         let share = |tokens: u64| 100.0 * tokens as f64 / outcome.input_tokens.max(1) as f64;
         let _ = writeln!(
             text,
-            "{offered:>7} {:<9} {:>7.2}  {} {} {} {}  {:>7.1}  {:>7.1} {:>7.1}  {:>8}  {:>7.0} {:>7.0}  {:>5.1} {:>5.1} {:>5.1}  {:>5} {:>6}{}",
+            "{offered:>7} {:<9} {:>7.2}  {} {} {} {}  {:>7.1}  {:>7.1} {:>7.1}  {:>8}  {:>7.0} {:>7.0}  \
+             {:>5.1} {:>5.1} {:>5.1}  {:>5} {:>6}{}",
             outcome.setup,
             outcome.served_per_s,
             time(outcome.ttft_s.mean),
