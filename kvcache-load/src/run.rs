@@ -169,7 +169,7 @@ pub(crate) async fn run_with<C: Connect + Clone + Send + Sync + 'static>(
     if options.check_model {
         tokio::select! {
             checked = models::check(&client, &options.body.model) => checked?,
-            () = &mut stop => return Ok((Statistics::new(options.slo).summary(0, false), End::Interrupted)),
+            () = &mut stop => return Ok((Statistics::new(options.slo).summary(0, None), End::Interrupted)),
         }
     }
     observer.start()?;
@@ -232,7 +232,8 @@ pub(crate) async fn run_with<C: Connect + Clone + Send + Sync + 'static>(
         }
     }
     let unfinished = counts.sent().saturating_sub(run.recorded);
-    Ok((run.statistics.summary(unfinished, options.pace.is_open()), end))
+    let offered_per_s = if options.pace.is_open() { counts.offered_per_s() } else { None };
+    Ok((run.statistics.summary(unfinished, offered_per_s), end))
 }
 
 struct Run<'a, O> {

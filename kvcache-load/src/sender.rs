@@ -36,14 +36,40 @@ pub(crate) struct Sender<C> {
 }
 
 /// What is counted where requests are sent. Each is a lone number, so that no order between them matters.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Counts {
     sent: AtomicU64,
+    /// Requests that were due, those of the warmup left out, and when the first and the last of them were.
+    due: AtomicU64,
+    due_first_us: AtomicU64,
+    due_last_us: AtomicU64,
     /// A request was not sent because the time was over.
     cut: AtomicBool,
 }
 
+impl Default for Counts {
+    fn default() -> Self {
+        let [sent, due, due_last_us] = [const { AtomicU64::new(0) }; 3];
+        Self { sent, due, due_first_us: AtomicU64::new(u64::MAX), due_last_us, cut: AtomicBool::new(false) }
+    }
+}
+
 impl Counts {
+    /// Requests a second that were due, from the first to the last, sent or not; `None` below two.
+    pub(crate) fn offered_per_s(&self) -> Option<f64> {
+        let count = self.due.load(Ordering::Relaxed);
+        let (first, last) =
+            (self.due_first_us.load(Ordering::Relaxed), self.due_last_us.load(Ordering::Relaxed));
+        // Between n times there are n - 1 gaps.
+        (last > first).then(|| (count - 1) as f64 / ((last - first) as f64 / 1e6))
+    }
+
+    fn count_due(&self, due_us: u64) {
+        self.due.fetch_add(1, Ordering::Relaxed);
+        self.due_first_us.fetch_min(due_us, Ordering::Relaxed);
+        self.due_last_us.fetch_max(due_us, Ordering::Relaxed);
+    }
+
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
@@ -107,6 +133,10 @@ impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
         .await
         .ok()?;
         self.until(due_us).await?;
+        let is_warmup = index < self.limits.warmup;
+        if !is_warmup {
+            self.counts.count_due(due_us);
+        }
         // Never closed.
         let permit = self.in_time(self.in_flight.acquire()).await?.ok()?;
         self.counts.sent.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +150,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
             session_id: request.session_id,
             turn: request.turn,
             class: request.class,
-            is_warmup: index < self.limits.warmup,
+            is_warmup,
             due_us,
             sent_us,
             ended_us,

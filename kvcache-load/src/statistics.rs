@@ -25,7 +25,6 @@ pub(crate) struct Statistics {
     output_tokens: u64,
     /// Tokens of prompts of whose answers the server said how much was cached, and how much that was.
     cached: Option<(u64, u64)>,
-    due: Option<(u64, u64)>,
     /// From the first that was sent to the last that ended.
     span: Option<(u64, u64)>,
     ttft: Distribution,
@@ -67,7 +66,7 @@ pub struct Summary {
     pub counted_by_parts: u64,
     /// From the first request's sending to the last one's end.
     pub duration_s: f64,
-    /// Requests a second that were due, from the first to the last; `None` in a closed loop.
+    /// Requests a second that were due, from the first to the last, sent or not; `None` in a closed loop.
     pub offered_per_s: Option<f64>,
     /// Answers a second.
     pub answered_per_s: f64,
@@ -121,7 +120,6 @@ impl Statistics {
         self.lag.record(lag_us as f64);
         self.late += u64::from(lag_us > LATE_US);
         self.retries += u64::from(record.retries);
-        widen(&mut self.due, record.due_us, record.due_us);
         widen(&mut self.span, record.sent_us, record.ended_us);
         let answered = match &record.outcome {
             Ok(answered) => answered,
@@ -175,14 +173,11 @@ impl Statistics {
         &self.ttft
     }
 
-    /// The result, of a run of which `unfinished` requests were under way when it was stopped. Requests of an open loop
-    /// have been offered at a rate.
-    pub(crate) fn summary(&self, unfinished: u64, is_open: bool) -> Summary {
+    /// The result, of a run of which `unfinished` requests were under way when it was stopped, and whose requests were due
+    /// at this rate.
+    pub(crate) fn summary(&self, unfinished: u64, offered_per_s: Option<f64>) -> Summary {
         let duration_s = self.span.map_or(0.0, |(from, to)| (to - from) as f64 / 1e6);
         let per_s = |count: u64| if duration_s > 0.0 { count as f64 / duration_s } else { 0.0 };
-        let requests = self.answered + self.failed;
-        // Between n times there are n - 1 gaps.
-        let offered = self.due.filter(|(from, to)| is_open && to > from);
         let good = self.slo.map(|_| self.good);
         Summary {
             answered: self.answered,
@@ -194,7 +189,7 @@ impl Statistics {
             short: self.short,
             counted_by_parts: self.uncounted,
             duration_s,
-            offered_per_s: offered.map(|(from, to)| (requests - 1) as f64 / ((to - from) as f64 / 1e6)),
+            offered_per_s,
             answered_per_s: per_s(self.answered),
             prompt_tokens: self.prompt_tokens,
             prompt_tokens_per_s: per_s(self.prompt_tokens),
@@ -246,7 +241,7 @@ mod tests {
     fn summary(slo: Option<&str>, records: impl Iterator<Item = Record>) -> Summary {
         let mut statistics = Statistics::new(slo.map(|slo| slo.parse().expect("limits")));
         records.for_each(|record| statistics.record(&record));
-        statistics.summary(0, true)
+        statistics.summary(0, Some(10.0))
     }
 
     fn assert_close(got: f64, expected: f64) {
@@ -280,7 +275,6 @@ mod tests {
     #[test]
     fn rates_and_tokens_are_counted() {
         let summary = summary(Some("ttft=150"), records(101));
-        assert_eq!(summary.offered_per_s, Some(10.0));
         // Sent at 0; the last one is due at 10 s, sent after 100 ms, and takes 200 + 4 * 101 ms.
         assert_eq!(summary.duration_s, 10.704);
         assert_eq!(summary.answered_per_s, 101.0 / 10.704);
@@ -315,17 +309,16 @@ mod tests {
             summary(None, records(10).map(|record| Record { is_warmup: record.index < 4, ..record }));
         assert_eq!((summary.warmup, summary.answered), (4, 6));
         assert_eq!(summary.ttft.expect("times").count, 6);
-        assert_eq!(summary.offered_per_s, Some(10.0));
     }
 
     #[test]
     fn nothing_has_a_summary_too() {
         let summary = summary(None, records(0));
-        assert_eq!((summary.duration_s, summary.answered_per_s, summary.offered_per_s), (0.0, 0.0, None));
+        assert_eq!((summary.duration_s, summary.answered_per_s), (0.0, 0.0));
         assert_eq!((summary.ttft, summary.cached_tokens, summary.good), (None, None, None));
         let mut statistics = Statistics::default();
         statistics.record(&answered(2000, &[3000]));
-        let summary = statistics.summary(3, false);
+        let summary = statistics.summary(3, None);
         assert_eq!((summary.unfinished, summary.offered_per_s, summary.tpot), (3, None, None));
     }
 

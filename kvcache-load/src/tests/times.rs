@@ -89,6 +89,20 @@ async fn requests_that_could_not_be_sent_count_their_wait() {
     assert_eq!(run.summary.good, Some(0));
 }
 
+/// Whatever becomes of them, and whether they could be sent or not.
+#[tokio::test(start_paused = true)]
+async fn the_offered_rate_is_that_of_all_that_were_due() {
+    let one = LoadOptions { in_flight_max: 1, warmup: 3, ..options() };
+    let hangs = |asked: &Asked| if asked.number < 5 { planned(asked) } else { vec![Step::Hang] };
+    let stop = tokio::time::sleep(ms(3010));
+    let run =
+        run_until(connector(hangs), &one, shaped(1000, "constant:20"), &mut Seen::default(), stop).await;
+    let run = run.expect("a run");
+    assert_eq!((run.summary.answered, run.summary.unfinished), (2, 1));
+    let offered_per_s = run.summary.offered_per_s.expect("a rate");
+    assert!((offered_per_s - 20.0).abs() < 1e-9, "{offered_per_s}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_warmup_is_sent_and_not_counted() {
     let warm = LoadOptions { warmup: 15, ..options() };
