@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use server::{Asked, Step, answer, models, part, response, stream_head, token};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -256,7 +256,7 @@ fn the_time_of_a_run_can_be_bounded() {
     let path = folder.join("endless.jsonl");
     let line = |index: u64| format!("{{\"timestamp\": {}, \"prompt\": \"hi\"}}\n", index * 3_600_000);
     std::fs::write(&path, (0..3).map(line).collect::<String>()).expect("written");
-    let output = server.load(&path, &["--json", "--duration", "1.5", "--output-tokens", "3"]);
+    let output = server.load(&path, &["--json", "--duration", "3", "--output-tokens", "3"]);
     let summary = object(&output);
     assert!(output.status.success());
     assert_eq!((&summary["partial"], &summary["end"]), (&json!(true), &json!("duration")));
@@ -302,11 +302,11 @@ fn nothing_is_sent_where_it_would_be_in_vain() {
         (text(&output.stderr), out.exists())
     };
     let url = server.url();
-    let unbound = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address")
-    };
-    let (error, begun) = refused(&format!("http://{unbound}"), &[]);
+    // Bound and not listened on: connections are refused, and nobody else can have the port.
+    let unbound = TcpSocket::new_v4().expect("a socket");
+    unbound.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let unbound_address = unbound.local_addr().expect("an address");
+    let (error, begun) = refused(&format!("http://{unbound_address}"), &[]);
     assert!(!begun, "results of before are not overwritten");
     assert!(error.contains("/v1/models: ") && error.contains("refused"), "{error}");
     assert!(error.contains("is the address right, and the server running?"), "{error}");
