@@ -47,14 +47,15 @@ pub(crate) async fn drive<C>(sender: Arc<Sender<C>>, source: Source, pace: Pace)
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
-    match pace {
-        Pace::Timestamps => at_timestamps(sender, source).await,
-        Pace::Think => begin_at_timestamps(sender, source.sessions().await?).await,
-        Pace::Closed(concurrency) => {
-            so_many_at_a_time(sender, source.sessions().await?, concurrency.get()).await;
-            Ok(())
-        }
-    }
+    let mut tasks = JoinSet::new();
+    let result = match pace {
+        Pace::Timestamps => at_timestamps(&sender, source, &mut tasks).await,
+        Pace::Think => begin_at_timestamps(&sender, source, &mut tasks).await,
+        Pace::Closed(concurrency) => so_many_at_a_time(&sender, source, concurrency.get(), &mut tasks).await,
+    };
+    // Also after an error: what is under way is answered all the same.
+    while tasks.join_next().await.is_some() {}
+    result
 }
 
 /// A request that was read.
@@ -68,36 +69,21 @@ struct Job {
 /// The turns that wait for the end of an earlier one. Sessions of which none is under way are not in it.
 type Waiting = Arc<Mutex<HashMap<String, VecDeque<Job>>>>;
 
-async fn at_timestamps<C>(sender: Arc<Sender<C>>, mut source: Source) -> Result<(), Error>
+async fn at_timestamps<C>(
+    sender: &Arc<Sender<C>>,
+    mut source: Source,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
     let places = sender.in_flight_max().saturating_add(WAITING_MAX).min(Semaphore::MAX_PERMITS);
     let places = Arc::new(Semaphore::new(places));
     let waiting = Waiting::default();
-    let mut tasks = JoinSet::new();
     let mut clock = TraceClock::default();
-    let mut result = Ok(());
-    loop {
-        let indexed = match source.next().await {
-            Ok(Some(indexed)) => indexed,
-            Ok(None) => break,
-            Err(error) => {
-                // What is under way is answered all the same.
-                result = Err(error);
-                break;
-            }
-        };
-        let due_us = match clock.due_us(&indexed) {
-            Ok(due_us) => due_us,
-            Err(error) => {
-                result = Err(error.into());
-                break;
-            }
-        };
-        if sender.until(due_us.saturating_sub(AHEAD_US)).await.is_none() {
-            break;
-        }
+    while let Some(indexed) = source.next().await? {
+        let due_us = clock.due_us(&indexed)?;
+        let Some(()) = sender.until(due_us.saturating_sub(AHEAD_US)).await else { break };
         // Never closed.
         let Some(Ok(place)) = sender.in_time(Arc::clone(&places).acquire_owned()).await else { break };
         while tasks.try_join_next().is_some() {}
@@ -110,10 +96,9 @@ where
             }
             waiting.insert(session_id.clone(), VecDeque::new());
         }
-        tasks.spawn(turns(Arc::clone(&sender), Arc::clone(&waiting), job));
+        tasks.spawn(turns(Arc::clone(sender), Arc::clone(&waiting), job));
     }
-    while tasks.join_next().await.is_some() {}
-    result
+    Ok(())
 }
 
 /// Sends a request and then the turns of its session that have come meanwhile.
@@ -138,57 +123,59 @@ where
     }
 }
 
-async fn begin_at_timestamps<C>(sender: Arc<Sender<C>>, sessions: Vec<Vec<Indexed>>) -> Result<(), Error>
+async fn begin_at_timestamps<C>(
+    sender: &Arc<Sender<C>>,
+    source: Source,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
-    let mut tasks = JoinSet::new();
     let mut clock = TraceClock::default();
-    let mut result = Ok(());
-    for turns in sessions {
+    for turns in source.sessions().await? {
         // A session is never empty.
         let Some(first) = turns.first() else { continue };
-        let due_us = match clock.due_us(first) {
-            Ok(due_us) => due_us,
-            Err(error) => {
-                result = Err(error.into());
-                break;
-            }
-        };
-        if sender.until(due_us.saturating_sub(AHEAD_US)).await.is_none() {
-            break;
-        }
+        let due_us = clock.due_us(first)?;
+        let Some(()) = sender.until(due_us.saturating_sub(AHEAD_US)).await else { break };
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(session(Arc::clone(&sender), turns, due_us));
+        let sender = Arc::clone(sender);
+        tasks.spawn(async move {
+            // Whether the time was over is counted where that is found.
+            session(&sender, turns, due_us).await;
+        });
     }
-    while tasks.join_next().await.is_some() {}
-    result
+    Ok(())
 }
 
-async fn so_many_at_a_time<C>(sender: Arc<Sender<C>>, sessions: Vec<Vec<Indexed>>, concurrency: usize)
+async fn so_many_at_a_time<C>(
+    sender: &Arc<Sender<C>>,
+    source: Source,
+    concurrency: usize,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Error>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
+    let sessions = source.sessions().await?;
     let places = concurrency.min(sessions.len());
     let sessions = Arc::new(Mutex::new(sessions.into_iter()));
-    let mut tasks = JoinSet::new();
     for _ in 0..places {
-        let (sender, sessions) = (Arc::clone(&sender), Arc::clone(&sessions));
+        let (sender, sessions) = (Arc::clone(sender), Arc::clone(&sessions));
         tasks.spawn(async move {
             loop {
                 let Some(turns) = sessions.lock().next() else { return };
                 let due_us = sender.now_us();
-                if session(Arc::clone(&sender), turns, due_us).await.is_none() {
+                if session(&sender, turns, due_us).await.is_none() {
                     return;
                 }
             }
         });
     }
-    while tasks.join_next().await.is_some() {}
+    Ok(())
 }
 
 /// Sends the turns of a session, each after a pause for thought. `None` if the time was over before.
-async fn session<C>(sender: Arc<Sender<C>>, turns: Vec<Indexed>, mut due_us: u64) -> Option<()>
+async fn session<C>(sender: &Sender<C>, turns: Vec<Indexed>, mut due_us: u64) -> Option<()>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
