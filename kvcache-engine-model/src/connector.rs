@@ -521,7 +521,7 @@ impl<'a> Connector<'a> {
     #[cfg(test)]
     pub(crate) fn check_at_rest(&self) {
         let stats = self.directory.stats();
-        assert_eq!((self.held_blocks, stats.filling, stats.draining), (0, 0, 0));
+        assert_eq!((self.held_blocks, stats.filling, stats.draining, stats.pinned), (0, 0, 0, 0));
         assert_eq!(stats.free + stats.ready, self.profile.l1_slots() as usize);
         assert_eq!(self.next_ns(), None);
     }

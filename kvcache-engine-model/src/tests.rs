@@ -152,6 +152,31 @@ fn the_last_one_loses_its_blocks_and_computes_them_again() {
 }
 
 #[test]
+fn who_lost_its_blocks_is_the_next_to_be_admitted() {
+    // As above, and a third one that would fit as soon as the second has lost its blocks: it has come later.
+    let mut profile = tiny_profile();
+    profile.gpu_blocks = 10;
+    let requests = [request(0, &[(1, 40)], 30), request(0, &[(2, 40)], 30), request(5000, &[(3, 40)], 1)];
+    let first_ends = 1800.0 + 10.0 * 1700.0 + 19.0 * 1600.0;
+    let outcome = run(&profile, "prefix", &requests);
+    assert_eq!(slowest_us(&outcome).0, first_ends + 1000.0 + (21.0 + 40.0) * 10.0 - 5000.0);
+}
+
+#[test]
+fn what_is_hit_stays_longer_in_l1() {
+    let (mut profile, mut requests) = forgotten();
+    profile.l1_blocks = 44;
+    // The first prompt comes again with something new behind it; its slots are then younger than those of the second,
+    // seven of which leave for the last of the others.
+    requests.truncate(2);
+    requests.push(request(20_000, &[(1, 100), (7, 10)], 1));
+    requests.extend([3, 4, 5].map(|stream| request(20_000 + stream * 3000, &[(stream, 110)], 1)));
+    requests.push(request(50_000, &[(1, 100)], 1));
+    let hits = run(&profile, "layers", &requests).hit_tokens;
+    assert_eq!(hits.device + hits.l1, 100 + 90);
+}
+
+#[test]
 fn what_can_never_run_is_refused_and_counted() {
     let mut profile = tiny_profile();
     profile.gpu_blocks = 10;
