@@ -311,7 +311,7 @@ const WIDTHS: [f64; AGES] = {
 // Chosen once, over all traces in `benches/traces` at 18 capacities from 0.5 % to 50 % of the distinct blocks.
 
 /// The hazard before anything is learnt: each doubling of the wait has an equal share of the uses.
-const PRIOR_HAZARD: f64 = 0.1;
+const PRIOR_HAZARD: f64 = 0.18;
 /// How many keys it counts as much as, at each age.
 const PRIOR_SAMPLES: f64 = 300.0;
 /// How much likelier a use is, by uses so far, than of all blocks.
