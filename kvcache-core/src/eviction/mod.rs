@@ -6,8 +6,8 @@
 //!
 //! | name | policy | for |
 //! |---|---|---|
-//! | `default`, `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | everything |
-//! | `hit-density` | [`HitDensity`]: expected hits per slot and time, learnt from the traffic | caches that hold a small share of the traffic |
+//! | `hit-density` | [`HitDensity`]: expected hits per slot and time, learnt from the traffic | planners, which need not store every block: their `default` |
+//! | `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | caches that store all that they are given: their `default` |
 //! | `lru` | [`Lru`] | comparison |
 //! | `s3fifo-fixed` | [`S3FifoFixed`]: S3-FIFO with the published 10 % small queue | comparison |
 //!

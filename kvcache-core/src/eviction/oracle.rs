@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::{Candidate, EvictionPolicy, Lru, S3Fifo, S3FifoFixed, SlotId};
+use super::hit_density::{Class, Ghosts, Seen, Worth};
+use super::{Candidate, EvictionPolicy, HitDensity, Lru, Place, S3Fifo, S3FifoFixed, SlotId};
 use crate::BlockKey;
 
 /// A queue as it would be drawn on paper: the oldest slot is at the back.
@@ -212,6 +213,155 @@ impl Oracle for NaiveS3Fifo {
     }
 }
 
+/// The rules of [`HitDensity`] on one plain list: every victim is looked for among all blocks. What a block is worth and
+/// what ghosts remember is taken from the policy's own parts, which have tests of their own.
+struct NaiveHitDensity {
+    /// Used latest first; a pinned block that a search met counts as used for its place, not for its age.
+    blocks: Vec<NaiveBlock>,
+    worth: Worth,
+    ghosts: Ghosts,
+    clock: u32,
+}
+
+struct NaiveBlock {
+    slot: u32,
+    hash: u32,
+    uses: u8,
+    class: Class,
+    last_use: u32,
+}
+
+impl NaiveHitDensity {
+    fn new(slots: u32) -> Self {
+        Self {
+            blocks: Vec::new(),
+            worth: Worth::new(slots),
+            ghosts: Ghosts::new(6 * slots as usize, slots),
+            clock: 0,
+        }
+    }
+
+    /// Uses and class after one more use.
+    fn next_use(&self, before: Option<(u8, u32)>) -> (u8, Class) {
+        match before {
+            None => (1, self.worth.class(1, None)),
+            Some((uses, last_use)) => {
+                let uses = (uses + 1).min(9);
+                (uses, self.worth.class(uses, Some(self.clock.wrapping_sub(last_use))))
+            }
+        }
+    }
+
+    fn known(&self, hash: u32) -> Option<(u8, u32)> {
+        self.ghosts.get(hash, self.clock).map(|seen| (seen.note & 15, seen.at))
+    }
+
+    fn use_now(&mut self, slot: u32, hash: u32, (uses, class): (u8, Class)) {
+        self.blocks.insert(0, NaiveBlock { slot, hash, uses, class, last_use: self.clock });
+        self.worth.used(hash, class, self.clock);
+    }
+
+    fn pass_by(&mut self, key: u64) {
+        let hash = short_hash(key);
+        self.clock += 1;
+        let (uses, class) = self.next_use(self.known(hash));
+        self.ghosts.put(hash, Seen { note: uses | 16, at: self.clock });
+        self.worth.used(hash, class, self.clock);
+    }
+
+    /// The index of the block that leaves; `Err` if the newcomer is not worth more.
+    fn find(&mut self, newcomer: f64, candidate: &dyn Fn(u32) -> Candidate) -> Result<Option<usize>, ()> {
+        let now = self.clock;
+        let value = |block: &NaiveBlock, worth: &Worth| {
+            let age = now.wrapping_sub(block.last_use);
+            (worth.of(block.class, age), age)
+        };
+        // Slots of each class from the oldest to the latest: the search sees no block before the older ones of its class.
+        let mut queues: Vec<Vec<u32>> = Class::ALL
+            .iter()
+            .map(|class| self.blocks.iter().rev().filter(|b| b.class == *class).map(|b| b.slot).collect())
+            .collect();
+        let mut parents = Vec::new();
+        loop {
+            let mut poorest: Option<(usize, usize, f64, u32)> = None;
+            for (class, queue) in queues.iter().enumerate() {
+                let Some(slot) = queue.first() else { continue };
+                let at = self.blocks.iter().position(|block| block.slot == *slot).expect("it is in the list");
+                let (worth, age) = value(&self.blocks[at], &self.worth);
+                if poorest
+                    .is_none_or(|(_, _, least, oldest)| worth < least || (worth == least && age > oldest))
+                {
+                    poorest = Some((class, at, worth, age));
+                }
+            }
+            let Some((class, at, worth, _)) = poorest else { break };
+            match candidate(self.blocks[at].slot) {
+                Candidate::Leaf if worth >= newcomer => return Err(()),
+                Candidate::Leaf => return Ok(Some(at)),
+                Candidate::HasChildren => parents.push((self.blocks[at].slot, worth)),
+                Candidate::Pinned => {
+                    let block = self.blocks.remove(at);
+                    self.blocks.insert(0, block);
+                }
+            }
+            // No class has so many blocks that the bound of the search shows.
+            queues[class].remove(0);
+        }
+        match parents.first() {
+            Some((_, worth)) if *worth >= newcomer => Err(()),
+            Some((slot, _)) => Ok(self.blocks.iter().position(|block| block.slot == *slot)),
+            None => Ok(None),
+        }
+    }
+
+    fn take_out(&mut self, at: usize) -> u32 {
+        let block = self.blocks.remove(at);
+        self.ghosts.put(block.hash, Seen { note: block.uses, at: block.last_use });
+        block.slot
+    }
+
+    fn evict_for(&mut self, key: u64, candidate: &dyn Fn(u32) -> Candidate) -> Place {
+        let (_, class) = self.next_use(self.known(short_hash(key)));
+        match self.find(self.worth.of(class, 0), candidate) {
+            Err(()) => Place::NotWorth,
+            Ok(None) => Place::None,
+            Ok(Some(at)) => Place::Victim(SlotId(self.take_out(at))),
+        }
+    }
+}
+
+impl Oracle for NaiveHitDensity {
+    fn insert(&mut self, slot: u32, key: u64) {
+        let hash = short_hash(key);
+        self.clock += 1;
+        let next = self.next_use(self.known(hash));
+        self.ghosts.take(hash, self.clock);
+        self.use_now(slot, hash, next);
+    }
+
+    fn touch(&mut self, slot: u32) {
+        let Some(at) = self.blocks.iter().position(|block| block.slot == slot) else { return };
+        let block = self.blocks.remove(at);
+        self.clock += 1;
+        let next = self.next_use(Some((block.uses, block.last_use)));
+        self.use_now(slot, block.hash, next);
+    }
+
+    fn remove(&mut self, slot: u32) {
+        self.blocks.retain(|block| block.slot != slot);
+    }
+
+    fn evict(&mut self, candidate: &dyn Fn(u32) -> Candidate) -> Option<u32> {
+        let at = self.find(f64::INFINITY, candidate).expect("everything is worth less than infinity")?;
+        Some(self.take_out(at))
+    }
+}
+
+/// As [`block_key`] makes it of a key.
+fn short_hash(key: u64) -> u32 {
+    block_key(key).short_hash() as u32
+}
+
 /// The rules of [`S3FifoFixed`] without pins and children: the pseudo-code of the paper, promotion after one use.
 struct NaiveS3FifoFixed {
     small: Queue,
@@ -327,15 +477,68 @@ fn compare(
                 };
                 if let Some(slot) = slot {
                     keys[slot as usize] = Some(key);
-                    // Shifted: the lowest bit of a key is not part of its fingerprint.
-                    let mut bytes = [0; BlockKey::BYTES];
-                    bytes[..8].copy_from_slice(&((key + 1) << 1).to_le_bytes());
-                    policy.insert(SlotId(slot), BlockKey(bytes));
+                    policy.insert(SlotId(slot), block_key(key));
                     oracle.insert(slot, key);
                 }
             }
         }
         prop_assert_eq!(policy.len(), keys.iter().flatten().count());
+    }
+    Ok(())
+}
+
+/// Shifted: the lowest bit of a key is not part of its fingerprint in S3-FIFO's ghosts.
+fn block_key(key: u64) -> BlockKey {
+    let mut bytes = [0; BlockKey::BYTES];
+    bytes[..8].copy_from_slice(&((key + 1) << 1).to_le_bytes());
+    BlockKey(bytes)
+}
+
+/// As [`compare`], where a cache asks whether a key is worth storing.
+fn compare_admission(slots: u32, operations: &[Operation]) -> Result<(), TestCaseError> {
+    let mut policy = HitDensity::new(slots);
+    let mut oracle = NaiveHitDensity::new(slots);
+    let mut worth = vec![Candidate::Leaf; SLOTS_MAX as usize];
+    let mut keys: Vec<Option<u64>> = vec![None; slots as usize];
+    for operation in operations {
+        match *operation {
+            Operation::Mark(slot, candidate) => worth[slot as usize] = candidate,
+            Operation::Remove(key) => {
+                if let Some(slot) = keys.iter().position(|held| *held == Some(key)) {
+                    keys[slot] = None;
+                    policy.remove(SlotId(slot as u32));
+                    oracle.remove(slot as u32);
+                }
+            }
+            Operation::Use(key) => {
+                if let Some(slot) = keys.iter().position(|held| *held == Some(key)) {
+                    policy.touch(SlotId(slot as u32));
+                    oracle.touch(slot as u32);
+                    continue;
+                }
+                let place = match keys.iter().position(Option::is_none) {
+                    Some(free) => Place::Victim(SlotId(free as u32)),
+                    None => {
+                        let place = policy.evict_for(&block_key(key), &mut |slot| worth[slot.index()]);
+                        let expected = oracle.evict_for(key, &|slot| worth[slot as usize]);
+                        prop_assert_eq!(place, expected);
+                        place
+                    }
+                };
+                match place {
+                    Place::Victim(slot) => {
+                        keys[slot.index()] = Some(key);
+                        policy.insert(slot, block_key(key));
+                        oracle.insert(slot.0, key);
+                    }
+                    Place::NotWorth => {
+                        policy.pass_by(&block_key(key));
+                        oracle.pass_by(key);
+                    }
+                    Place::None => {}
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -359,6 +562,20 @@ proptest! {
         slots in 1..SLOTS_MAX, operations in operations(any_candidate())
     ) {
         compare(slots, &mut S3Fifo::new(slots), &mut NaiveS3Fifo::new(slots), &operations)?;
+    }
+
+    #[test]
+    fn hit_density_chooses_the_victims_of_a_plain_list(
+        slots in 1..SLOTS_MAX, operations in operations(any_candidate())
+    ) {
+        compare(slots, &mut HitDensity::new(slots), &mut NaiveHitDensity::new(slots), &operations)?;
+    }
+
+    #[test]
+    fn hit_density_stores_what_is_worth_it_on_a_plain_list(
+        slots in 1..SLOTS_MAX, operations in operations(any_candidate())
+    ) {
+        compare_admission(slots, &operations)?;
     }
 
     #[test]

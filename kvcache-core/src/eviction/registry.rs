@@ -15,6 +15,7 @@ pub type PolicyConstructor = fn(slot_count: u32) -> Box<dyn EvictionPolicy>;
 ///
 /// let registry = PolicyRegistry::with_builtin();
 /// assert_eq!(registry.build("default", 1024)?.name(), "s3fifo");
+/// assert_eq!(PolicyRegistry::for_planner().build("default", 1024)?.name(), "hit-density");
 /// assert!(registry.build("s3-fifo", 1024).is_err_and(|error| error.to_string().contains("did you mean `s3fifo`?")));
 /// # Ok::<(), kvcache_core::eviction::PolicyError>(())
 /// ```
@@ -27,7 +28,7 @@ impl PolicyRegistry {
     /// The name of the policy that is used where none is named.
     pub const DEFAULT: &str = "default";
 
-    /// The policies of this crate.
+    /// The policies of this crate. The default is the best one for caches that store whatever they are given.
     pub fn with_builtin() -> Self {
         let builtin: [(&str, PolicyConstructor); 5] = [
             (Self::DEFAULT, |slot_count| Box::new(S3Fifo::new(slot_count))),
@@ -39,6 +40,15 @@ impl PolicyRegistry {
             }),
         ];
         Self { constructors: builtin.map(|(name, make)| (name.to_owned(), make)).into() }
+    }
+
+    /// The same for a [planner](crate::planner), which asks whether a block is [worth storing](super::Place::NotWorth):
+    /// the default is the best one where that may be answered with no.
+    pub fn for_planner() -> Self {
+        let mut registry = Self::with_builtin();
+        let make: PolicyConstructor = |slot_count| Box::new(HitDensity::new(slot_count));
+        registry.constructors.insert(Self::DEFAULT.to_owned(), make);
+        registry
     }
 
     /// Adds a policy under a new name.

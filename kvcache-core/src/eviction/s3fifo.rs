@@ -1,4 +1,4 @@
-//! S3-FIFO with a small queue that adapts: the default policy.
+//! S3-FIFO with a small queue that adapts: the default policy where everything is stored.
 
 use super::age_ratio::AgeRatio;
 use super::ghost::{Fingerprint, Ghost, Origin};

@@ -9,7 +9,7 @@ use super::*;
 use crate::BlockKey;
 use crate::block_key::HashAlgorithm;
 use crate::directory::{FillId, Resident};
-use crate::eviction::{Candidate, Lru};
+use crate::eviction::{Candidate, Lru, Place};
 use crate::plan::Job;
 use crate::report::{Hello, JobEnd};
 
@@ -574,6 +574,26 @@ fn a_request_evicts_its_share_over_its_life_and_the_rest_is_counted() {
     assert_eq!(store(&mut planner, 3, 2)[0].stored, [0, 1]);
 }
 
+/// Free slots are taken; where a victim is worth more, the rest of the request is left out, its later chunks too, and
+/// the policy learns of all that was missing. Another request is judged for itself.
+#[test]
+fn what_is_not_worth_its_room_is_not_stored_and_counted() {
+    let (mut planner, told) = witnessed_with(3);
+    add(&mut planner, "a", 2, 4);
+    for (computed, held) in [(8, vec![11]), (12, vec![]), (16, vec![])] {
+        let offloading = planner.offload("a", computed, &table(11..15));
+        assert_eq!(offloading.held, held, "after {computed} tokens");
+        assert_eq!(offloading.next_tokens, computed + BLOCK, "the connector goes on as ever");
+        offloading.job.map(|job| end(&mut planner, job, true));
+    }
+    assert_eq!(told(), ["missed 2.1", "+2.0", "missed 2.2", "missed 2.3"]);
+    let stats = planner.directory().unwrap().stats();
+    assert_eq!((stats.not_worth, stats.evicted, stats.refused, stats.ready), (3, 0, 0, 3));
+    add(&mut planner, "b", 3, 1);
+    assert!(planner.offload("b", 4, &table(21..22)).held.is_empty());
+    assert_eq!(told(), ["missed 3.0"]);
+}
+
 /// The blocks of a load that failed leave free slots, which cost nobody anything.
 #[test]
 fn after_a_failed_load_a_request_stores_again_though_its_share_is_used() {
@@ -590,7 +610,8 @@ fn after_a_failed_load_a_request_stores_again_though_its_share_is_used() {
     assert_eq!(planner.offload("a", 24, &table(1..7)).held, [1, 2, 3]);
 }
 
-/// A policy that writes down what it is told, as `+document.block` and `touch document.block`.
+/// A policy that writes down what it is told, as `+document.block`, `touch document.block` and `missed document.block`.
+/// It deems no block worth a victim.
 struct Witness {
     lru: Lru,
     names: HashMap<SlotId, String>,
@@ -603,16 +624,18 @@ impl EvictionPolicy for Witness {
     }
 
     fn insert(&mut self, slot: SlotId, key: BlockKey) {
-        let namespace = Namespace::of_text("test");
-        let (document, block) = (0..10)
-            .flat_map(|document| (0..10).map(move |block| (document, block)))
-            .find(|(document, block)| {
-                BlockKey::from_engine_hash(&namespace, 0, &hash(*document, *block), &[]) == key
-            })
-            .unwrap();
-        self.told.lock().push(format!("+{document}.{block}"));
-        self.names.insert(slot, format!("{document}.{block}"));
+        let name = name(&key);
+        self.told.lock().push(format!("+{name}"));
+        self.names.insert(slot, name);
         self.lru.insert(slot, key);
+    }
+
+    fn pass_by(&mut self, key: &BlockKey) {
+        self.told.lock().push(format!("missed {}", name(key)));
+    }
+
+    fn evict_for(&mut self, _: &BlockKey, _: &mut dyn FnMut(SlotId) -> Candidate) -> Place {
+        Place::NotWorth
     }
 
     fn touch(&mut self, slot: SlotId) {
@@ -641,8 +664,25 @@ impl EvictionPolicy for Witness {
     }
 }
 
+/// `document.block` of one of the first ten blocks of the first ten documents.
+fn name(key: &BlockKey) -> String {
+    let namespace = Namespace::of_text("test");
+    let (document, block) = (0..10)
+        .flat_map(|document| (0..10).map(move |block| (document, block)))
+        .find(|(document, block)| {
+            BlockKey::from_engine_hash(&namespace, 0, &hash(*document, *block), &[]) == *key
+        })
+        .unwrap();
+    format!("{document}.{block}")
+}
+
 /// A planner that holds the first two blocks of document 1, and takes what the policy was told since the last call.
 fn witnessed() -> (Planner, impl Fn() -> Vec<String>) {
+    witnessed_with(16)
+}
+
+/// The same of so many slots.
+fn witnessed_with(slots: u32) -> (Planner, impl Fn() -> Vec<String>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let witness = Arc::clone(&told);
     let mut planner = Planner::new(
@@ -651,7 +691,7 @@ fn witnessed() -> (Planner, impl Fn() -> Vec<String>) {
             Box::new(Witness { lru: Lru::new(slots), names: HashMap::new(), told: Arc::clone(&witness) })
         }),
     );
-    planner.absorb(&hello(0, 16));
+    planner.absorb(&hello(0, slots));
     store(&mut planner, 1, 2);
     told.lock().clear();
     (planner, move || std::mem::take(&mut *told.lock()))

@@ -1,6 +1,6 @@
 //! Remembers the past of keys that are not here, in four bytes each.
 //!
-//! A set-associative table as [`recent`](super::recent) is, of sixteen entries a set. An entry is made small by knowing
+//! A set-associative table like [`Recent`](super::recent), with sixteen entries a set. An entry is made small by knowing
 //! less: 16 bits of the key's hash beside those that name the set, and the time in steps of about a sixteenth of the
 //! slot count, which is as fine as the [classes](super::worth::Class) that are made of it. More keys in the same memory are worth
 //! more than either.
@@ -14,7 +14,7 @@ use super::recent::Seen;
 ///
 /// Every operation looks at one set, which is one cache line. Memory: 4 bytes an entry.
 #[derive(Debug)]
-pub(super) struct Ghosts {
+pub(in crate::eviction) struct Ghosts {
     sets: Vec<Set>,
     /// Binary logarithm of the accesses in a step of time.
     step_log2: u32,
@@ -55,7 +55,7 @@ impl Entry {
 
 impl Ghosts {
     /// Room for `entries` keys, rounded up to whole sets, beside `slot_count` slots.
-    pub(super) fn new(entries: usize, slot_count: u32) -> Self {
+    pub(in crate::eviction) fn new(entries: usize, slot_count: u32) -> Self {
         Self {
             sets: vec![Set::default(); entries.div_ceil(WAYS).max(1)],
             step_log2: (slot_count / STEPS_A_SLOT_COUNT).max(1).ilog2(),
@@ -63,13 +63,13 @@ impl Ghosts {
     }
 
     /// What is known `now` of the key with this hash. Its time is right to a step; after 2,048 of them it seems recent.
-    pub(super) fn get(&self, hash: u32, now: u32) -> Option<Seen> {
+    pub(in crate::eviction) fn get(&self, hash: u32, now: u32) -> Option<Seen> {
         let set = &self.sets[self.home(hash)].0;
         set.iter().find(|entry| entry.is_of(hash)).map(|entry| self.seen(*entry, now))
     }
 
     /// Takes note of the key. Where its set is full, the key of the set that was noted longest ago is forgotten.
-    pub(super) fn put(&mut self, hash: u32, seen: Seen) {
+    pub(in crate::eviction) fn put(&mut self, hash: u32, seen: Seen) {
         let home = self.home(hash);
         let entry = Entry::new(hash, seen.at >> self.step_log2, seen.note);
         let set = &mut self.sets[home].0;
@@ -79,7 +79,7 @@ impl Ghosts {
     }
 
     /// What is known `now` of the key, which is forgotten.
-    pub(super) fn take(&mut self, hash: u32, now: u32) -> Option<Seen> {
+    pub(in crate::eviction) fn take(&mut self, hash: u32, now: u32) -> Option<Seen> {
         let home = self.home(hash);
         let set = &mut self.sets[home].0;
         let entry = set.iter().position(|entry| entry.is_of(hash))?;
@@ -88,7 +88,7 @@ impl Ghosts {
         Some(self.seen(taken, now))
     }
 
-    pub(super) fn metadata_bytes(&self) -> usize {
+    pub(in crate::eviction) fn metadata_bytes(&self) -> usize {
         self.sets.capacity() * size_of::<Set>()
     }
 

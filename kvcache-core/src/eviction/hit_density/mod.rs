@@ -4,9 +4,10 @@ mod ghosts;
 mod recent;
 mod worth;
 
-use ghosts::Ghosts;
-use recent::Seen;
-use worth::{CLASSES, Class, USES_MAX, Worth};
+pub(super) use ghosts::Ghosts;
+pub(super) use recent::Seen;
+use worth::{CLASSES, USES_MAX};
+pub(super) use worth::{Class, Worth};
 
 use super::list::SlotLists;
 use super::{Candidate, EvictionPolicy, Place, SlotId};

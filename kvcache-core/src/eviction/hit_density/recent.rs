@@ -16,11 +16,11 @@ pub(super) struct Recent {
 
 /// What is known of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Seen {
+pub(in crate::eviction) struct Seen {
     /// Never 0.
-    pub(super) note: u8,
+    pub(in crate::eviction) note: u8,
     /// The clock when the key was last seen.
-    pub(super) at: u32,
+    pub(in crate::eviction) at: u32,
 }
 
 /// Entries of a set: a cache line.
@@ -76,15 +76,6 @@ impl Recent {
         forgotten
     }
 
-    /// What is known of the key, which is forgotten.
-    pub(super) fn take(&mut self, hash: u32) -> Option<Seen> {
-        let home = self.home(hash);
-        let set = &mut self.sets[home].0;
-        let entry = set.iter().position(|entry| entry.is_of(hash))?;
-        set[entry..].rotate_left(1);
-        std::mem::take(&mut set[WAYS - 1]).seen()
-    }
-
     pub(super) fn set_count(&self) -> usize {
         self.sets.len()
     }
@@ -120,8 +111,7 @@ mod tests {
         recent.put(7, seen(4, 20));
         assert_eq!(recent.get(7), Some(seen(4, 20)));
         assert_eq!(recent.in_set(0).count(), 1, "one entry a key");
-        assert_eq!(recent.take(7), Some(seen(4, 20)));
-        assert_eq!((recent.get(7), recent.take(7)), (None, None));
+        assert_eq!(recent.get(7), Some(seen(4, 20)));
     }
 
     #[test]
@@ -130,15 +120,10 @@ mod tests {
         let first: Vec<_> = (0..8).filter_map(|key| recent.put(key, seen(1, key))).collect();
         assert_eq!(first, []);
         recent.put(2, seen(1, 2));
-        recent.take(5);
         let forgotten: Vec<_> = (100..103).filter_map(|key| recent.put(key, seen(1, key))).collect();
-        assert_eq!(forgotten, [seen(1, 0), seen(1, 1)], "the third one took the place of 5");
+        assert_eq!(forgotten, [seen(1, 0), seen(1, 1), seen(1, 3)]);
         let known: Vec<u32> = (0..200).filter(|key| recent.get(*key).is_some()).collect();
-        assert_eq!(
-            known,
-            [2, 3, 4, 6, 7, 100, 101, 102],
-            "0 and 1 made room, 2 was noted again, 5 was taken"
-        );
+        assert_eq!(known, [2, 4, 5, 6, 7, 100, 101, 102], "2 was noted again");
     }
 
     #[test]

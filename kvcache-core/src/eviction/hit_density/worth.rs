@@ -24,7 +24,7 @@ use super::recent::{Recent, Seen};
 
 /// How often a block was used, and how long it had waited for its last use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Class(u8);
+pub(in crate::eviction) struct Class(u8);
 
 /// Groups by uses: 1, 2, 3-4, 5-8, more.
 const USES: usize = 5;
@@ -32,10 +32,10 @@ const USES: usize = 5;
 /// waited.
 const WAITS: usize = 6;
 /// Number of classes.
-pub(super) const CLASSES: usize = USES * WAITS;
+pub(in crate::eviction) const CLASSES: usize = USES * WAITS;
 
 impl Class {
-    pub(super) const ALL: [Self; CLASSES] = {
+    pub(in crate::eviction) const ALL: [Self; CLASSES] = {
         let mut all = [Self(0); CLASSES];
         let mut index = 0;
         while index < CLASSES {
@@ -45,7 +45,7 @@ impl Class {
         all
     };
 
-    pub(super) fn index(self) -> usize {
+    pub(in crate::eviction) fn index(self) -> usize {
         self.0 as usize
     }
 
@@ -62,11 +62,11 @@ impl Class {
 }
 
 /// Uses are counted up to here: what is above is one group.
-pub(super) const USES_MAX: u8 = 9;
+pub(in crate::eviction) const USES_MAX: u8 = 9;
 
 /// The table of worths and what it is learnt from.
 #[derive(Debug)]
-pub(super) struct Worth {
+pub(in crate::eviction) struct Worth {
     table: [[f64; AGES]; CLASSES],
     /// Uses by class and age before, of late.
     hits: [[f64; AGES]; CLASSES],
@@ -101,7 +101,7 @@ enum Step {
 const AGES: usize = 28;
 
 impl Worth {
-    pub(super) fn new(slot_count: u32) -> Self {
+    pub(in crate::eviction) fn new(slot_count: u32) -> Self {
         let slots = slot_count.max(1) as usize;
         let entries = slots.max(SAMPLES_MIN.min(slots * SAMPLES_A_SLOT_MAX));
         let mut worth = Self {
@@ -126,20 +126,20 @@ impl Worth {
     /// The worth of a block of `class` that has waited for `age` accesses, in hits per slot and
     /// [first bucket](Self::bucket) of time.
     #[inline]
-    pub(super) fn of(&self, class: Class, age: u32) -> f64 {
+    pub(in crate::eviction) fn of(&self, class: Class, age: u32) -> f64 {
         self.table[class.index()][self.bucket(age)]
     }
 
     /// The class of a block with its `uses`th use, for which it had waited `wait` accesses; `None` if it was new.
     #[inline]
-    pub(super) fn class(&self, uses: u8, wait: Option<u32>) -> Class {
+    pub(in crate::eviction) fn class(&self, uses: u8, wait: Option<u32>) -> Class {
         let group = wait.map(|wait| self.wait_groups.iter().filter(|end| wait >= **end).count());
         Class::of(uses, group.unwrap_or(WAITS - 1))
     }
 
     /// Notes that the key with this hash was used `now`, and is of `class` since.
     #[inline]
-    pub(super) fn used(&mut self, hash: u32, class: Class, now: u32) {
+    pub(in crate::eviction) fn used(&mut self, hash: u32, class: Class, now: u32) {
         let is_sample = hash.wrapping_mul(0x9e37_79b1) <= u32::MAX / self.keys_per_sample;
         if is_sample {
             self.learn(hash, class, now);
@@ -231,7 +231,7 @@ impl Worth {
         (1 + 2 * (octave - self.first_bucket_log2) as usize + usize::from(is_upper)).min(AGES - 1)
     }
 
-    pub(super) fn metadata_bytes(&self) -> usize {
+    pub(in crate::eviction) fn metadata_bytes(&self) -> usize {
         size_of::<Self>() + self.samples.metadata_bytes()
     }
 }
@@ -319,7 +319,7 @@ const PRIOR_RATIOS: [f64; USES] = [0.56, 1.4, 2.0, 2.8, 4.2];
 /// How many uses they count as much as.
 const RATIO_SAMPLES: f64 = 100.0;
 /// How many keys of one number of uses the hazards of all keys, in proportion, count as much as.
-const GROUP_SAMPLES: f64 = 2000.0;
+const GROUP_SAMPLES: f64 = 500.0;
 /// How many keys of a class the hazards of all classes with as many uses count as much as. High, since the blocks of a
 /// request come and go together: a hundred keys are few independent samples.
 const CLASS_SAMPLES: f64 = 4000.0;
