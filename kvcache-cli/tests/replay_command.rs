@@ -16,15 +16,19 @@ fn stdout(output: &Output) -> String {
 /// 2,294 accesses; the misses are those of the core's golden test.
 #[test]
 fn json_has_the_promised_keys() {
-    let text = stdout(&kvcache(&["replay", TRACE, "--capacity", "50", "--json"]));
+    let text = stdout(&kvcache(&["replay", TRACE, "--capacity", "50", "--policy", "default", "--json"]));
     let outcome: serde_json::Value = serde_json::from_str(&text).expect("one object");
     assert_eq!(outcome["policy"], "default");
     assert_eq!(outcome["capacity_blocks"], 50);
     assert_eq!(outcome["requests"], 280);
     assert_eq!(outcome["accesses"], 2294);
     let ratio = |value: &serde_json::Value| value.as_f64().expect("a number");
-    assert_eq!(ratio(&outcome["block_hit_ratio"]), (2294.0 - 1341.0) / 2294.0);
+    assert_eq!(ratio(&outcome["block_hit_ratio"]), (2294.0 - 1325.0) / 2294.0, "that of hit-density");
     assert_eq!(ratio(&outcome["lru"]["block_hit_ratio"]), (2294.0 - 1335.0) / 2294.0);
+    let optimum = ratio(&outcome["optimum"]["block_hit_ratio"]);
+    assert!(optimum > ratio(&outcome["block_hit_ratio"]), "{optimum}");
+    let gap = optimum - (2294.0 - 1335.0) / 2294.0;
+    assert!((ratio(&outcome["gap_share"]) - 10.0 / 2294.0 / gap).abs() < 1e-9);
     assert!(
         ratio(&outcome["token_hit_ratio"]) > ratio(&outcome["block_hit_ratio"]),
         "last blocks are partial"
@@ -33,12 +37,52 @@ fn json_has_the_promised_keys() {
 
 #[test]
 fn several_capacities_and_policies_make_one_table() {
-    let text =
-        stdout(&kvcache(&["replay", TRACE, "--capacity", "20,50", "--policy", "default", "--policy", "lru"]));
-    let rows: Vec<Vec<&str>> = text.lines().skip(4).map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows.len(), 4, "{text}");
-    assert_eq!(rows[2][..3], ["50", "4.9%", "default"], "{text}");
-    assert_eq!(rows[3][3], rows[3][5], "lru equals the baseline: {text}");
+    let text = stdout(&kvcache(&[
+        "replay",
+        TRACE,
+        "--capacity",
+        "20,50",
+        "--policy",
+        "default",
+        "--policy",
+        "lru,s3fifo",
+    ]));
+    let rows: Vec<Vec<&str>> = text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["block", "hit", "ratio"], "{text}");
+    assert_eq!(rows[1], ["capacity", "of", "all", "lru", "default", "s3fifo", "optimum"], "{text}");
+    assert_eq!(rows[3][..5], ["50", "4.9%", "0.4180", "0.4224", "0.4154"], "{text}");
+    assert_eq!(rows[4][..2], ["default", "closes"], "{text}");
+    assert_eq!(rows[7], ["token", "hit", "ratio"], "{text}");
+    assert_eq!(rows.len(), 13, "{text}");
+}
+
+#[test]
+fn capacities_are_shares_of_the_distinct_blocks_if_none_is_named() {
+    let json =
+        |args: &[&str]| stdout(&kvcache(&[&["replay", TRACE, "--json", "--policy", "lru"], args].concat()));
+    let capacities = |text: String| -> Vec<u64> {
+        let outcome = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("an object");
+        text.lines().map(|line| outcome(line)["capacity_blocks"].as_u64().expect("a count")).collect()
+    };
+    // 1,016 distinct blocks.
+    assert_eq!(capacities(json(&[])), [5, 10, 20, 50, 101, 203, 508]);
+    assert_eq!(capacities(json(&["--capacity", "2.5%,7,100%"])), [25, 7, 1016]);
+}
+
+#[test]
+fn a_picture_has_a_line_for_each_policy_and_both_bounds() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("hits.svg");
+    let plot = |path: &str| kvcache(&["replay", TRACE, "--capacity", "20,50,100", "--plot", path]);
+    stdout(&plot(path.to_str().expect("text")));
+    let picture = std::fs::read_to_string(&path).expect("it was written");
+    assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"), "{picture}");
+    for name in ["conversations.jsonl", "lru", "s3fifo", "default", "optimum", "capacity, blocks"] {
+        assert!(picture.contains(&format!("\n{name}\n")), "{name} in {picture}");
+    }
+    let output = plot("/nowhere/hits.svg");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("cannot write the picture to /nowhere/hits.svg: No such file"), "{error}");
 }
 
 #[test]
@@ -51,7 +95,7 @@ fn an_unknown_policy_is_refused_with_the_nearest() {
 
 #[test]
 fn bad_arguments_are_refused() {
-    assert_eq!(kvcache(&["replay", TRACE]).status.code(), Some(2), "no capacity");
+    assert_eq!(kvcache(&["replay", TRACE, "--capacity", "101%"]).status.code(), Some(2));
     assert_eq!(kvcache(&["replay", TRACE, "--capacity", "0"]).status.code(), Some(2));
     assert_eq!(kvcache(&["replay", TRACE, "--capacity", "4294967295"]).status.code(), Some(1));
     assert_eq!(kvcache(&["replay", "/nowhere", "--capacity", "5"]).status.code(), Some(1));
@@ -66,7 +110,8 @@ fn file(name: &str, lines: &str) -> String {
 
 /// Accesses and hit ratio at a capacity that never evicts.
 fn roomy(args: &[&str]) -> (u64, f64) {
-    let text = stdout(&kvcache(&[&["replay", "--capacity", "1000", "--json"], args].concat()));
+    let text =
+        stdout(&kvcache(&[&["replay", "--capacity", "1000", "--policy", "lru", "--json"], args].concat()));
     let outcome: serde_json::Value = serde_json::from_str(&text).expect("one object");
     (outcome["accesses"].as_u64().expect("a count"), outcome["block_hit_ratio"].as_f64().expect("a ratio"))
 }

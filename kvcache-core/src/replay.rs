@@ -15,6 +15,8 @@
 //!
 //! What a replay leaves out is time: copies end at once, and no request is served beside another.
 //!
+//! [`Trace::optimum`] counts what the best of all choices would have hit.
+//!
 //! ```
 //! use kvcache_core::eviction::Lru;
 //! use kvcache_core::replay::{Replay, Trace};
@@ -26,6 +28,8 @@
 //! assert_eq!((counts.accesses, counts.hit_blocks), (5, 2));
 //! assert_eq!((counts.input_tokens, counts.hit_tokens), (2224, 1024));
 //! ```
+
+mod optimum;
 
 use std::collections::HashMap;
 
@@ -121,6 +125,15 @@ pub struct ReplayCounts {
 }
 
 impl ReplayCounts {
+    /// Counts a request of which `hit_blocks` could have been loaded.
+    fn count(&mut self, request: &Request, blocks: usize, hit_blocks: u64, block_tokens: u64) {
+        self.requests += 1;
+        self.accesses += blocks as u64;
+        self.hit_blocks += hit_blocks;
+        self.input_tokens += request.input_tokens;
+        self.hit_tokens += (hit_blocks * block_tokens).min(request.input_tokens);
+    }
+
     /// Blocks that could have been loaded, of those asked for; 0 if none was asked for.
     pub fn block_hit_ratio(&self) -> f64 {
         self.hit_blocks as f64 / self.accesses.max(1) as f64
@@ -197,11 +210,7 @@ impl<'a> Replay<'a> {
             keys.clear();
             keys.extend(blocks.iter().map(|block| key(*block)));
             let hit_blocks = self.serve(&keys);
-            self.counts.requests += 1;
-            self.counts.accesses += blocks.len() as u64;
-            self.counts.hit_blocks += hit_blocks as u64;
-            self.counts.input_tokens += request.input_tokens;
-            self.counts.hit_tokens += (hit_blocks as u64 * trace.block_tokens).min(request.input_tokens);
+            self.counts.count(request, blocks.len(), hit_blocks as u64, trace.block_tokens);
         }
         let stats = self.directory.stats();
         self.counts.evictions = stats.evicted;

@@ -1,6 +1,10 @@
 //! `kvcache replay`: what a cache of a given capacity would have answered of a trace.
 
-use std::fmt::Write;
+mod capacity;
+mod plot;
+mod table;
+
+use std::io::{IsTerminal, Write};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
@@ -10,9 +14,12 @@ use kvcache_core::replay::{Replay, ReplayCounts, Trace};
 use kvcache_workload::BytesPerToken;
 use serde::Serialize;
 
+use self::capacity::Capacity;
 use crate::trace_file::{self, BadLinesName};
 
-/// Replays a trace of requests and prints the hit ratio of each policy, beside that of a plain LRU.
+/// Replays a trace of requests and prints the hit ratio of each policy, between that of an LRU and the optimum.
+///
+/// The optimum is what a cache that knows the future would hit: it always keeps the blocks that are used again soonest.
 ///
 /// A hit is the leading run of a request's blocks that are in the cache. The trace is a workload file
 /// (docs/workloads.md): one JSON object a line with `hash_ids` (prefix-chained block ids) and `input_length` (tokens),
@@ -21,11 +28,16 @@ use crate::trace_file::{self, BadLinesName};
 pub(crate) struct Args {
     /// Trace file, JSONL or zstd-compressed JSONL; `-` is the standard input.
     trace: PathBuf,
-    /// Capacity in blocks; give several to compare them.
-    #[arg(long, value_name = "BLOCKS", required = true, value_delimiter = ',')]
-    capacity: Vec<NonZeroU32>,
-    /// Eviction policy; give several to compare them.
-    #[arg(long, value_name = "NAME", default_value = PolicyRegistry::DEFAULT, value_delimiter = ',')]
+    /// Capacity in blocks, or as a share of the distinct blocks such as `2%`; give several to compare them.
+    #[arg(
+        long,
+        value_name = "BLOCKS|SHARE%",
+        default_value = "0.5%,1%,2%,5%,10%,20%,50%",
+        value_delimiter = ','
+    )]
+    capacity: Vec<Capacity>,
+    /// Eviction policy; give several to compare them. `default` is the one of engines' caches, `hit-density`.
+    #[arg(long, value_name = "NAME", default_value = "s3fifo,default", value_delimiter = ',')]
     policy: Vec<String>,
     /// Tokens of a block of the cache. Lines with `hash_ids` are taken to have blocks of that length, unless they
     /// say another one with `block_tokens`.
@@ -52,22 +64,26 @@ pub(crate) struct Args {
     /// Prints one JSON object a line for each capacity and policy instead of a table.
     #[arg(long)]
     json: bool,
+    /// Draws the block hit ratios into this file, as SVG.
+    #[arg(long, value_name = "FILE", conflicts_with = "l2_capacity")]
+    plot: Option<PathBuf>,
 }
 
 /// Replays what `args` ask for; returns the text to print.
 ///
 /// # Errors
 ///
-/// If a policy is unknown, a capacity too large or the trace unreadable.
+/// If a policy is unknown, a capacity too large, the trace unreadable or the picture cannot be written.
 pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
-    let registry = PolicyRegistry::with_builtin();
+    // As a planner has it.
+    let registry = PolicyRegistry::for_planner();
     // A misspelt name is told before a long trace is read.
     for policy in &args.policy {
         registry.build(policy, 1)?;
     }
-    if let Some(capacity) =
-        args.capacity.iter().chain(&args.l2_capacity).find(|capacity| capacity.get() > CAPACITY_MAX)
-    {
+    let is_too_large = |blocks: NonZeroU32| blocks.get() > CAPACITY_MAX;
+    let in_blocks = args.capacity.iter().filter_map(|capacity| capacity.in_blocks());
+    if let Some(capacity) = in_blocks.chain(args.l2_capacity).find(|blocks| is_too_large(*blocks)) {
         return Err(ReplayError::Capacity { capacity: capacity.get() });
     }
     let (trace, bad_lines) =
@@ -75,31 +91,55 @@ pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
     if let Some(summary) = bad_lines.summary() {
         eprintln!("kvcache: {}: {summary}", args.trace.display());
     }
+    let outcomes = outcomes(args, &registry, &trace)?;
+    if let Some(path) = &args.plot {
+        let name = args.trace.file_name().unwrap_or(args.trace.as_os_str()).to_string_lossy();
+        let picture = plot::draw(&name, &outcomes).map_err(|why| ReplayError::Draw { why })?;
+        std::fs::write(path, picture)
+            .map_err(|source| ReplayError::WritePlot { path: path.clone(), source })?;
+    }
+    if args.json { json_lines(&outcomes) } else { Ok(table::text(&trace, &outcomes)) }
+}
+
+/// All capacities with all policies, in their order.
+fn outcomes<'a>(
+    args: &'a Args,
+    registry: &PolicyRegistry,
+    trace: &Trace,
+) -> Result<Vec<Outcome<'a>>, ReplayError> {
+    let kinds = if args.l2_capacity.is_some() { args.ingestion.len() } else { 1 };
+    let mut progress = Progress::new(args.capacity.len() * (2 + args.policy.len() * kinds));
     let mut outcomes = Vec::new();
     for capacity in &args.capacity {
-        let lru = replay(&registry, &trace, capacity.get(), BASELINE)?;
+        let blocks = capacity.of(trace.block_count() as u64).get();
+        let lru = replay(registry, trace, blocks, BASELINE)?;
+        progress.step();
+        let optimum = args.l2_capacity.is_none().then(|| trace.optimum(blocks));
+        progress.step();
         for policy in &args.policy {
             let Some(l2_capacity) = args.l2_capacity else {
-                let counts =
-                    if policy == BASELINE { lru } else { replay(&registry, &trace, capacity.get(), policy)? };
-                outcomes.push(Outcome::new(policy, capacity.get(), counts, lru));
+                let counts = if policy == BASELINE { lru } else { replay(registry, trace, blocks, policy)? };
+                outcomes.push(Outcome::new(policy, blocks, counts, lru, optimum));
+                progress.step();
                 continue;
             };
             for ingestion in &args.ingestion {
-                let counts = Replay::new(&trace, capacity.get(), registry.build(policy, capacity.get())?)
+                let counts = Replay::new(trace, blocks, registry.build(policy, blocks)?)
                     .with_remote(
                         l2_capacity.get(),
-                        registry.build(PolicyRegistry::DEFAULT, l2_capacity.get())?,
+                        // Servers store whatever they are given.
+                        PolicyRegistry::with_builtin().build(PolicyRegistry::DEFAULT, l2_capacity.get())?,
                         (*ingestion).into(),
                     )
                     .run();
-                let mut outcome = Outcome::new(policy, capacity.get(), counts, lru);
+                let mut outcome = Outcome::new(policy, blocks, counts, lru, None);
                 outcome.l2 = Some(L2::new(*ingestion, l2_capacity.get(), counts));
                 outcomes.push(outcome);
+                progress.step();
             }
         }
     }
-    if args.json { json_lines(&outcomes) } else { Ok(table(&trace, &outcomes)) }
+    Ok(outcomes)
 }
 
 fn replay(
@@ -109,6 +149,35 @@ fn replay(
     policy: &str,
 ) -> Result<ReplayCounts, PolicyError> {
     Ok(Replay::new(trace, capacity_blocks, registry.build(policy, capacity_blocks)?).run())
+}
+
+/// Says on a terminal how far it has come.
+struct Progress {
+    done: usize,
+    all: usize,
+    is_shown: bool,
+}
+
+impl Progress {
+    fn new(all: usize) -> Self {
+        Self { done: 0, all, is_shown: std::io::stderr().is_terminal() }
+    }
+
+    fn step(&mut self) {
+        self.done += 1;
+        if self.is_shown {
+            // What cannot be shown is no reason to stop.
+            let _ = write!(std::io::stderr(), "\rkvcache: {} of {} replays", self.done, self.all);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.is_shown {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
 }
 
 /// Why a replay did not happen.
@@ -122,6 +191,10 @@ pub(crate) enum ReplayError {
     Capacity { capacity: u32 },
     #[error("cannot write JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("cannot draw the picture: {why}")]
+    Draw { why: String },
+    #[error("cannot write the picture to {}: {source}", path.display())]
+    WritePlot { path: PathBuf, source: std::io::Error },
 }
 
 /// One line of the result.
@@ -134,9 +207,15 @@ struct Outcome<'a> {
     block_hit_ratio: f64,
     token_hit_ratio: f64,
     evictions: u64,
-    /// Blocks that were not stored, since their request had evicted its share already.
+    /// Blocks that were not stored, since their request had evicted its share already or what had to leave was worth
+    /// more.
     refused: u64,
-    lru: Baseline,
+    lru: HitRatios,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optimum: Option<HitRatios>,
+    /// How much of the way from the LRU's block hit ratio to the optimum's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gap_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     l2: Option<L2>,
 }
@@ -188,15 +267,30 @@ impl From<IngestionName> for Ingestion {
     }
 }
 
-/// A plain LRU of the same capacity on the same trace.
-#[derive(Debug, Serialize)]
-struct Baseline {
+/// Those of another cache of the same capacity on the same trace.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct HitRatios {
     block_hit_ratio: f64,
     token_hit_ratio: f64,
 }
 
+impl From<ReplayCounts> for HitRatios {
+    fn from(counts: ReplayCounts) -> Self {
+        Self { block_hit_ratio: counts.block_hit_ratio(), token_hit_ratio: counts.token_hit_ratio() }
+    }
+}
+
 impl<'a> Outcome<'a> {
-    fn new(policy: &'a str, capacity_blocks: u32, counts: ReplayCounts, lru: ReplayCounts) -> Self {
+    fn new(
+        policy: &'a str,
+        capacity_blocks: u32,
+        counts: ReplayCounts,
+        lru: ReplayCounts,
+        optimum: Option<ReplayCounts>,
+    ) -> Self {
+        let gap_share = optimum.filter(|optimum| optimum.hit_blocks > lru.hit_blocks).map(|optimum| {
+            (counts.hit_blocks as f64 - lru.hit_blocks as f64) / (optimum.hit_blocks - lru.hit_blocks) as f64
+        });
         Self {
             policy,
             capacity_blocks,
@@ -206,9 +300,15 @@ impl<'a> Outcome<'a> {
             token_hit_ratio: counts.token_hit_ratio(),
             evictions: counts.evictions,
             refused: counts.refused,
-            lru: Baseline { block_hit_ratio: lru.block_hit_ratio(), token_hit_ratio: lru.token_hit_ratio() },
+            lru: lru.into(),
+            optimum: optimum.map(HitRatios::from),
+            gap_share,
             l2: None,
         }
+    }
+
+    fn hit_ratios(&self) -> HitRatios {
+        HitRatios { block_hit_ratio: self.block_hit_ratio, token_hit_ratio: self.token_hit_ratio }
     }
 }
 
@@ -219,56 +319,6 @@ fn json_lines(outcomes: &[Outcome<'_>]) -> Result<String, ReplayError> {
         text.push('\n');
     }
     Ok(text)
-}
-
-fn table(trace: &Trace, outcomes: &[Outcome<'_>]) -> String {
-    let policy_width = outcomes.iter().map(|outcome| outcome.policy.len()).max().unwrap_or(0).max(6);
-    let mut text = format!(
-        "{} requests, {} block accesses, {} distinct blocks\n\n\
-         {:>9}  {:>7}  {:<policy_width$}  {:>8}  {:>8}  {:>8}  {:>8}\n\
-         {:>9}  {:>7}  {:<policy_width$}  {:>8}  {:>8}  {:>8}  {:>8}\n",
-        trace.request_count(),
-        trace.access_count(),
-        trace.block_count(),
-        "capacity",
-        "of all",
-        "policy",
-        "blocks",
-        "tokens",
-        "lru",
-        "lru",
-        "blocks",
-        "blocks",
-        "",
-        "hit",
-        "hit",
-        "blocks",
-        "tokens",
-    );
-    for outcome in outcomes {
-        let of_all = f64::from(outcome.capacity_blocks) / trace.block_count().max(1) as f64;
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{:>9}  {:>6.1}%  {:<policy_width$}  {:>8.4}  {:>8.4}  {:>8.4}  {:>8.4}",
-            outcome.capacity_blocks,
-            of_all * 100.0,
-            outcome.policy,
-            outcome.block_hit_ratio,
-            outcome.token_hit_ratio,
-            outcome.lru.block_hit_ratio,
-            outcome.lru.token_hit_ratio,
-        );
-        if let Some(l2) = &outcome.l2 {
-            let name = format!("{:?}", l2.ingestion).to_lowercase();
-            let _ = writeln!(
-                text,
-                "{:>9}  l2 of {} blocks, ingestion {name}: {:.4} of the blocks hit there, {:.4} sent ({} blocks)",
-                "", l2.capacity_blocks, l2.block_hit_ratio, l2.sent_ratio, l2.sent_blocks,
-            );
-        }
-    }
-    text
 }
 
 const BASELINE: &str = "lru";
