@@ -73,8 +73,8 @@ class BlockCache:
             block_bytes: Bytes of one block, for all layers.
             capacity_bytes: Memory for blocks, rounded down to whole blocks. Metadata comes on top: at most 128 bytes a
                 block, counted in :meth:`stats`, and 128 bytes a block in a slab file.
-            eviction: Which block leaves when room is needed: ``default`` (S3-FIFO that adapts), ``lru``, ``s3fifo``,
-                ``s3fifo-fixed``.
+            eviction: Which block leaves when room is needed: ``default`` (``s3fifo``, S3-FIFO that adapts), ``lru``,
+                ``s3fifo-fixed``, ``hit-density``.
             namespace: Separates caches whose blocks must not be mixed: name the model and all else that makes the bytes
                 of a block different. Part of every key. Mandatory with ``slab_path`` and ``remote``.
             remote: A ring of cache servers that share blocks with other caches of the same namespace and block size:
