@@ -146,12 +146,14 @@ impl Reconciler {
         let has_new_secret = self.stores.secret_users.take_news(key);
         let (mut version_seen, mut failures, mut urgency) = (0, 0, Urgency::None);
         let mut last_state = None;
-        if let Some(memory) = self.published().get(key) {
+        if let Some(memory) = self.published().get_mut(key) {
             let has_news = has_new_secret || memory.pods != pods;
             let is_same = memory.target == target && memory.version == version;
             if is_same && !has_news && Instant::now() < memory.again {
                 return Ok((memory.state.clone(), Some(memory.again)));
             }
+            // News are told once. If nothing comes of this look, the next one asks all the same.
+            memory.again = Instant::now();
             version_seen = memory.version_seen;
             failures = memory.failures;
             if memory.target == target {

@@ -136,6 +136,37 @@ async fn a_secret_that_could_not_be_read_is_read_again_soon() {
     assert_eq!(cluster.condition("kv", "MetadataReady"), "False/Unreachable", "it was asked, and hangs");
 }
 
+/// The Redis of before said that all is well, so that it is not asked for minutes without a reason.
+#[tokio::test(start_paused = true)]
+async fn a_changed_secret_that_could_not_be_read_is_read_again_soon() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::without_controllers();
+    let secret = |password: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": NAMESPACE, "name": "login" },
+            "data": { "password": password },
+        })
+    };
+    cluster.server.put(secret("c2VjcmV0"));
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", |cache| {
+        with_redis(&redis.address)(cache);
+        cache["spec"]["metadata"]["redis"]["externalConnection"]["passwordSecretRef"] = json!("login");
+    });
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+    let asked = redis.connections();
+    cluster.server.inject(Faults::default().aimed(
+        |call| call.verb == Verb::Get && call.resource.plural == "secrets",
+        Fault::Error,
+        2,
+    ));
+    cluster.server.put(secret("b3RoZXI="));
+    pass(20).await;
+    assert_eq!(redis.connections(), asked + 1, "with the new password");
+    assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_ring_is_in_redis_while_the_cache_is_there() {
     let redis = Redis::start().await;
