@@ -5,8 +5,6 @@
 //! ring still is has to be noted elsewhere: in another annotation of the StatefulSet, which comes with the same write. An
 //! operator that dies in between, or that has to wait for its turn, finds it there.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
@@ -95,14 +93,13 @@ impl Reconciler {
         let mut remaining = Vec::new();
         for redis in left {
             match self.take_away(key, &now.uid, &redis.target, Urgency::None).await {
-                Ok(true) => {}
+                // It may be the Redis of now under another name: then the ring is to be written there again.
+                Ok(true) => self.ask_again(key),
                 Ok(false) => {
                     log::info!("{key}: the ring in the {} is not ours, and stays", redis.target.server())
                 }
                 // It answers soon, or is known to be down soon.
-                Err(Trouble::Busy { .. }) if redis.age((self.clock)()) < IN_LINE => {
-                    remaining.push(redis.clone())
-                }
+                Err(Trouble::Busy { .. }) if redis.may_wait((self.clock)()) => remaining.push(redis.clone()),
                 Err(why) => log::warn!("{key}: the ring stays in the Redis of before: {why}"),
             }
         }
@@ -117,12 +114,43 @@ impl Reconciler {
 }
 
 impl LeftRedis {
-    fn age(&self, now: Timestamp) -> Duration {
-        Duration::from_secs(u64::try_from(now.as_second() - self.since_unix_s).unwrap_or(0))
+    /// Whether it was left a short while ago. Nobody knows who wrote the time: one that is far ahead is as good as one of long
+    /// ago.
+    fn may_wait(&self, now: Timestamp) -> bool {
+        now.as_second().saturating_sub(self.since_unix_s).unsigned_abs() < IN_LINE_S
     }
 }
 
 /// For how long a cache waits for its turn at a Redis that it has left.
-const IN_LINE: Duration = Duration::from_secs(600);
+const IN_LINE_S: u64 = 600;
 /// More than anyone leaves within that time.
 const LEFT_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Whoever may edit a StatefulSet can write any time there.
+    #[test]
+    fn a_time_that_cannot_be_is_no_reason_to_wait() {
+        let now = Timestamp::from_second(1_800_000_000).expect("a time");
+        for (since, waits) in [
+            (now.as_second(), true),
+            (now.as_second() - 599, true),
+            (now.as_second() - 600, false),
+            // A clock that is a little behind the one of before.
+            (now.as_second() + 30, true),
+            (now.as_second() + 3600, false),
+            (i64::MAX, false),
+            (0, false),
+            (i64::MIN, false),
+        ] {
+            let target = json!({ "host": "redis.example", "port": 6379, "key": "k", "password": null });
+            let left: LeftRedis = serde_json::from_value(json!({ "target": target, "since_unix_s": since }))
+                .expect("as it is noted");
+            assert_eq!(left.may_wait(now), waits, "{since}");
+        }
+    }
+}

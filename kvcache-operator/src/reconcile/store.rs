@@ -211,6 +211,13 @@ impl Reconciler {
         Ok((state, Some(again)))
     }
 
+    /// Has the next look ask the cache's Redis, if it has one.
+    pub(super) fn ask_again(&self, key: &CacheKey) {
+        if let Some(memory) = self.published().get_mut(key) {
+            memory.again = Instant::now();
+        }
+    }
+
     /// Removes the ring of the cache with this uid from a Redis. Whether it is gone; not if it is somebody else's.
     pub(super) async fn take_away(
         &self,

@@ -375,6 +375,21 @@ async fn a_cache_that_moves_to_another_redis_leaves_none_behind() {
     assert_eq!(second.get("kvcache_nodes"), None);
 }
 
+/// As where an address is replaced by a name: it is another place by its name, and the same Redis.
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_names_its_redis_in_another_way_keeps_its_ring_there() {
+    let redis = Redis::start_at("0.0.0.0:0").await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    for host in ["127.0.0.1", "127.0.0.2"] {
+        cluster.put_cache("kv", with_redis(&redis.address.replace("0.0.0.0", host)));
+        pass(60).await;
+        assert_eq!(cluster.condition("kv", "MetadataReady"), "True/Connected");
+        assert!(redis.get("kvcache_nodes").is_some(), "{host}: engines look for it there");
+    }
+    assert_eq!(redis.removals(), 1, "nothing tells that it is the same");
+}
+
 /// Edited while no operator ran, and deleted before one did.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_is_deleted_after_an_unseen_edit_takes_its_ring_along() {
