@@ -146,6 +146,7 @@ impl Reconciler {
         let (verdict, blocked, written) = match listed.accept(&self.options) {
             // Of a cache that runs here it is an edit like any other: what runs goes on.
             Err(refusal) if refusal.is_unclaimed() && last.is_none() => {
+                self.leave_to_others(key, &listed).await?;
                 self.forget(key);
                 self.say(key, &listed, &say::Seen::nothing(Verdict::Unclaimed(&refusal))).await?;
                 return Ok(self.again(None));

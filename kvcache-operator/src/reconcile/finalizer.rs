@@ -47,7 +47,7 @@ impl Reconciler {
 
     /// Ends a cache that is being deleted. Its objects go with it; its ring in a Redis is taken away here.
     pub(super) async fn say_farewell(&self, key: &CacheKey, listed: &AsWritten) -> Result<Next, Error> {
-        let is_held = listed.meta().finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
+        let is_held = is_held(listed);
         // An edit that nobody has seen before the cache was deleted may name another Redis than the one that has the ring.
         let specs = [self.last_accepted(key, listed), listed.accept(&self.options).ok()];
         let of_specs = specs.iter().flatten().filter_map(Target::external);
@@ -84,6 +84,25 @@ impl Reconciler {
         Ok(self.again(None))
     }
 
+    /// Ends what was done for a cache that may be another operator's now, and of which nothing runs here any more. Its ring
+    /// is taken away from its Redis, if this operator has brought it there and the Redis answers.
+    ///
+    /// # Errors
+    ///
+    /// Those of the API server.
+    pub(super) async fn leave_to_others(&self, key: &CacheKey, listed: &AsWritten) -> Result<(), Error> {
+        if !is_held(listed) || self.has_noted(key, listed) {
+            return Ok(());
+        }
+        let uid = listed.meta().uid.clone().unwrap_or_default();
+        if let Some(place) = self.last_target(key)
+            && let Err(why) = self.take_away(key, &uid, &place, Urgency::Now).await
+        {
+            log::warn!("{key}: is not served any more, and its ring stays in Redis: {why}");
+        }
+        self.let_go(key, listed).await
+    }
+
     /// Whether a cache was deleted less than `longest` ago.
     fn may_wait(&self, listed: &AsWritten, longest: Duration) -> bool {
         let deleted = listed.meta().deletion_timestamp.as_ref().map(|time| time.0);
@@ -114,6 +133,10 @@ impl Reconciler {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_held(listed: &AsWritten) -> bool {
+    listed.meta().finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
 }
 
 const TRY_AGAIN: Duration = Duration::from_secs(2);

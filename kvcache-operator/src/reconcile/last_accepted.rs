@@ -54,6 +54,11 @@ impl Reconciler {
         accept(&cache, &self.options).ok()
     }
 
+    /// Whether there is a spec that was accepted once, even if it cannot be served any more.
+    pub(super) fn has_noted(&self, key: &CacheKey, listed: &AsWritten) -> bool {
+        self.own_set(key, listed).is_some_and(|set| set.annotations().contains_key(ACCEPTED))
+    }
+
     /// The servers' StatefulSet, if it is the cache's.
     pub(super) fn own_set(&self, key: &CacheKey, listed: &AsWritten) -> Option<Arc<StatefulSet>> {
         let set = self.stores.stateful_sets.get(key, &names::servers(&key.name))?;

@@ -218,6 +218,11 @@ impl Reconciler {
         }
     }
 
+    /// Where the ring was brought last, as far as this operator knows.
+    pub(super) fn last_target(&self, key: &CacheKey) -> Option<Target> {
+        self.published().get(key).map(|memory| memory.target.clone())
+    }
+
     /// Removes the ring of the cache with this uid from a Redis. Whether it is gone; not if it is somebody else's.
     pub(super) async fn take_away(
         &self,

@@ -390,6 +390,28 @@ async fn a_cache_that_names_its_redis_in_another_way_keeps_its_ring_there() {
     assert_eq!(redis.removals(), 1, "nothing tells that it is the same");
 }
 
+/// It is another operator's from then on, and may be deleted when this one is not there any more.
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_let_go_leaves_no_ring_and_waits_for_nobody() {
+    let redis = Redis::start().await;
+    let cluster = Cluster::new();
+    let _operator = cluster.start("one");
+    cluster.put_cache("kv", with_redis(&redis.address));
+    pass(60).await;
+    cluster.put_cache("kv", |cache| {
+        with_redis(&redis.address)(cache);
+        cache["metadata"]["annotations"]["kvcache.orchestration.aibrix.ai/backend"] = json!("vineyard");
+    });
+    pass(60).await;
+    assert!(redis.get("kvcache_nodes").is_some(), "its servers run");
+    assert_eq!(cluster.cache("kv")["metadata"]["finalizers"], json!([FINALIZER]));
+    cluster.server.delete(&Key::new("statefulsets", NAMESPACE, "kv"));
+    pass(60).await;
+    assert_eq!(cluster.condition("kv", "Accepted"), "False/UnknownBackend");
+    assert_eq!(redis.get("kvcache_nodes"), None);
+    assert_eq!(cluster.cache("kv")["metadata"]["finalizers"].as_array().map_or(0, Vec::len), 0);
+}
+
 /// Edited while no operator ran, and deleted before one did.
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_is_deleted_after_an_unseen_edit_takes_its_ring_along() {
