@@ -1,0 +1,114 @@
+"""Our cache beside those of others, in one run, into a folder of results.
+
+    python -m benches.compare [--quick] [--only PART]... [--out DIR]
+
+Run it with the Python of `make wheel`'s environment. Each peer is installed from its published package, at the
+version pinned in `scripts/locks/compare-*.txt`, into an environment of its own outside the tree. What cannot be
+installed or run is a row with its error, and the exit status is 1 then.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benches.collect import ROOT, machine_facts
+from benches.compare import l1
+from benches.compare.side import Side, SideError, one_line
+from benches.rows import Row, table
+
+Part = Callable[[argparse.Namespace], tuple[list[Row], dict[str, str]]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benches.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it runs, not how fast")
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    arguments = parser.parse_args(argv)
+    machine = machine_facts()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cpus']} cpus".lower()).strip("-")
+    out = arguments.out or ROOT / "benches" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-compare-{slug}"
+    out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    documents = {}
+    for name, part in PARTS.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        rows, versions = attempt(name, part, arguments)
+        failed = failed or any("error" in one.details for one in rows)
+        seconds = round(time.monotonic() - began, 1)
+        facts = {**machine, "seconds": seconds, "quick": arguments.quick, "versions": versions}
+        documents[name] = {"facts": facts, "rows": [vars(one) for one in rows]}
+    (out / "compare.json").write_text(json.dumps(documents, indent=1) + "\n")
+    (out / "compare.md").write_text(page(documents))
+    print((out / "compare.md").read_text())
+    return 1 if failed else 0
+
+
+def attempt(name: str, part: Part, arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """The part's rows, or one that says why there are none."""
+    try:
+        return part(arguments)
+    except (SideError, OSError, subprocess.SubprocessError) as error:
+        return [l1.error_row(name, error)], {}
+
+
+def page(documents: dict[str, dict[str, Any]]) -> str:
+    """The parts as one page of Markdown."""
+    lines = [
+        "# Side by side",
+        "",
+        "Written by `python -m benches.compare`; do not edit. Ratios are between sides of one run that took turns,",
+        "with the 95 % interval of the median. `met` is empty where the interval holds 1. `load` is the load average",
+        "at the end of a measurement: above the number of CPUs, others were running too.",
+    ]
+    for name, document in documents.items():
+        facts = document["facts"]
+        quick = " **Quick run: shows that it runs, not how fast.**" if facts["quick"] else ""
+        versions = ", ".join(f"{side} {version}" for side, version in facts["versions"].items()) or "no side ran"
+        lines += ["", f"## {name}", "", f"{versions}; {facts['seconds']} s, {facts['date']}, commit {facts['commit']}."]
+        lines[-1] += quick
+        lines += ["", table(Row(**one) for one in document["rows"])]
+    if documents:
+        facts = next(iter(documents.values()))["facts"]
+        lines += ["", "## Machine", ""]
+        lines += [f"- {name}: {facts[name]}" for name in ("processor", "cpus", "memory", "kernel", "python", "torch")]
+    return "\n".join(lines) + "\n"
+
+
+def peer_python(name: str) -> Path:
+    """The Python of a peer's environment, made first if needed.
+
+    Raises:
+        SideError: It cannot be had; the text is the last line of what the script said.
+    """
+    script = ROOT / "scripts" / "ensure_compare_env.sh"
+    done = subprocess.run([script, name], capture_output=True, text=True, check=False, timeout=1800)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["said nothing"]
+        raise SideError(f"{name}: cannot be installed: {one_line(said[-1])}")
+    return Path(done.stdout.strip()) / "bin" / "python"
+
+
+def aibrix_l1(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """`aibrix-kvcache`'s L1."""
+    peer = "aibrix-kvcache"
+    pythons = {"ours": Path(sys.executable), peer: peer_python(peer)}
+    rounds = 3 if arguments.quick else 30
+    return l1.compare(peer, lambda name: Side(name, [pythons[name], l1.PROGRAM, name], cwd=ROOT), rounds)
+
+
+PARTS: dict[str, Part] = {"aibrix-l1": aibrix_l1}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""The program of one side of the L1 comparison: `python benches/compare/l1_side.py ours|aibrix-kvcache`.
+
+It runs in the environment of its side, so it imports nothing of this repository but, for `ours`, the package. Prompts
+and bytes follow from numbers in the question: both sides get the same. Keys are made from tokens in every call, as an
+engine's connector does for a prompt that it sees for the first time.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, Protocol
+
+import numpy as np
+
+BLOCK_TOKENS = 16
+
+
+class Cache(Protocol):
+    """What both sides can do; all counts are of leading blocks."""
+
+    def put(self, tokens: Any, data: Any) -> int:
+        """Copies blocks in."""
+
+    def get(self, tokens: Any, out: Any) -> int:
+        """Copies blocks out."""
+
+    def exists(self, tokens: Any) -> int:
+        """How many are there."""
+
+
+class Ours:
+    """`BlockCache` with its defaults, the copy on the caller's thread."""
+
+    distribution = "aibrix-connector"
+
+    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int) -> None:
+        from aibrix_connector import BlockCache
+
+        self._cache = BlockCache(block_bytes, capacity_bytes, namespace="compare")
+        until = time.monotonic() + 60
+        while self._cache.stats()["slots_unusable"]:
+            if time.monotonic() > until:
+                raise RuntimeError("the cache's memory has not come within 60 s")
+            time.sleep(0.01)
+
+    def put(self, tokens: Any, data: Any) -> int:
+        return self._cache.put(self._cache.hash_tokens(tokens, BLOCK_TOKENS), data)
+
+    def get(self, tokens: Any, out: Any) -> int:
+        return self._cache.get(self._cache.hash_tokens(tokens, BLOCK_TOKENS), out)
+
+    def exists(self, tokens: Any) -> int:
+        return self._cache.match(self._cache.hash_tokens(tokens, BLOCK_TOKENS))
+
+
+class Aibrix:
+    """`BaseKVCacheManager` with its defaults and L1 alone; its memory is not pinned, since that needs CUDA."""
+
+    distribution = "aibrix-kvcache"
+
+    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int) -> None:
+        os.environ["AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB"] = str(capacity_bytes / (1 << 30))
+        import torch
+        from aibrix_kvcache import (
+            BaseKVCacheManager,
+            KVCacheBlockLayout,
+            KVCacheBlockSpec,
+            KVCacheConfig,
+            KVCacheTensorSpec,
+            ModelSpec,
+            TokenListView,
+            cache_manager,
+        )
+
+        cache_manager.TESTING_DISABLE_PIN_MEMORY = True
+        torch.set_num_threads(1)
+        # Two bytes a number, keys and values, heads of 64: layers are what is left.
+        layers = block_bytes // (2 * 2 * BLOCK_TOKENS * 64)
+        spec = KVCacheBlockSpec(
+            block_ntokens=BLOCK_TOKENS,
+            block_dtype=torch.bfloat16,
+            block_layout=KVCacheBlockLayout.LCND,
+            tensor_spec=KVCacheTensorSpec(heads=[0], layers=list(range(layers)), head_size=64),
+        )
+        if spec.block_nbytes != block_bytes:
+            raise ValueError(f"a block has {spec.block_nbytes} bytes instead of {block_bytes}")
+        config = KVCacheConfig(block_spec=spec, model_spec=ModelSpec(max_model_len=1 << 20), multi_threaded=threads > 1)
+        self._manager: Any = BaseKVCacheManager(config)
+        self._view: Any = TokenListView
+        self._torch: Any = torch
+        self._block_bytes = block_bytes
+
+    def put(self, tokens: Any, data: Any) -> int:
+        status = self._manager.allocate_for(None, self._view(tokens))
+        if not status.is_ok():
+            return 0
+        handle = status.get()
+        source = self._blocks(data)
+        # One copy, into memory that then belongs to the cache: how their own connectors do it.
+        for block, place in zip(source, handle.to_tensors(), strict=False):
+            place.view(-1).view(self._torch.uint8).copy_(block)
+        stored = self._manager.put(None, self._view(tokens)[: len(handle) * BLOCK_TOKENS], handle)
+        return int(stored.get(0)) // BLOCK_TOKENS
+
+    def get(self, tokens: Any, out: Any) -> int:
+        status = self._manager.acquire(None, self._view(tokens))
+        if not status.is_ok():
+            return 0
+        count, handle = status.get()
+        target = self._blocks(out)
+        for block, place in zip(target, handle.to_tensors(), strict=False):
+            block.copy_(place.view(-1).view(self._torch.uint8))
+        handle.release()
+        return int(count) // BLOCK_TOKENS
+
+    def exists(self, tokens: Any) -> int:
+        return int(self._manager.exists(None, self._view(tokens)).get(0)) // BLOCK_TOKENS
+
+    def _blocks(self, data: Any) -> Any:
+        return self._torch.from_numpy(data).view(-1, self._block_bytes)
+
+
+SIDES: dict[str, type[Ours] | type[Aibrix]] = {"ours": Ours, "aibrix-kvcache": Aibrix}
+
+
+class Asked:
+    """Answers questions about one cache."""
+
+    def __init__(self, side: str) -> None:
+        self._side = SIDES[side]
+        self._cache: Cache | None = None
+        self._block_bytes = 0
+        self._source: Any = None
+        self._outs: list[Any] = []
+
+    def open(self, block_bytes: int, capacity_bytes: int, threads: int, blocks: int) -> dict[str, Any]:
+        """Makes the cache and fills it, so that every later put has to evict."""
+        self._cache = self._side(block_bytes, capacity_bytes, threads)
+        self._block_bytes = block_bytes
+        self._source = np.random.default_rng(1).integers(0, 255, blocks * block_bytes, dtype=np.uint8)
+        self._outs = [np.zeros(blocks * block_bytes, np.uint8) for _ in range(threads)]
+        filled = min(blocks, 32)
+        for number in range(capacity_bytes // block_bytes // filled + 1):
+            self._cache.put(prompt(1 << 20 | number, filled), self._source[: filled * block_bytes])
+        return {"version": metadata.version(self._side.distribution), "python": sys.version.split()[0]}
+
+    def verbs(self, number: int, blocks: int) -> dict[str, Any]:
+        """A prompt nobody has seen: put, exists, get, a miss, and a plain copy of the same bytes; microseconds."""
+        assert self._cache is not None
+        cache, out, source = self._cache, self._outs[0], self._stamped(number, blocks)
+        tokens, absent = prompt(number, blocks), prompt(number | 1 << 21, blocks)
+        out[:] = 0
+        us: dict[str, float] = {}
+        counts = {
+            "put": timed(us, "put", lambda: cache.put(tokens, source)),
+            "exists": timed(us, "exists", lambda: cache.exists(tokens)),
+            "get": timed(us, "get", lambda: cache.get(tokens, out)),
+            "miss": timed(us, "miss", lambda: cache.get(absent, out)),
+        }
+        expect(counts, {"put": blocks, "exists": blocks, "get": blocks, "miss": 0})
+        if not np.array_equal(out, source):
+            raise RuntimeError(f"the bytes of prompt {number} came back wrong")
+        timed(us, "copy", lambda: np.copyto(out, source))
+        return {"us": us}
+
+    def threads(self, number: int, blocks: int, repeats: int) -> dict[str, Any]:
+        """As many threads as the cache was opened for, each getting a prompt of its own; microseconds of the whole."""
+        assert self._cache is not None
+        cache = self._cache
+        prompts = [prompt(number * 8 + index, blocks) for index in range(len(self._outs))]
+        for tokens in prompts:
+            cache.put(tokens, self._stamped(number, blocks))
+        wrong: list[str] = []
+
+        def work(index: int) -> None:
+            try:
+                for _ in range(repeats):
+                    expect({"get": cache.get(prompts[index], self._outs[index])}, {"get": blocks})
+            except Exception as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+
+        started = [threading.Thread(target=work, args=(index,)) for index in range(len(prompts))]
+        began = time.perf_counter_ns()
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join()
+        us = (time.perf_counter_ns() - began) / 1e3
+        if wrong:
+            raise RuntimeError(wrong[0])
+        for out in self._outs:
+            if not np.array_equal(out, self._source):
+                raise RuntimeError(f"the bytes of prompt {number} came back wrong")
+        return {"us": {"get": us}}
+
+    def _stamped(self, number: int, blocks: int) -> Any:
+        """The source with the prompt's number and the block's index in each block."""
+        stamps = self._source.reshape(blocks, self._block_bytes)[:, :16].view(np.int64)
+        stamps[:, 0], stamps[:, 1] = number, np.arange(blocks)
+        return self._source
+
+
+def prompt(number: int, blocks: int) -> Any:
+    """The tokens of a prompt; prompts differ from their first block on."""
+    return np.random.default_rng([11, number]).integers(0, 50_000, blocks * BLOCK_TOKENS, dtype=np.int32)
+
+
+def timed(us: dict[str, float], verb: str, call: Callable[[], Any]) -> Any:
+    """Calls, notes the time, returns what the call returned."""
+    began = time.perf_counter_ns()
+    returned = call()
+    us[verb] = (time.perf_counter_ns() - began) / 1e3
+    return returned
+
+
+def expect(counts: dict[str, int], wanted: dict[str, int]) -> None:
+    """A call that does less than the other side's is not measured."""
+    for verb, count in counts.items():
+        if count != wanted[verb]:
+            raise RuntimeError(f"{verb} answered {count} of {wanted[verb]} blocks")
+
+
+def main() -> int:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # Whatever a package prints goes where its complaints go.
+    os.dup2(2, 1)
+    asked = Asked(sys.argv[1])
+    verbs: dict[str, Callable[..., dict[str, Any]]] = {
+        "open": asked.open,
+        "verbs": asked.verbs,
+        "threads": asked.threads,
+    }
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer = verbs[question.pop("do")](**question)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
