@@ -424,7 +424,8 @@ fn connector<'a>(
     setup: Setup,
     options: &Options,
 ) -> Result<Option<Connector<'a>>, Error> {
-    let registry = PolicyRegistry::with_builtin();
+    // As a planner has it.
+    let registry = PolicyRegistry::for_planner();
     let policy = registry.build(&options.policy, profile.l1_slots())?;
     let Some(loading) = setup.connector else { return Ok(None) };
     if profile.l1_slots() == 0 {
@@ -434,7 +435,7 @@ fn connector<'a>(
         (false, _) => None,
         (true, None) => return Err(Error::NoL2 { setup: setup.to_string(), profile: profile.name.clone() }),
         (true, Some(l2)) => {
-            let policy = registry.build(PolicyRegistry::DEFAULT, profile.l2_slots())?;
+            let policy = PolicyRegistry::with_builtin().build(PolicyRegistry::DEFAULT, profile.l2_slots())?;
             Some(Remote::new(profile, l2, policy))
         }
     };
