@@ -103,7 +103,7 @@ impl PlannerSettings {
             _ => return Err(Error::LoadMode(self.load_mode.clone())),
         };
         // Made here once so that an unknown name is an error now and not a surprise at the first report.
-        let registry = PolicyRegistry::for_planner();
+        let registry = PolicyRegistry::for_planner(remote.is_some());
         registry.build(&self.eviction, 1)?;
         let eviction = self.eviction.clone();
         let config = PlannerConfig {

@@ -36,7 +36,8 @@ pub(crate) struct Args {
         value_delimiter = ','
     )]
     capacity: Vec<Capacity>,
-    /// Eviction policy; give several to compare them. `default` is the one of engines' caches, `hit-density`.
+    /// Eviction policy; give several to compare them. `default` is the one of engines' caches: `hit-density`, or
+    /// `s3fifo` with an L2.
     #[arg(long, value_name = "NAME", default_value = "s3fifo,default", value_delimiter = ',')]
     policy: Vec<String>,
     /// Tokens of a block of the cache. Lines with `hash_ids` are taken to have blocks of that length, unless they
@@ -76,7 +77,7 @@ pub(crate) struct Args {
 /// If a policy is unknown, a capacity too large, the trace unreadable or the picture cannot be written.
 pub(crate) fn run(args: &Args) -> Result<String, ReplayError> {
     // As a planner has it.
-    let registry = PolicyRegistry::for_planner();
+    let registry = PolicyRegistry::for_planner(args.l2_capacity.is_some());
     // A misspelt name is told before a long trace is read.
     for policy in &args.policy {
         registry.build(policy, 1)?;

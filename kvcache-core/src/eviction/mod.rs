@@ -6,8 +6,8 @@
 //!
 //! | name | policy | for |
 //! |---|---|---|
-//! | `hit-density` | [`HitDensity`]: expected hits per slot and time, learnt from the traffic | planners, which need not store every block: their `default` |
-//! | `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | caches that store all that they are given: their `default` |
+//! | `hit-density` | [`HitDensity`]: expected hits per slot and time, learnt from the traffic | planners without an L2, which need not store every block: their `default` |
+//! | `s3fifo` | [`S3Fifo`]: S3-FIFO whose small queue adapts | what stores all that it is given, and planners with an L2: their `default` |
 //! | `lru` | [`Lru`] | comparison |
 //! | `s3fifo-fixed` | [`S3FifoFixed`]: S3-FIFO with the published 10 % small queue | comparison |
 //!

@@ -15,7 +15,7 @@ pub type PolicyConstructor = fn(slot_count: u32) -> Box<dyn EvictionPolicy>;
 ///
 /// let registry = PolicyRegistry::with_builtin();
 /// assert_eq!(registry.build("default", 1024)?.name(), "s3fifo");
-/// assert_eq!(PolicyRegistry::for_planner().build("default", 1024)?.name(), "hit-density");
+/// assert_eq!(PolicyRegistry::for_planner(false).build("default", 1024)?.name(), "hit-density");
 /// assert!(registry.build("s3-fifo", 1024).is_err_and(|error| error.to_string().contains("did you mean `s3fifo`?")));
 /// # Ok::<(), kvcache_core::eviction::PolicyError>(())
 /// ```
@@ -43,9 +43,13 @@ impl PolicyRegistry {
     }
 
     /// The same for a [planner](crate::planner), which asks whether a block is [worth storing](super::Place::NotWorth):
-    /// the default is the best one where that may be answered with no.
-    pub fn for_planner() -> Self {
+    /// the default is the best one where that may be answered with no. With an L2 it may not: blocks reach it through L1,
+    /// so that it would never get what L1 does not deem worth its room.
+    pub fn for_planner(has_l2: bool) -> Self {
         let mut registry = Self::with_builtin();
+        if has_l2 {
+            return registry;
+        }
         let make: PolicyConstructor = |slot_count| Box::new(HitDensity::new(slot_count));
         registry.constructors.insert(Self::DEFAULT.to_owned(), make);
         registry
@@ -128,6 +132,15 @@ mod tests {
         for name in registry.names() {
             assert!(registry.build(name, 8).expect("known").is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_planner_may_say_no_unless_it_has_an_l2() {
+        let default = |has_l2| {
+            let policy = PolicyRegistry::for_planner(has_l2).build(PolicyRegistry::DEFAULT, 8);
+            policy.expect("built in").name()
+        };
+        assert_eq!((default(false), default(true)), ("hit-density", "s3fifo"));
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
         fn no_policy_hits_more(requests in requests(), slot_count in 0..5_u32) {
             let trace = trace(&requests);
             let optimum = trace.optimum(slot_count).hit_blocks;
-            let registry = PolicyRegistry::for_planner();
+            let registry = PolicyRegistry::for_planner(false);
             for name in registry.names() {
                 let policy = registry.build(name, slot_count).expect("known");
                 prop_assert!(Replay::new(&trace, slot_count, policy).run().hit_blocks <= optimum, "{}", name);

@@ -425,7 +425,7 @@ fn connector<'a>(
     options: &Options,
 ) -> Result<Option<Connector<'a>>, Error> {
     // As a planner has it.
-    let registry = PolicyRegistry::for_planner();
+    let registry = PolicyRegistry::for_planner(setup.l2);
     let policy = registry.build(&options.policy, profile.l1_slots())?;
     let Some(loading) = setup.connector else { return Ok(None) };
     if profile.l1_slots() == 0 {
