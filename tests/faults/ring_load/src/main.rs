@@ -83,6 +83,9 @@ const STOP: u8 = 2;
 /// How long it waits for ends before it looks at the time again.
 const TURN: Duration = Duration::from_millis(5);
 
+/// How long it waits for a first server; rings that are empty from the beginning are tried, too.
+const MEMBERS_WAIT: Duration = Duration::from_secs(2);
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     let url: RemoteUrl = args.remote.parse()?;
@@ -104,6 +107,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Dropped before the items, whose memory it uses.
     let store = RingStore::open(&config)?;
     let mut questions = Questions::new(RingPresence::open(&config)?, values, patience, slack);
+
+    // Before it knows a server everything fails, which no change of the ring would explain.
+    let known_by = Instant::now() + MEMBERS_WAIT;
+    while store.stats().client.servers.is_empty() && Instant::now() < known_by {
+        std::thread::sleep(TURN);
+    }
 
     let wanted = listen();
     let start = Instant::now();
