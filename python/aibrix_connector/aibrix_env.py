@@ -88,7 +88,7 @@ TABLE: dict[str, Mapped | NoEffect | Part | Refused] = {
     "L1_CACHE_CAPACITY_GB": Mapped("capacity", _gigabytes, "GiB; over all ranks of the engine, not for each"),
     "DEVICE": Refused("L1 is in host memory: unset it or set it to cpu", ("", "cpu")),
     "S3FIFO_SMALL_TO_MAIN_PROMO_THRESHOLD": NoEffect("the default policy adapts itself"),
-    "S3FIFO_SMALL_FIFO_CAPACITY_RATIO": NoEffect("the default policy adapts the small queue's share"),
+    "S3FIFO_SMALL_FIFO_CAPACITY_RATIO": NoEffect("the default policy adapts itself"),
     "L2_CACHE_BACKEND": Part("`INFINISTORE` sets `remote`; other backends are refused"),
     "L2_CACHE_NAMESPACE": Mapped("salt", str, "separates caches of the same model"),
     "L2_CACHE_COMPRESSION": Refused("stored blocks are never compressed (AIBrix ignored it): unset it", ("",)),
