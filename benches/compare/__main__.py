@@ -20,6 +20,7 @@ from typing import Any
 
 from benches.collect import ROOT, machine_facts
 from benches.compare import l1
+from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
 from benches.rows import Row, table
 
@@ -59,7 +60,7 @@ def attempt(name: str, part: Part, arguments: argparse.Namespace) -> tuple[list[
     try:
         return part(arguments)
     except (SideError, OSError, subprocess.SubprocessError) as error:
-        return [l1.error_row(name, error)], {}
+        return [error_row(name, error)], {}
 
 
 def page(documents: dict[str, dict[str, Any]]) -> str:

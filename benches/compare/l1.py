@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches.compare.side import Side, SideError, one_line
-from benches.rows import Row, row
+from benches.compare.pairs import error_row, pair_row
+from benches.compare.side import Side, SideError
+from benches.rows import Row
 from benches.spread import spread
 
 PROGRAM = Path(__file__).with_name("l1_side.py")
@@ -91,34 +92,16 @@ def one_case(case: Case, peer: str, start: Start, rounds: int, versions: dict[st
 
 
 def rows_of(case: Case, peer: str, times: dict[str, dict[str, list[float]]]) -> list[Row]:
-    """A row a verb: the median of the ratios of neighbours, and what both took."""
+    """A row a verb."""
     ours, theirs = times["ours"], times[peer]
     rows = []
     for verb in (verb for verb in ours if verb != "copy"):
-        ratio = spread([mine / other for mine, other in zip(ours[verb], theirs[verb], strict=True)])
-        mine, other = spread(ours[verb]), spread(theirs[verb])
-        beside = f"; {mine.median:.4g} to {other.median:.4g} us"
-        details = {"ratio": ratio.json(), "ours_us": mine.json(), "theirs_us": other.json()}
+        beside, details = "", {}
         if "copy" in ours:
             copy = spread(ours["copy"])
-            details["copy_us"] = copy.json()
+            details = {"copy_us": copy.json()}
             if verb in ("put", "get"):
-                beside += f"; numpy.copyto {copy.median:.4g} us"
-        # Where the interval holds 1 neither side is shown to be quicker.
-        met = True if ratio.high <= 1 else False if ratio.low > 1 else None
-        rows.append(
-            row(
-                f"{verb}: time of ours to that of {peer} L1, {case}",
-                "<= 1",
-                f"{ratio.median:.3g}",
-                f"{ratio.low:.3g}..{ratio.high:.3g}, {ratio.samples} rounds{beside}",
-                met,
-                **details,
-            )
-        )
+                beside = f"; numpy.copyto {copy.median:.4g} us"
+        what = f"{verb}: time of ours to that of {peer} L1, {case}"
+        rows.append(pair_row(what, ours[verb], theirs[verb], beside, **details))
     return rows
-
-
-def error_row(what: str, error: Exception) -> Row:
-    """A comparison that could not be made."""
-    return row(what, "", "**could not be measured**", one_line(str(error)), None, error=str(error))
