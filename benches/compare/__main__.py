@@ -105,7 +105,7 @@ def aibrix_l1(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]
     peer = "aibrix-kvcache"
     pythons = {"ours": Path(sys.executable), peer: peer_python(peer)}
     rounds = 3 if arguments.quick else 30
-    return l1.compare(peer, lambda name: Side(name, [pythons[name], l1.PROGRAM, name], cwd=ROOT), rounds)
+    return l1.compare(peer, lambda name: Side(name, [pythons[name], *l1.PROGRAM, name], cwd=ROOT), rounds)
 
 
 PARTS: dict[str, Part] = {"aibrix-l1": aibrix_l1}

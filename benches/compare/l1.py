@@ -8,7 +8,6 @@ stores or finds less than the whole prompt, or brings other bytes, is an error a
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benches.compare.pairs import error_row, pair_row
@@ -16,7 +15,8 @@ from benches.compare.side import Side, SideError
 from benches.rows import Row
 from benches.spread import spread
 
-PROGRAM = Path(__file__).with_name("l1_side.py")
+PROGRAM = ("-m", "benches.compare.l1_side")
+"""Of either side, started from the repository's root."""
 BLOCK_TOKENS = 16
 CAPACITY_BYTES = 1 << 30
 """The peer's slabs have 1 GiB: less would be rounded up there and not here."""

@@ -1,22 +1,19 @@
-"""The program of one side of the L1 comparison: `python benches/compare/l1_side.py ours|aibrix-kvcache`.
+"""The program of one side of the L1 comparison: `python -m benches.compare.l1_side ours|aibrix-kvcache`.
 
-It runs in the environment of its side, so it imports nothing of this repository but, for `ours`, the package. Prompts
-and bytes follow from numbers in the question: both sides get the same. Keys are made from tokens in every call, as an
-engine's connector does for a prompt that it sees for the first time.
+Prompts and bytes follow from numbers in the question: both sides get the same. Keys are made from tokens in every call,
+as an engine's connector does for a prompt that it sees for the first time.
 """
 
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
 
-BLOCK_TOKENS = 16
+from benches.compare.side_program import BLOCK_TOKENS, Blocks, answer, expect, prompt, timed
 
 
 class Cache(Protocol):
@@ -133,25 +130,23 @@ class Asked:
     def __init__(self, side: str) -> None:
         self._side = SIDES[side]
         self._cache: Cache | None = None
-        self._block_bytes = 0
-        self._source: Any = None
+        self._blocks: Any = None
         self._outs: list[Any] = []
 
     def open(self, block_bytes: int, capacity_bytes: int, threads: int, blocks: int) -> dict[str, Any]:
         """Makes the cache and fills it, so that every later put has to evict."""
         self._cache = self._side(block_bytes, capacity_bytes, threads)
-        self._block_bytes = block_bytes
-        self._source = np.random.default_rng(1).integers(0, 255, blocks * block_bytes, dtype=np.uint8)
+        self._blocks = Blocks(blocks, block_bytes)
         self._outs = [np.zeros(blocks * block_bytes, np.uint8) for _ in range(threads)]
         filled = min(blocks, 32)
         for number in range(capacity_bytes // block_bytes // filled + 1):
-            self._cache.put(prompt(1 << 20 | number, filled), self._source[: filled * block_bytes])
+            self._cache.put(prompt(1 << 20 | number, filled), self._blocks.memory[: filled * block_bytes])
         return {"version": metadata.version(self._side.distribution), "python": sys.version.split()[0]}
 
     def verbs(self, number: int, blocks: int) -> dict[str, Any]:
         """A prompt nobody has seen: put, exists, get, a miss, and a plain copy of the same bytes; microseconds."""
         assert self._cache is not None
-        cache, out, source = self._cache, self._outs[0], self._stamped(number, blocks)
+        cache, out, source = self._cache, self._outs[0], self._blocks.of(number, blocks)
         tokens, absent = prompt(number, blocks), prompt(number | 1 << 21, blocks)
         out[:] = 0
         us: dict[str, float] = {}
@@ -162,8 +157,7 @@ class Asked:
             "miss": timed(us, "miss", lambda: cache.get(absent, out)),
         }
         expect(counts, {"put": blocks, "exists": blocks, "get": blocks, "miss": 0})
-        if not np.array_equal(out, source):
-            raise RuntimeError(f"the bytes of prompt {number} came back wrong")
+        self._blocks.check(number, blocks, out)
         timed(us, "copy", lambda: np.copyto(out, source))
         return {"us": us}
 
@@ -173,7 +167,7 @@ class Asked:
         cache = self._cache
         prompts = [prompt(number * 8 + index, blocks) for index in range(len(self._outs))]
         for tokens in prompts:
-            cache.put(tokens, self._stamped(number, blocks))
+            cache.put(tokens, self._blocks.of(number, blocks))
         wrong: list[str] = []
 
         def work(index: int) -> None:
@@ -193,56 +187,10 @@ class Asked:
         if wrong:
             raise RuntimeError(wrong[0])
         for out in self._outs:
-            if not np.array_equal(out, self._source):
-                raise RuntimeError(f"the bytes of prompt {number} came back wrong")
+            self._blocks.check(number, blocks, out)
         return {"us": {"get": us}}
-
-    def _stamped(self, number: int, blocks: int) -> Any:
-        """The source with the prompt's number and the block's index in each block."""
-        stamps = self._source.reshape(blocks, self._block_bytes)[:, :16].view(np.int64)
-        stamps[:, 0], stamps[:, 1] = number, np.arange(blocks)
-        return self._source
-
-
-def prompt(number: int, blocks: int) -> Any:
-    """The tokens of a prompt; prompts differ from their first block on."""
-    return np.random.default_rng([11, number]).integers(0, 50_000, blocks * BLOCK_TOKENS, dtype=np.int32)
-
-
-def timed(us: dict[str, float], verb: str, call: Callable[[], Any]) -> Any:
-    """Calls, notes the time, returns what the call returned."""
-    began = time.perf_counter_ns()
-    returned = call()
-    us[verb] = (time.perf_counter_ns() - began) / 1e3
-    return returned
-
-
-def expect(counts: dict[str, int], wanted: dict[str, int]) -> None:
-    """A call that does less than the other side's is not measured."""
-    for verb, count in counts.items():
-        if count != wanted[verb]:
-            raise RuntimeError(f"{verb} answered {count} of {wanted[verb]} blocks")
-
-
-def main() -> int:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # Whatever a package prints goes where its complaints go.
-    os.dup2(2, 1)
-    asked = Asked(sys.argv[1])
-    verbs: dict[str, Callable[..., dict[str, Any]]] = {
-        "open": asked.open,
-        "verbs": asked.verbs,
-        "threads": asked.threads,
-    }
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = verbs[question.pop("do")](**question)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    asked = Asked(sys.argv[1])
+    sys.exit(answer({"open": asked.open, "verbs": asked.verbs, "threads": asked.threads}))

@@ -123,7 +123,7 @@ def test_errors_stay_in_their_cell() -> None:
 
 
 def test_our_side_answers_as_the_comparison_asks() -> None:
-    with Side("ours", [sys.executable, l1.PROGRAM, "ours"]) as ours:
+    with Side("ours", [sys.executable, *l1.PROGRAM, "ours"], cwd=frame.ROOT) as ours:
         opened = ours.ask(60, do="open", block_bytes=4096, capacity_bytes=1 << 20, threads=2, blocks=4)
         assert opened["version"]
         assert set(ours.ask(60, do="verbs", number=1, blocks=4)["us"]) == {"put", "exists", "get", "miss", "copy"}
