@@ -140,7 +140,7 @@ demo: ## the main job in one picture: offload, kill, restart, load, same tokens
 	$(MAKE) --no-print-directory wheel
 	$(wheel_env)/bin/python -m demo.demo
 
-bench: ## all benchmarks, into benches/results/; BENCH_ARGS=--quick for a look
+bench: ## all benchmarks and plots, into benches/results/; BENCH_ARGS=--quick for a look
 	scripts/ensure_rust.sh
 	$(MAKE) --no-print-directory wheel
 	$(wheel_env)/bin/python -m benches.collect $(BENCH_ARGS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,3 +45,15 @@ def write(rows: Iterable[Row], path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+
+
+def margin(target: str, reached: str) -> float | None:
+    """How many times better than its target a number is; None if one of them is no single number, or is zero."""
+    bound = re.match(r"^(<=|>=)\s.*?([\d.,]*\d)\s*(%|[µu]s|ms|bytes a slot|x)?$", target.strip())
+    value = re.match(r"^([\d.,]*\d)\s*(%|[µu]s|ms|x)?$", reached.strip())
+    if not bound or not value:
+        return None
+    limit, number = (float(text.replace(",", "")) for text in (bound[2], value[1]))
+    if limit <= 0 or number <= 0:
+        return None
+    return limit / number if bound[1] == "<=" else number / limit

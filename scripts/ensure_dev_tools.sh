@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the folder of a Python environment with uv, maturin, ruff, mypy, pytest and cmake, making it first if needed.
+# Prints the folder of a Python environment with uv, maturin, ruff, mypy, pytest, cmake and matplotlib, making it first if
+# needed.
 set -euo pipefail
 . "$(dirname "$0")/dev_paths.sh"
 
@@ -11,7 +12,7 @@ if [ ! -e "$env/.complete" ]; then
   flock 9
   if [ ! -e "$env/.complete" ]; then
     "$REPO/scripts/ensure_system_packages.sh"
-    say "making the developer tools environment (uv, maturin, ruff, mypy, pytest, cmake)"
+    say "making the developer tools environment (uv, maturin, ruff, mypy, pytest, cmake, matplotlib)"
     rm -rf "$env"
     "$PYTHON" -m venv "$env" >&2
     "$env/bin/python" -m pip install -q --disable-pip-version-check --no-input "$(grep '^uv==' "$lock")" >&2

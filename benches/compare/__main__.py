@@ -9,7 +9,6 @@ installed or run is a row with its error, and the exit status is 1 then.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -18,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benches.collect import ROOT, machine_facts
 from benches.compare import l1
 from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
+from benches.machine import ROOT, machine_facts, slug
 from benches.rows import Row, table
 
 Part = Callable[[argparse.Namespace], tuple[list[Row], dict[str, str]]]
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args(argv)
     machine = machine_facts()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cpus']} cpus".lower()).strip("-")
-    out = arguments.out or ROOT / "benches" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-compare-{slug}"
+    out = arguments.out or ROOT / "benches" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-compare-{slug(machine)}"
     out.mkdir(parents=True, exist_ok=True)
     failed = False
     documents = {}
@@ -82,7 +80,9 @@ def page(documents: dict[str, dict[str, Any]]) -> str:
     if documents:
         facts = next(iter(documents.values()))["facts"]
         lines += ["", "## Machine", ""]
-        lines += [f"- {name}: {facts[name]}" for name in ("processor", "cpus", "memory", "kernel", "python", "torch")]
+        lines += [
+            f"- {name}: {facts[name]}" for name in ("processor", "cpus", "memory", "kernel", "python", "torch", "wheel")
+        ]
     return "\n".join(lines) + "\n"
 
 

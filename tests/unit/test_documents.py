@@ -46,6 +46,12 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_the_newest_results_are_those_that_the_readme_shows() -> None:
+    newest = max(page.parent.name for page in (ROOT / "benches" / "results").glob("*/results.md"))
+    shown = set(re.findall(r"benches/results/([^/)]+)/", (ROOT / "README.md").read_text()))
+    assert newest in shown, f"README.md shows {sorted(shown)}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_settings_in_commands_are_known(document: Path) -> None:
     import json
