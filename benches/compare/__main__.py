@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benches.compare import l1
+from benches.compare import l1, l1_traces
 from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
 from benches.machine import ROOT, machine_facts, slug
@@ -100,15 +100,27 @@ def peer_python(name: str) -> Path:
     return Path(done.stdout.strip()) / "bin" / "python"
 
 
+AIBRIX = "aibrix-kvcache"
+
+
+def aibrix_sides() -> tuple[dict[str, Path], l1.Start]:
+    """The Pythons of both sides of the L1 comparisons, and what starts a side."""
+    pythons = {"ours": Path(sys.executable), AIBRIX: peer_python(AIBRIX)}
+    return pythons, lambda name: Side(name, [pythons[name], *l1.PROGRAM, name], cwd=ROOT)
+
+
 def aibrix_l1(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
-    """`aibrix-kvcache`'s L1."""
-    peer = "aibrix-kvcache"
-    pythons = {"ours": Path(sys.executable), peer: peer_python(peer)}
-    rounds = 3 if arguments.quick else 30
-    return l1.compare(peer, lambda name: Side(name, [pythons[name], *l1.PROGRAM, name], cwd=ROOT), rounds)
+    """How long `aibrix-kvcache`'s L1 takes."""
+    return l1.compare(AIBRIX, aibrix_sides()[1], 3 if arguments.quick else 30)
 
 
-PARTS: dict[str, Part] = {"aibrix-l1": aibrix_l1}
+def aibrix_l1_traces(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """What `aibrix-kvcache`'s L1 hits of traces."""
+    pythons, start = aibrix_sides()
+    return l1_traces.compare(AIBRIX, pythons[AIBRIX], start, arguments.quick)
+
+
+PARTS: dict[str, Part] = {"aibrix-l1": aibrix_l1, "aibrix-l1-traces": aibrix_l1_traces}
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ Prompts and bytes follow from numbers in the question: both sides get the same. 
 as an engine's connector does for a prompt that it sees for the first time.
 """
 
+import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -28,16 +30,19 @@ class Cache(Protocol):
     def exists(self, tokens: Any) -> int:
         """How many are there."""
 
+    def serve(self, tokens: Any) -> int:
+        """What an engine does with a prompt: uses what is there, stores the rest. Returns how many were there."""
+
 
 class Ours:
     """`BlockCache` with its defaults, the copy on the caller's thread."""
 
     distribution = "aibrix-connector"
 
-    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int) -> None:
+    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int, eviction: str | None = None) -> None:
         from aibrix_connector import BlockCache
 
-        self._cache = BlockCache(block_bytes, capacity_bytes, namespace="compare")
+        self._cache = BlockCache(block_bytes, capacity_bytes, namespace="compare", eviction=eviction or "default")
         until = time.monotonic() + 60
         while self._cache.stats()["slots_unusable"]:
             if time.monotonic() > until:
@@ -53,14 +58,24 @@ class Ours:
     def exists(self, tokens: Any) -> int:
         return self._cache.match(self._cache.hash_tokens(tokens, BLOCK_TOKENS))
 
+    def serve(self, tokens: Any) -> int:
+        keys = self._cache.hash_tokens(tokens, BLOCK_TOKENS)
+        data: Any = np.zeros(len(keys) * self._cache.block_bytes, np.uint8)
+        found = self._cache.get(keys, data)
+        if found < len(keys):
+            self._cache.put(keys, data)
+        return found
+
 
 class Aibrix:
     """`BaseKVCacheManager` with its defaults and L1 alone; its memory is not pinned, since that needs CUDA."""
 
     distribution = "aibrix-kvcache"
 
-    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int) -> None:
+    def __init__(self, block_bytes: int, capacity_bytes: int, threads: int, eviction: str | None = None) -> None:
         os.environ["AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB"] = str(capacity_bytes / (1 << 30))
+        if eviction:
+            os.environ["AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY"] = eviction
         import torch
         from aibrix_kvcache import (
             BaseKVCacheManager,
@@ -117,6 +132,27 @@ class Aibrix:
     def exists(self, tokens: Any) -> int:
         return int(self._manager.exists(None, self._view(tokens)).get(0)) // BLOCK_TOKENS
 
+    def serve(self, tokens: Any) -> int:
+        view = self._view(tokens)
+        found, status = 0, self._manager.acquire(None, view)
+        if status.is_ok():
+            found, handle = status.get()
+            handle.release()
+        stored = int(found)
+        # One call may get less memory than it asked for while the cache has more to give up: asked again, it evicts.
+        while stored < len(tokens):
+            prefix = view[:stored] if stored else None
+            status = self._manager.allocate_for(prefix, view[stored:])
+            if not status.is_ok():
+                break
+            handle = status.get()
+            rest = view[stored : stored + len(handle) * BLOCK_TOKENS]
+            more = int(self._manager.put(prefix, rest, handle).get(0))
+            if more == 0:
+                break
+            stored += more
+        return int(found) // BLOCK_TOKENS
+
     def _blocks(self, data: Any) -> Any:
         return self._torch.from_numpy(data).view(-1, self._block_bytes)
 
@@ -142,6 +178,18 @@ class Asked:
         for number in range(capacity_bytes // block_bytes // filled + 1):
             self._cache.put(prompt(1 << 20 | number, filled), self._blocks.memory[: filled * block_bytes])
         return {"version": metadata.version(self._side.distribution), "python": sys.version.split()[0]}
+
+    def replay(self, trace: str, block_bytes: int, capacity_bytes: int, eviction: str | None) -> dict[str, Any]:
+        """Serves each line of a file, the block ids of a request, with a new cache of that size."""
+        cache = self._side(block_bytes, capacity_bytes, 1, eviction)
+        accesses = hits = 0
+        with open(trace) as lines:
+            for line in lines:
+                # A block's tokens follow from its id, which stands for all that is before it as well.
+                ids = np.array(json.loads(line), np.int32)
+                hits += cache.serve(np.repeat(ids, BLOCK_TOKENS))
+                accesses += len(ids)
+        return {"accesses": accesses, "hits": hits, "version": metadata.version(self._side.distribution)}
 
     def verbs(self, number: int, blocks: int) -> dict[str, Any]:
         """A prompt nobody has seen: put, exists, get, a miss, and a plain copy of the same bytes; microseconds."""
@@ -193,4 +241,10 @@ class Asked:
 
 if __name__ == "__main__":
     asked = Asked(sys.argv[1])
-    sys.exit(answer({"open": asked.open, "verbs": asked.verbs, "threads": asked.threads}))
+    verbs: dict[str, Callable[..., dict[str, Any]]] = {
+        "open": asked.open,
+        "replay": asked.replay,
+        "verbs": asked.verbs,
+        "threads": asked.threads,
+    }
+    sys.exit(answer(verbs))

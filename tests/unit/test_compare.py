@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from benches.compare import __main__ as frame
-from benches.compare import l1
+from benches.compare import l1, l1_traces
 from benches.compare.side import Side, SideError, one_line
+from benches.machine import ROOT
 
 CASE = l1.Case(32 << 10, 512, 1)
 
@@ -123,7 +124,7 @@ def test_errors_stay_in_their_cell() -> None:
 
 
 def test_our_side_answers_as_the_comparison_asks() -> None:
-    with Side("ours", [sys.executable, *l1.PROGRAM, "ours"], cwd=frame.ROOT) as ours:
+    with Side("ours", [sys.executable, *l1.PROGRAM, "ours"], cwd=ROOT) as ours:
         opened = ours.ask(60, do="open", block_bytes=4096, capacity_bytes=1 << 20, threads=2, blocks=4)
         assert opened["version"]
         assert set(ours.ask(60, do="verbs", number=1, blocks=4)["us"]) == {"put", "exists", "get", "miss", "copy"}
@@ -132,3 +133,44 @@ def test_our_side_answers_as_the_comparison_asks() -> None:
         ours.ask(60, do="open", block_bytes=4096, capacity_bytes=1 << 20, threads=1, blocks=512)
         with pytest.raises(SideError, match=r"ours: RuntimeError: .* of 512 blocks"):
             ours.ask(60, do="verbs", number=1, blocks=512)
+
+
+TRACE = l1_traces.Case("synthetic", 2, 439)
+REPLAY = (
+    "(lambda lines: {'version': '1', 'accesses': 100, 'hits': HITS[question['eviction']]}"
+    " if len(lines) == 2 and lines[0].startswith('[') else {'error': 'another trace'})"
+    "(open(question['trace']).readlines())"
+)
+
+
+def replays(hits: dict[str, int]) -> l1.Start:
+    """Sides that answer a replay of two requests with the hits of the policy."""
+    return lambda name: side(name, REPLAY.replace("HITS", repr(hits)))
+
+
+def decompressor(tmp_path: Path) -> Path:
+    """What stands for the Python of the peer's environment: prints three requests, whatever it is asked."""
+    path = tmp_path / "python"
+    path.write_text("#!/bin/sh\n" + "echo '{\"hash_ids\": [1, 2]}'\n" * 3)
+    path.chmod(0o755)
+    return path
+
+
+def test_hit_ratios_of_traces_are_compared_with_each_policy_of_the_peer(tmp_path: Path) -> None:
+    start = replays({"default": 30, "S3FIFO": 20, "LRU": 40})
+    rows, versions = l1_traces.compare("peer", decompressor(tmp_path), start, quick=False, cases=(TRACE,))
+    assert versions == {"ours": "1", "peer": "1"}
+    assert [(one.reached, one.met) for one in rows] == [("+0.1000", True), ("-0.1000", False)]
+    assert "(S3FIFO), the first 2 requests of synthetic, 439 blocks" in rows[0].what
+
+
+def test_a_side_that_cannot_replay_is_a_row_with_its_error(tmp_path: Path) -> None:
+    rows, _ = l1_traces.compare("peer", decompressor(tmp_path), replays({"default": 30}), quick=False, cases=(TRACE,))
+    assert len(rows) == 1
+    assert "has ended" in rows[0].details["error"]
+
+
+def test_both_caches_of_a_trace_have_the_same_blocks() -> None:
+    for case in l1_traces.CASES:
+        assert case.blocks * case.block_bytes <= l1.CAPACITY_BYTES < (case.blocks + 1) * case.block_bytes
+        assert case.about <= case.blocks <= 1.03 * case.about
