@@ -9,19 +9,23 @@ installed or run is a row with its error, and the exit status is 1 then.
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benches.compare import l1, l1_traces
+from benches.compare import l1, l1_traces, l2_files, l2_rdma, l2_tcp
 from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
 from benches.machine import ROOT, machine_facts, slug
 from benches.rows import Row, table
+from benches.tool import built
 
 Part = Callable[[argparse.Namespace], tuple[list[Row], dict[str, str]]]
 
@@ -90,14 +94,23 @@ def peer_python(name: str) -> Path:
     """The Python of a peer's environment, made first if needed.
 
     Raises:
-        SideError: It cannot be had; the text is the last line of what the script said.
+        SideError: It cannot be had.
     """
-    script = ROOT / "scripts" / "ensure_compare_env.sh"
-    done = subprocess.run([script, name], capture_output=True, text=True, check=False, timeout=1800)
+    return Path(script_output("ensure_compare_env.sh", name)) / "bin" / "python"
+
+
+def script_output(script: str, *arguments: str) -> str:
+    """What a script that installs something prints.
+
+    Raises:
+        SideError: It failed; the text is the last line of what the script said.
+    """
+    command = [str(ROOT / "scripts" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["said nothing"]
-        raise SideError(f"{name}: cannot be installed: {one_line(said[-1])}")
-    return Path(done.stdout.strip()) / "bin" / "python"
+        raise SideError(f"{' '.join(arguments) or script}: cannot be installed: {one_line(said[-1])}")
+    return done.stdout.strip()
 
 
 AIBRIX = "aibrix-kvcache"
@@ -120,7 +133,53 @@ def aibrix_l1_traces(arguments: argparse.Namespace) -> tuple[list[Row], dict[str
     return l1_traces.compare(AIBRIX, pythons[AIBRIX], start, arguments.quick)
 
 
-PARTS: dict[str, Part] = {"aibrix-l1": aibrix_l1, "aibrix-l1-traces": aibrix_l1_traces}
+def l2_over_tcp(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """Mooncake Store over TCP."""
+    # Its module is linked to libibverbs, as InfiniStore's is, also where only TCP is used.
+    libraries = script_output("ensure_infinistore_client.sh") + "/libraries"
+    paths = ":".join(filter(None, [libraries, os.environ.get("LD_LIBRARY_PATH")]))
+    within: dict[str, list[str | Path]] = {"mooncake": ["env", f"LD_LIBRARY_PATH={paths}", peer_python("mooncake")]}
+    tool = str(built())
+
+    def start(name: str, role: str) -> Side:
+        python = within.get(name, [sys.executable])
+        return Side(f"{name} {role}", [*python, *l2_tcp.PROGRAM, name, role], cwd=ROOT)
+
+    return l2_tcp.compare(start, 3 if arguments.quick else 30, tool)
+
+
+def l2_files_of_aibrix(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """`aibrix-kvcache`'s file backends."""
+    peer, tool = peer_python(AIBRIX), built()
+
+    def start(name: str, place: Path) -> Side:
+        python, at = (Path(sys.executable), tool) if name == "ours" else (peer, place)
+        return Side(name, [python, *l2_files.PROGRAM, name, at], cwd=ROOT)
+
+    return l2_files.compare(AIBRIX, start, 3 if arguments.quick else 20)
+
+
+def l2_over_rdma(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """The published InfiniStore over soft RoCE, in a guest."""
+    rounds, timeout_s = (2, 1200) if arguments.quick else (5, 1800)
+    rows = l2_rdma.compare([ROOT / l2_rdma.SCRIPT], rounds, timeout_s, ROOT)
+    return rows, {"ours": metadata.version("aibrix-connector"), "infinistore": infinistore_version()}
+
+
+def infinistore_version() -> str:
+    """The version that is pinned for the guest."""
+    lock = (ROOT / "scripts" / "locks" / "infinistore-server.txt").read_text()
+    found = re.search(r"^infinistore==(\S+)", lock, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+PARTS: dict[str, Part] = {
+    "aibrix-l1": aibrix_l1,
+    "aibrix-l1-traces": aibrix_l1_traces,
+    "l2-tcp": l2_over_tcp,
+    "l2-rdma": l2_over_rdma,
+    "l2-files": l2_files_of_aibrix,
+}
 
 
 if __name__ == "__main__":

@@ -55,20 +55,30 @@ Start = Callable[[str], Side]
 """Starts the side of that name."""
 
 
-def compare(peer: str, start: Start, rounds: int, cases: tuple[Case, ...] = CASES) -> tuple[list[Row], dict[str, str]]:
-    """The rows of all cases and the versions of both sides. A case that fails is a row with its error."""
+def compare(
+    peer: str, start: Start, rounds: int, cases: tuple[Case, ...] = CASES, level: str = "L1"
+) -> tuple[list[Row], dict[str, str]]:
+    """The rows of all cases and the versions of both sides. A case that fails is a row with its error.
+
+    Args:
+        peer: The name of the other side.
+        start: Starts a side.
+        rounds: That are counted.
+        cases: What is asked.
+        level: Where the peer has its blocks.
+    """
     rows: list[Row] = []
     versions: dict[str, str] = {}
     for case in cases:
         try:
-            rows += one_case(case, peer, start, rounds, versions)
+            rows += one_case(case, peer, start, rounds, versions, level)
         except SideError as error:
-            rows.append(error_row(f"{peer} L1 and ours, {case}", error))
+            rows.append(error_row(f"{peer} {level} and ours, {case}", error))
         print(f"{case}: done", flush=True)
     return rows, versions
 
 
-def one_case(case: Case, peer: str, start: Start, rounds: int, versions: dict[str, str]) -> list[Row]:
+def one_case(case: Case, peer: str, start: Start, rounds: int, versions: dict[str, str], level: str) -> list[Row]:
     """Both sides in turn, and the rows of their pairs."""
     names = ("ours", peer)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
@@ -88,10 +98,10 @@ def one_case(case: Case, peer: str, start: Start, rounds: int, versions: dict[st
                 for verb, us in answer["us"].items():
                     if number:
                         times[name].setdefault(verb, []).append(float(us))
-    return rows_of(case, peer, times)
+    return rows_of(case, peer, times, level)
 
 
-def rows_of(case: Case, peer: str, times: dict[str, dict[str, list[float]]]) -> list[Row]:
+def rows_of(case: Case, peer: str, times: dict[str, dict[str, list[float]]], level: str = "L1") -> list[Row]:
     """A row a verb."""
     ours, theirs = times["ours"], times[peer]
     rows = []
@@ -102,6 +112,6 @@ def rows_of(case: Case, peer: str, times: dict[str, dict[str, list[float]]]) -> 
             details = {"copy_us": copy.json()}
             if verb in ("put", "get"):
                 beside = f"; numpy.copyto {copy.median:.4g} us"
-        what = f"{verb}: time of ours to that of {peer} L1, {case}"
+        what = f"{verb}: time of ours to that of {peer} {level}, {case}"
         rows.append(pair_row(what, ours[verb], theirs[verb], beside, **details))
     return rows
