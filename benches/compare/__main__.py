@@ -153,7 +153,7 @@ def l2_files_of_aibrix(arguments: argparse.Namespace) -> tuple[list[Row], dict[s
     peer, tool = peer_python(AIBRIX), built()
 
     def start(name: str, place: Path) -> Side:
-        python, at = (Path(sys.executable), tool) if name == "ours" else (peer, place)
+        python, at = (Path(sys.executable), tool) if name in l2_files.WAYS else (peer, place)
         return Side(name, [python, *l2_files.PROGRAM, name, at], cwd=ROOT)
 
     return l2_files.compare(AIBRIX, start, 3 if arguments.quick else 20)

@@ -19,26 +19,33 @@ BACKENDS = ("ROCKSDB", "SHFS")
 CASES = tuple(l1.Case(block_bytes, tokens, 1) for block_bytes in (32 << 10, 2 << 20) for tokens in (16, 512))
 """Our client has 64 blocks on their way at most: a put of more would leave some of them in L1."""
 
+Ways = dict[str, tuple[str, tuple[l1.Case, ...]]]
+"""By the name of our side: how it reaches its server, and what is asked."""
+WAYS: Ways = {
+    "ours-tcp": ("ours over TCP", CASES),
+    "ours-shared": ("ours through shared memory", tuple(case for case in CASES if case.tokens == 512)),
+}
+
 Start = Callable[[str, Path], Side]
-"""Starts `ours`, or the side with a backend whose files are in a folder."""
+"""Starts a side of ours, or the one with a backend, whose files are in the folder."""
 
 
-def compare(
-    peer: str, start: Start, rounds: int, cases: tuple[l1.Case, ...] = CASES
-) -> tuple[list[Row], dict[str, str]]:
+def compare(peer: str, start: Start, rounds: int, ways: Ways = WAYS) -> tuple[list[Row], dict[str, str]]:
     """The rows of both backends, and the versions of the sides with the file system of the files."""
     rows: list[Row] = []
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="kvcache-compare-", ignore_cleanup_errors=True) as folder:
         for backend in BACKENDS:
-            place = Path(folder) / backend
+            for ours, (way, cases) in ways.items():
+                names = {"ours": ours, peer: backend}
+                place = Path(folder) / f"{backend}-{ours}"
 
-            def side(name: str, backend: str = backend, place: Path = place) -> Side:
-                return start("ours" if name == "ours" else backend, place)
+                def side(name: str, names: dict[str, str] = names, place: Path = place) -> Side:
+                    return start(names[name], place)
 
-            found, named = l1.compare(peer, side, rounds, cases, level=backend)
-            rows += found
-            versions |= named
+                found, named = l1.compare(peer, side, rounds, cases, level=f"{backend} ({way})")
+                rows += found
+                versions |= named
         versions["files on"] = file_system(Path(folder))
     return rows, versions
 

@@ -1,4 +1,4 @@
-"""One side of the comparison with AIBrix's file backends: `python -m benches.compare.l2_files_side ours|ROCKSDB|SHFS`.
+"""One side of the comparison with AIBrix's file backends: `python -m benches.compare.l2_files_side SIDE PLACE`.
 
 It answers the questions of `l1_side.py`, for a cache whose blocks are all in L2. The peer has no L1 then. Ours has one
 in each of two caches, one that puts and another that has never seen the blocks.
@@ -14,16 +14,19 @@ import numpy as np
 from benches.compare import l1_side, our_l2
 from benches.compare.side_program import BLOCK_TOKENS, Blocks, answer, prompt
 
+OURS = {"ours-tcp": False, "ours-shared": True}
+"""Our sides, and whether they use the memory of a server on their host."""
+
 
 class Ours:
-    """Two `BlockCache`s, and `kvcache serve` between them over TCP."""
+    """Two `BlockCache`s, and `kvcache serve` between them."""
 
     distribution = "aibrix-connector"
 
-    def __init__(self, place: str, block_bytes: int, capacity_bytes: int, blocks: int) -> None:
+    def __init__(self, shared_memory: bool, place: str, block_bytes: int, capacity_bytes: int, blocks: int) -> None:
         address = our_l2.serve(capacity_bytes, place)
-        l1_bytes = 2 * blocks * block_bytes
-        self._putting, self._getting = (our_l2.open_cache(address, block_bytes, l1_bytes) for _ in range(2))
+        settings = (address, block_bytes, 2 * blocks * block_bytes, shared_memory)
+        self._putting, self._getting = (our_l2.open_cache(*settings) for _ in range(2))
 
     def put(self, tokens: Any, data: Any) -> int:
         return our_l2.put(self._putting, self._keys(tokens), data)
@@ -62,8 +65,8 @@ class Asked(l1_side.Asked):
 
     def open(self, block_bytes: int, capacity_bytes: int, threads: int, blocks: int) -> dict[str, Any]:
         """Makes the cache."""
-        if self._name == "ours":
-            self._cache: Any = Ours(self._place, block_bytes, capacity_bytes, blocks)
+        if self._name in OURS:
+            self._cache: Any = Ours(OURS[self._name], self._place, block_bytes, capacity_bytes, blocks)
         else:
             self._cache = Files(self._name, self._place, block_bytes, capacity_bytes)
         self._blocks = Blocks(blocks, block_bytes)

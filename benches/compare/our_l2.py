@@ -37,12 +37,12 @@ def serve(capacity_bytes: int, tool: str) -> str:
     return str(json.loads(line)["listen"])
 
 
-def open_cache(address: str, block_bytes: int, capacity_bytes: int) -> "BlockCache":
-    """A cache with L1 and L2 whose memory is there. It uses the server as one on another host."""
+def open_cache(address: str, block_bytes: int, capacity_bytes: int, shared_memory: bool = False) -> "BlockCache":
+    """A cache with L1 and L2 whose memory is there. Without shared memory it uses the server as one on another host."""
     from aibrix_connector import BlockCache
 
     remote = f"tcp://{address}"
-    cache = BlockCache(block_bytes, capacity_bytes, namespace="compare", remote=remote, shared_memory=False)
+    cache = BlockCache(block_bytes, capacity_bytes, namespace="compare", remote=remote, shared_memory=shared_memory)
     until = time.monotonic() + START_TIMEOUT_S
     while cache.stats()["slots_unusable"]:
         if time.monotonic() > until:

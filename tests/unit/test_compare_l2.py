@@ -139,18 +139,22 @@ def test_both_file_backends_are_compared_and_their_folder_is_removed() -> None:
 
     def start(name: str, place: Path) -> Side:
         places.append(place)
-        us = {"ours": 4, "ROCKSDB": 8, "SHFS": 2}[name]
+        us = {"ours-tcp": 4, "ours-shared": 1, "ROCKSDB": 8, "SHFS": 2}[name]
         answer = OPENED + f"{{'us': {{'get': {us}}}}}"
         return Side(name, [sys.executable, "-c", ANSWERS.replace("{answer}", answer)])
 
-    rows, versions = l2_files.compare("aibrix-kvcache", start, 2, cases=(l1.Case(32 << 10, 512, 1),))
+    cases = (l1.Case(32 << 10, 512, 1),)
+    ways: l2_files.Ways = {name: (way, cases) for name, (way, _) in l2_files.WAYS.items()}
+    rows, versions = l2_files.compare("aibrix-kvcache", start, 2, ways)
     asked = "get: time of ours to that of aibrix-kvcache {}, 512 tokens, blocks of 32 KiB, one thread"
     assert [(one.what, one.reached, one.met) for one in rows] == [
-        (asked.format("ROCKSDB"), "0.5", True),
-        (asked.format("SHFS"), "2", False),
+        (asked.format("ROCKSDB (ours over TCP)"), "0.5", True),
+        (asked.format("ROCKSDB (ours through shared memory)"), "0.125", True),
+        (asked.format("SHFS (ours over TCP)"), "2", False),
+        (asked.format("SHFS (ours through shared memory)"), "0.5", True),
     ]
     assert set(versions) == {"ours", "aibrix-kvcache", "files on"}
-    assert {place.name for place in places} == {"ROCKSDB", "SHFS"}
+    assert len({place.name for place in places}) == 4
     assert not any(place.parent.exists() for place in places)
 
 
@@ -158,8 +162,9 @@ def test_a_file_system_has_a_name() -> None:
     assert l2_files.file_system(Path("/proc/self")) == "proc"
 
 
-def test_our_side_beside_file_backends_has_everything_in_l2() -> None:
-    with Side("ours", [sys.executable, *l2_files.PROGRAM, "ours", tool()], cwd=ROOT) as ours:
+@pytest.mark.parametrize("name", list(l2_files.WAYS))
+def test_our_side_beside_file_backends_has_everything_in_l2(name: str) -> None:
+    with Side("ours", [sys.executable, *l2_files.PROGRAM, name, tool()], cwd=ROOT) as ours:
         ours.ask(60, do="open", block_bytes=32 << 10, capacity_bytes=64 << 20, threads=1, blocks=32)
         for number in range(3):
             us = ours.ask(60, do="verbs", number=number, blocks=32)["us"]
