@@ -6,6 +6,7 @@ The side's program may run in another environment, and die or hang: each becomes
 import json
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,9 +33,15 @@ class Side:
         self.name = name
         self._said = tempfile.TemporaryFile()
         self._unread = b""
+        self._closed = False
         try:
             self._process = subprocess.Popen(
-                command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+                command,
+                cwd=cwd,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                start_new_session=True,
             )
         except OSError as error:
             self._said.close()
@@ -64,9 +71,14 @@ class Side:
         return answer
 
     def close(self) -> None:
-        """Ends the process. May be repeated."""
-        if self._process.poll() is None:
-            self._process.kill()
+        """Ends the process and all that it has started. May be repeated."""
+        if not self._closed:
+            self._closed = True
+            try:
+                # Its group is its own, and lives on while a process of it does, even when the first has ended.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._said):
             if pipe is not None:
