@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benches.compare import l1, l1_traces, l2_files, l2_rdma, l2_tcp
+from benches.compare import engines, l1, l1_traces, l2_files, l2_rdma, l2_tcp
 from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
 from benches.machine import ROOT, machine_facts, slug
@@ -173,12 +174,30 @@ def infinistore_version() -> str:
     return found[1] if found else "unknown"
 
 
+def vllm(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """A vLLM engine without a connector, with ours and with LMCache's."""
+    plain = Path(script_output("ensure_vllm_env.sh")) / "bin" / "python"
+    pythons = {engines.NONE: plain, engines.OURS: Path(sys.executable)}
+    absent = {}
+    try:
+        pythons[engines.LMCACHE] = peer_python("lmcache")
+    except SideError as error:
+        absent[engines.LMCACHE] = error
+    cases = engines.QUICK if arguments.quick else engines.FULL
+    # A side is killed in the end, so what it writes is removed here.
+    with tempfile.TemporaryDirectory(prefix="kvcache-compare-") as logs:
+        return engines.compare(
+            lambda name: Side(name, [pythons[name], *engines.PROGRAM, name, logs], cwd=ROOT), cases, absent
+        )
+
+
 PARTS: dict[str, Part] = {
     "aibrix-l1": aibrix_l1,
     "aibrix-l1-traces": aibrix_l1_traces,
     "l2-tcp": l2_over_tcp,
     "l2-rdma": l2_over_rdma,
     "l2-files": l2_files_of_aibrix,
+    "vllm": vllm,
 }
 
 

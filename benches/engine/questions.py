@@ -46,6 +46,42 @@ def first_token(engine: Engine, seed: int, tokens: int, answer: int, head: int =
     return {"first_s": first_s, "busy_s": busy_s, "whole_s": whole_s, "cached": cached, "settled_s": settled_s}
 
 
+def generated(engine: Engine, ids: list[int], answer: int, deadline_s: float = 60.0) -> Measured:
+    """Answers one prompt, with any connector, and steps on until its blocks are stored and free.
+
+    Args:
+        engine: The engine.
+        ids: The prompt.
+        answer: Tokens to generate.
+        deadline_s: The longest this may take.
+
+    Returns:
+        Seconds to the first token, to the last, and until all is stored; the prompt tokens that were not computed, and
+        the tokens that were generated.
+    """
+    llm, core = engine.llm.llm_engine, engine.core()
+    began = time.perf_counter()
+    add(engine, f"request-{time.monotonic_ns()}", ids, answer=answer)
+    first_s, cached, tokens = 0.0, 0, list[int]()
+    while llm.has_unfinished_requests():
+        if time.perf_counter() - began > deadline_s:
+            raise TimeoutError(f"a prompt of {len(ids)} tokens was not answered within {deadline_s:g} s")
+        for output in llm.step():
+            tokens = list(output.outputs[0].token_ids)
+            cached = output.num_cached_tokens or 0
+            if not first_s and tokens:
+                first_s = time.perf_counter() - began
+    whole_s = time.perf_counter() - began
+    # A connector that still reads blocks keeps their request; ours says that it has work left.
+    while core.scheduler.requests or (core.scheduler.connector and core.scheduler.connector.has_pending_push_work()):
+        if time.perf_counter() - began > deadline_s:
+            raise TimeoutError(f"the blocks of {len(ids)} tokens were not stored within {deadline_s:g} s")
+        core.step_fn()
+        time.sleep(0.001)
+    settled_s = time.perf_counter() - began
+    return {"first_s": first_s, "whole_s": whole_s, "settled_s": settled_s, "cached": cached, "tokens": tokens}
+
+
 def request_steps(
     engine: Engine, seed: int, count: int, tokens: int, answer: int, vocabulary: int = 512
 ) -> list[Measured]:

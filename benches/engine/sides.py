@@ -30,7 +30,7 @@ class SideFailed(RuntimeError):
 
 
 class Side:
-    """An engine in a process of its own. It answers the questions of `benches.engine.questions`."""
+    """An engine in a process of its own, `process_id`. It answers the questions of `benches.engine.questions`."""
 
     def __init__(self, name: str, options: EngineOptions, log: Path) -> None:
         self.name = name
@@ -41,8 +41,8 @@ class Side:
         with warnings.catch_warnings():
             # Python warns that the process has threads. They are idle pools: no engine was ever started here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._child = os.fork()
-        if self._child == 0:
+            self.process_id = os.fork()
+        if self.process_id == 0:
             os.close(question_writer)
             os.close(answer_reader)
             _serve(options, log, question_reader, answer_writer)
@@ -71,10 +71,10 @@ class Side:
         self._questions.close()
         self._answers.close()
         until = time.monotonic() + 10
-        while os.waitpid(self._child, os.WNOHANG)[0] == 0:
+        while os.waitpid(self.process_id, os.WNOHANG)[0] == 0:
             if time.monotonic() > until:
-                os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
+                os.kill(self.process_id, signal.SIGKILL)
+                os.waitpid(self.process_id, 0)
                 return
             time.sleep(0.02)
 
