@@ -1,5 +1,7 @@
 //! Runs the built `kvcache load` as a user would, against a server on the loopback interface.
 
+mod document;
+
 #[path = "../../kvcache-load/src/tests/server.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests of the crate use all of it")]
 mod server;
@@ -19,8 +21,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// A server that serves until it is dropped.
 struct Server {
@@ -374,21 +374,10 @@ fn connections_may_be_tls() {
 /// localhost:8000.
 #[test]
 fn the_commands_in_the_document_work() {
-    let document = std::fs::read_to_string(format!("{REPOSITORY}/docs/load.md")).expect("the document");
     let (folder, server) = (folder("document"), Server::start(quick));
-    let binaries = Path::new(env!("CARGO_BIN_EXE_kvcache")).parent().expect("a folder");
-    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
-    let blocks: Vec<&str> =
-        document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    let blocks = document::run("load.md", &folder, |block, bash| {
+        bash.env("OPENAI_API_KEY", "key");
+        block.replace("localhost:8000", &server.address.to_string())
+    });
     assert!(blocks.len() >= 3, "the document has examples");
-    for block in blocks {
-        let output = Command::new("bash")
-            .args(["-euo", "pipefail", "-c", &block.replace("localhost:8000", &server.address.to_string())])
-            .current_dir(&folder)
-            .env("PATH", &path)
-            .env("OPENAI_API_KEY", "key")
-            .output()
-            .expect("bash runs");
-        assert!(output.status.success(), "{block}\n{}", text(&output.stderr));
-    }
 }

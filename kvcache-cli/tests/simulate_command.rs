@@ -1,5 +1,7 @@
 //! Runs the built `kvcache simulate` as a user would.
 
+mod document;
+
 use std::process::{Command, Output};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -247,23 +249,9 @@ fn the_committed_measurements_are_predicted() {
 /// Every block of shell commands in the document, one after the other in one folder.
 #[test]
 fn the_commands_in_the_document_work() {
-    let document = std::fs::read_to_string(format!("{REPOSITORY}/docs/simulate.md")).expect("the document");
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulate-document");
     std::fs::create_dir_all(&folder).expect("a folder");
-    let binaries = std::path::Path::new(env!("CARGO_BIN_EXE_kvcache")).parent().expect("a folder");
-    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
-    let blocks: Vec<&str> =
-        document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
-    assert!(!blocks.is_empty(), "the document has examples");
-    for block in blocks {
-        let output = Command::new("bash")
-            .args(["-euo", "pipefail", "-c", block])
-            .current_dir(&folder)
-            .env("PATH", &path)
-            .output()
-            .expect("bash runs");
-        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
-    }
+    document::run("simulate.md", &folder, |block, _| block.to_owned());
 }
 
 #[test]

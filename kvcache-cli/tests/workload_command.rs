@@ -1,5 +1,7 @@
 //! Runs the built `kvcache workload` as a user would.
 
+mod document;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -408,26 +410,15 @@ fn records_that_cannot_be_used_are_named() {
 /// Every block of shell commands in the document, one after the other in one folder.
 #[test]
 fn the_commands_in_the_document_work() {
-    let document = std::fs::read_to_string(format!("{REPOSITORY}/docs/workloads.md")).expect("the document");
     let folder = folder("document");
     std::os::unix::fs::symlink(Path::new(REPOSITORY).join("benches"), folder.join("benches"))
         .expect("a link");
     for (name, content) in INPUTS {
         std::fs::write(folder.join(name), content).expect("written");
     }
-    let binaries = Path::new(env!("CARGO_BIN_EXE_kvcache")).parent().expect("a folder");
-    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap_or_default());
-    let blocks: Vec<&str> =
-        document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    let blocks = document::run("workloads.md", &folder, |block, _| block.to_owned());
     assert!(blocks.len() >= 3, "the document has examples");
-    for block in blocks {
-        let output = Command::new("bash")
-            .args(["-euo", "pipefail", "-c", block])
-            .current_dir(&folder)
-            .env("PATH", &path)
-            .output()
-            .expect("bash runs");
-        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+    for (block, output) in blocks {
         assert!(!output.stdout.is_empty() || block.contains("--out"), "{block}");
     }
 }
