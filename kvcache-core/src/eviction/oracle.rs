@@ -35,6 +35,12 @@ trait Oracle {
     fn touch(&mut self, slot: u32);
     fn remove(&mut self, slot: u32);
     fn evict(&mut self, candidate: &dyn Fn(u32) -> Candidate) -> Option<u32>;
+
+    fn evict_for(&mut self, _key: u64, candidate: &dyn Fn(u32) -> Candidate) -> Place {
+        self.evict(candidate).map_or(Place::None, |slot| Place::Victim(SlotId(slot)))
+    }
+
+    fn pass_by(&mut self, _key: u64) {}
 }
 
 #[derive(Default)]
@@ -261,14 +267,6 @@ impl NaiveHitDensity {
         self.worth.used(hash, class, self.clock);
     }
 
-    fn pass_by(&mut self, key: u64) {
-        let hash = short_hash(key);
-        self.clock += 1;
-        let (uses, class) = self.next_use(self.known(hash));
-        self.ghosts.put(hash, Seen { note: uses | 16, at: self.clock });
-        self.worth.used(hash, class, self.clock);
-    }
-
     /// The index of the block that leaves; `Err` if the newcomer is not worth more.
     fn find(&mut self, newcomer: f64, candidate: &dyn Fn(u32) -> Candidate) -> Result<Option<usize>, ()> {
         let now = self.clock;
@@ -319,15 +317,6 @@ impl NaiveHitDensity {
         self.ghosts.put(block.hash, Seen { note: block.uses, at: block.last_use });
         block.slot
     }
-
-    fn evict_for(&mut self, key: u64, candidate: &dyn Fn(u32) -> Candidate) -> Place {
-        let (_, class) = self.next_use(self.known(short_hash(key)));
-        match self.find(self.worth.of(class, 0), candidate) {
-            Err(()) => Place::NotWorth,
-            Ok(None) => Place::None,
-            Ok(Some(at)) => Place::Victim(SlotId(self.take_out(at))),
-        }
-    }
 }
 
 impl Oracle for NaiveHitDensity {
@@ -354,6 +343,23 @@ impl Oracle for NaiveHitDensity {
     fn evict(&mut self, candidate: &dyn Fn(u32) -> Candidate) -> Option<u32> {
         let at = self.find(f64::INFINITY, candidate).expect("everything is worth less than infinity")?;
         Some(self.take_out(at))
+    }
+
+    fn evict_for(&mut self, key: u64, candidate: &dyn Fn(u32) -> Candidate) -> Place {
+        let (_, class) = self.next_use(self.known(short_hash(key)));
+        match self.find(self.worth.of(class, 0), candidate) {
+            Err(()) => Place::NotWorth,
+            Ok(None) => Place::None,
+            Ok(Some(at)) => Place::Victim(SlotId(self.take_out(at))),
+        }
+    }
+
+    fn pass_by(&mut self, key: u64) {
+        let hash = short_hash(key);
+        self.clock += 1;
+        let (uses, class) = self.next_use(self.known(hash));
+        self.ghosts.put(hash, Seen { note: uses | 16, at: self.clock });
+        self.worth.used(hash, class, self.clock);
     }
 }
 
@@ -441,12 +447,20 @@ fn operations(candidates: Vec<Candidate>) -> impl Strategy<Value = Vec<Operation
     prop::collection::vec(operation, 1..600)
 }
 
+/// Whether a cache stores every key, or asks first whether it is worth it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Always,
+    IfWorth,
+}
+
 /// Runs both over a small cache of keys and compares every victim.
 fn compare(
     slots: u32,
     policy: &mut dyn EvictionPolicy,
     oracle: &mut dyn Oracle,
     operations: &[Operation],
+    admission: Admission,
 ) -> Result<(), TestCaseError> {
     let mut worth = vec![Candidate::Leaf; SLOTS_MAX as usize];
     let mut keys: Vec<Option<u64>> = vec![None; slots as usize];
@@ -466,19 +480,30 @@ fn compare(
                     oracle.touch(slot as u32);
                     continue;
                 }
-                let slot = match keys.iter().position(Option::is_none) {
-                    Some(free) => Some(free as u32),
+                let mut real = |slot: SlotId| worth[slot.index()];
+                let naive = |slot: u32| worth[slot as usize];
+                let (place, expected) = match keys.iter().position(Option::is_none) {
+                    Some(free) => (Place::Victim(SlotId(free as u32)), Place::Victim(SlotId(free as u32))),
+                    None if admission == Admission::IfWorth => {
+                        (policy.evict_for(&block_key(key), &mut real), oracle.evict_for(key, &naive))
+                    }
                     None => {
-                        let victim = policy.evict(&mut |slot| worth[slot.index()]).map(|slot| slot.0);
-                        let expected = oracle.evict(&|slot| worth[slot as usize]);
-                        prop_assert_eq!(victim, expected);
-                        victim
+                        let place = |victim: Option<SlotId>| victim.map_or(Place::None, Place::Victim);
+                        (place(policy.evict(&mut real)), place(oracle.evict(&naive).map(SlotId)))
                     }
                 };
-                if let Some(slot) = slot {
-                    keys[slot as usize] = Some(key);
-                    policy.insert(SlotId(slot), block_key(key));
-                    oracle.insert(slot, key);
+                prop_assert_eq!(place, expected);
+                match place {
+                    Place::Victim(slot) => {
+                        keys[slot.index()] = Some(key);
+                        policy.insert(slot, block_key(key));
+                        oracle.insert(slot.0, key);
+                    }
+                    Place::NotWorth => {
+                        policy.pass_by(&block_key(key));
+                        oracle.pass_by(key);
+                    }
+                    Place::None => {}
                 }
             }
         }
@@ -494,55 +519,6 @@ fn block_key(key: u64) -> BlockKey {
     BlockKey(bytes)
 }
 
-/// As [`compare`], where a cache asks whether a key is worth storing.
-fn compare_admission(slots: u32, operations: &[Operation]) -> Result<(), TestCaseError> {
-    let mut policy = HitDensity::new(slots);
-    let mut oracle = NaiveHitDensity::new(slots);
-    let mut worth = vec![Candidate::Leaf; SLOTS_MAX as usize];
-    let mut keys: Vec<Option<u64>> = vec![None; slots as usize];
-    for operation in operations {
-        match *operation {
-            Operation::Mark(slot, candidate) => worth[slot as usize] = candidate,
-            Operation::Remove(key) => {
-                if let Some(slot) = keys.iter().position(|held| *held == Some(key)) {
-                    keys[slot] = None;
-                    policy.remove(SlotId(slot as u32));
-                    oracle.remove(slot as u32);
-                }
-            }
-            Operation::Use(key) => {
-                if let Some(slot) = keys.iter().position(|held| *held == Some(key)) {
-                    policy.touch(SlotId(slot as u32));
-                    oracle.touch(slot as u32);
-                    continue;
-                }
-                let place = match keys.iter().position(Option::is_none) {
-                    Some(free) => Place::Victim(SlotId(free as u32)),
-                    None => {
-                        let place = policy.evict_for(&block_key(key), &mut |slot| worth[slot.index()]);
-                        let expected = oracle.evict_for(key, &|slot| worth[slot as usize]);
-                        prop_assert_eq!(place, expected);
-                        place
-                    }
-                };
-                match place {
-                    Place::Victim(slot) => {
-                        keys[slot.index()] = Some(key);
-                        policy.insert(slot, block_key(key));
-                        oracle.insert(slot.0, key);
-                    }
-                    Place::NotWorth => {
-                        policy.pass_by(&block_key(key));
-                        oracle.pass_by(key);
-                    }
-                    Place::None => {}
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 const SLOTS_MAX: u32 = 40;
 
 fn any_candidate() -> Vec<Candidate> {
@@ -554,28 +530,29 @@ proptest! {
     fn lru_chooses_the_victims_of_a_plain_list(
         slots in 1..SLOTS_MAX, operations in operations(any_candidate())
     ) {
-        compare(slots, &mut Lru::new(slots), &mut NaiveLru::default(), &operations)?;
+        compare(slots, &mut Lru::new(slots), &mut NaiveLru::default(), &operations, Admission::Always)?;
     }
 
     #[test]
     fn s3fifo_chooses_the_victims_of_plain_lists(
         slots in 1..SLOTS_MAX, operations in operations(any_candidate())
     ) {
-        compare(slots, &mut S3Fifo::new(slots), &mut NaiveS3Fifo::new(slots), &operations)?;
+        compare(slots, &mut S3Fifo::new(slots), &mut NaiveS3Fifo::new(slots), &operations, Admission::Always)?;
     }
 
     #[test]
     fn hit_density_chooses_the_victims_of_a_plain_list(
         slots in 1..SLOTS_MAX, operations in operations(any_candidate())
     ) {
-        compare(slots, &mut HitDensity::new(slots), &mut NaiveHitDensity::new(slots), &operations)?;
+        compare(slots, &mut HitDensity::new(slots), &mut NaiveHitDensity::new(slots), &operations, Admission::Always)?;
     }
 
     #[test]
     fn hit_density_stores_what_is_worth_it_on_a_plain_list(
         slots in 1..SLOTS_MAX, operations in operations(any_candidate())
     ) {
-        compare_admission(slots, &operations)?;
+        let (mut policy, mut oracle) = (HitDensity::new(slots), NaiveHitDensity::new(slots));
+        compare(slots, &mut policy, &mut oracle, &operations, Admission::IfWorth)?;
     }
 
     #[test]
@@ -583,6 +560,6 @@ proptest! {
         slots in 10..SLOTS_MAX, operations in operations(vec![Candidate::Leaf])
     ) {
         let mut oracle = NaiveS3FifoFixed::new(slots, slots as usize / 10);
-        compare(slots, &mut S3FifoFixed::new(slots, 0.1), &mut oracle, &operations)?;
+        compare(slots, &mut S3FifoFixed::new(slots, 0.1), &mut oracle, &operations, Admission::Always)?;
     }
 }
