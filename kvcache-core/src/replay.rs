@@ -92,6 +92,11 @@ impl Trace {
         self.blocks.len()
     }
 
+    /// The blocks of each request, numbered by first appearance in the trace.
+    pub fn requests_blocks(&self) -> impl Iterator<Item = &[u32]> {
+        self.requests().map(|(_, blocks)| blocks)
+    }
+
     fn requests(&self) -> impl Iterator<Item = (&Request, &[u32])> {
         let starts = std::iter::once(0).chain(self.requests.iter().map(|request| request.accesses_end));
         self.requests
@@ -267,6 +272,14 @@ mod tests {
         let mut trace = Trace::new(16);
         requests.iter().for_each(|blocks| trace.push(16 * blocks.len() as u64 - 4, blocks));
         Replay::new(&trace, slot_count, Box::new(Lru::new(slot_count))).run()
+    }
+
+    #[test]
+    fn the_blocks_of_requests_are_numbered_by_first_appearance() {
+        let mut trace = Trace::new(16);
+        trace.push(32, &[70, 50]);
+        trace.push(48, &[70, 90, 50]);
+        assert_eq!(trace.requests_blocks().collect::<Vec<_>>(), [&[0, 1][..], &[0, 2, 1]]);
     }
 
     #[test]
