@@ -129,6 +129,8 @@ test-vllm-matrix: ## contract and end-to-end tests against every supported vLLM 
 lint: ## formatting, lints, types
 	scripts/ensure_rust.sh
 	cargo fmt --all --check
+# A workspace of its own: checking more than its formatting would download what it compares us with (benches/compare/rust/Cargo.toml).
+	rustfmt --edition 2024 --check benches/compare/rust/src/main.rs
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	"$(tools)/ruff" check $(wildcard $(python_sources))
 	"$(tools)/ruff" format --check $(wildcard $(python_sources))

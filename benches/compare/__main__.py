@@ -3,11 +3,13 @@
     python -m benches.compare [--quick] [--only PART]... [--out DIR]
 
 Run it with the Python of `make wheel`'s environment. Each peer is installed from its published package, at the
-version pinned in `scripts/locks/compare-*.txt`, into an environment of its own outside the tree. What cannot be
+version pinned in `scripts/locks/compare-*.txt`, into an environment of its own outside the tree, or compiled from its
+published crate (`benches/compare/rust/Cargo.lock`). What cannot be
 installed or run is a row with its error, and the exit status is 1 then.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benches.compare import engines, l1, l1_traces, l2_files, l2_rdma, l2_tcp
+from benches.compare import engines, l1, l1_traces, l2_files, l2_rdma, l2_tcp, plain_caches
 from benches.compare.pairs import error_row
 from benches.compare.side import Side, SideError, one_line
 from benches.machine import ROOT, machine_facts, slug
@@ -191,6 +193,19 @@ def vllm(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
         )
 
 
+PLAIN_CACHES_SCRIPT = "build_plain_caches.sh"
+
+
+def plain_cache_crates(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """`foyer` and `moka`."""
+    start = functools.partial(Side, "plain-caches", [script_output(PLAIN_CACHES_SCRIPT)])
+    if arguments.quick:
+        rows = plain_caches.compare(start, 3, plain_caches.QUICK_TRACES)
+    else:
+        rows = plain_caches.compare(start, 40)
+    return rows, plain_caches.versions()
+
+
 PARTS: dict[str, Part] = {
     "aibrix-l1": aibrix_l1,
     "aibrix-l1-traces": aibrix_l1_traces,
@@ -198,6 +213,7 @@ PARTS: dict[str, Part] = {
     "l2-rdma": l2_over_rdma,
     "l2-files": l2_files_of_aibrix,
     "vllm": vllm,
+    "plain-caches": plain_cache_crates,
 }
 
 
