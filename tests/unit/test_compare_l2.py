@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -100,13 +101,13 @@ def test_a_server_that_does_not_start_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_server_ends_with_the_process_that_started_it() -> None:
-    program = (
-        "from benches.compare.our_l2 import spawn; import json; print(json.dumps({'id': spawn(['sleep', '600']).pid}))"
-    )
-    with Side("home", [sys.executable, "-c", f"{program}; input(); input()"], cwd=ROOT) as home:
-        # The first answer comes by itself.
-        server = home.ask(60)["id"]
+    program = "from benches.compare.our_l2 import spawn; print(spawn(['sleep', '600']).pid, flush=True); input()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as home:
+        assert home.stdout is not None
+        server = int(home.stdout.readline())
         assert Path(f"/proc/{server}").exists()
+        home.kill()
     assert gone(server)
 
 
