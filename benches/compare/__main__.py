@@ -148,7 +148,9 @@ def l2_over_tcp(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str
         python = within.get(name, [sys.executable])
         return Side(f"{name} {role}", [*python, *l2_tcp.PROGRAM, name, role], cwd=ROOT)
 
-    return l2_tcp.compare(start, 3 if arguments.quick else 30, tool)
+    if arguments.quick:
+        return l2_tcp.compare(start, 3, tool, l2_tcp.QUICK_CASES)
+    return l2_tcp.compare(start, 30, tool)
 
 
 def l2_files_of_aibrix(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
@@ -159,12 +161,14 @@ def l2_files_of_aibrix(arguments: argparse.Namespace) -> tuple[list[Row], dict[s
         python, at = (Path(sys.executable), tool) if name in l2_files.WAYS else (peer, place)
         return Side(name, [python, *l2_files.PROGRAM, name, at], cwd=ROOT)
 
-    return l2_files.compare(AIBRIX, start, 3 if arguments.quick else 20)
+    if arguments.quick:
+        return l2_files.compare(AIBRIX, start, 3, l2_files.QUICK_WAYS)
+    return l2_files.compare(AIBRIX, start, 20)
 
 
 def l2_over_rdma(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     """The published InfiniStore over soft RoCE, in a guest."""
-    rounds, timeout_s = (2, 1200) if arguments.quick else (5, 1800)
+    rounds, timeout_s = (1, 1200) if arguments.quick else (7, 1800)
     rows = l2_rdma.compare([ROOT / l2_rdma.SCRIPT], rounds, timeout_s, ROOT)
     return rows, {"ours": metadata.version("aibrix-connector"), "infinistore": infinistore_version()}
 

@@ -37,6 +37,7 @@ class Case:
 
 
 CASES = tuple(Case(kib << 10, count) for kib in (64, 256, 1024, 2048, 4096) for count in (1, 32))
+QUICK_CASES = tuple(case for case in CASES if case.value_bytes in (64 << 10, 4 << 20))
 
 Start = Callable[[str, str], Side]
 """Starts a process of the side of that name: its `home`, or a `client`."""
