@@ -40,14 +40,6 @@ pub(crate) enum Side {
 impl Side {
     pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Foyer, Self::Moka];
 
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ours => "ours",
-            Self::Foyer => "foyer",
-            Self::Moka => "moka",
-        }
-    }
-
     /// An empty cache of `capacity` blocks of `value_bytes`, or of slots without bytes.
     pub(crate) fn build(self, capacity: u32, value_bytes: usize) -> Box<dyn Contender> {
         match (self, value_bytes) {

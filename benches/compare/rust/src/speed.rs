@@ -43,22 +43,25 @@ enum Verb {
 /// Microseconds a block in each round, by cache.
 pub(crate) fn samples(case: &Case) -> Result<BTreeMap<&'static str, Vec<f64>>, String> {
     case.check()?;
-    let sides = Side::ALL.map(|side| side.build(case.capacity, case.value_bytes));
-    let mut run = Run { case, buffers: Vec::new(), next_key: AtomicU64::new(0), resident: Vec::new() };
-    run.buffers = (0..case.threads).map(|_| Buffer::new(case.blocks, case.value_bytes)).collect();
-    for side in &sides {
-        run.fill(&**side)?;
-    }
+    let run = &Run::new(case);
+    // The same threads from the first block to the last sample: an allocator keeps memory for each of its threads.
+    let times: Vec<Vec<Time>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..case.threads).map(|thread| scope.spawn(move || Worker::new(run, thread).times())).collect();
+        let times = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())));
+        times.collect::<Result<_, _>>()
+    })?;
     let mut samples: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    for round in 0..=case.rounds {
-        for turn in 0..sides.len() {
-            let index = (round + turn) % sides.len();
-            let us = run.sample(&*sides[index], round)?;
-            // The first round warms up.
-            if round > 0 {
-                samples.entry(Side::ALL[index].name()).or_default().push(us);
-            }
-        }
+    for (index, first) in times[0].iter().enumerate() {
+        let began = times.iter().map(|of| of[index].began).min().unwrap_or(first.began);
+        let ended = times.iter().map(|of| of[index].ended).max().unwrap_or(first.ended);
+        let blocks = case.threads * case.sample_blocks;
+        samples
+            .entry(run.sides[first.side].name())
+            .or_default()
+            .push(microseconds(ended - began) / blocks as f64);
     }
     Ok(samples)
 }
@@ -98,111 +101,128 @@ impl Case {
     }
 }
 
-/// What the samples of one case share.
+/// What the threads of one case share.
 struct Run<'a> {
     case: &'a Case,
-    /// Of each thread.
-    buffers: Vec<Buffer>,
+    sides: [Box<dyn Contender>; 3],
+    barrier: Barrier,
+    /// First numbers of the calls that fill a cache, in an order that looks random.
+    resident: Vec<u64>,
     /// Numbers below have been keys.
     next_key: AtomicU64,
-    /// Numbers of the blocks that gets ask for, a call's after another's.
-    resident: Vec<u64>,
 }
 
-impl Run<'_> {
-    /// For puts to the brim; for gets to three quarters, so that a cache of shards, which fill unevenly, keeps all.
-    fn fill(&mut self, side: &dyn Contender) -> Result<(), String> {
-        let capacity = self.case.capacity as u64;
-        let count = if self.case.verb == Verb::Put { capacity * 2 } else { capacity * 3 / 4 };
-        let calls = count / self.case.blocks as u64;
-        let buffer = &mut self.buffers[0];
+impl<'a> Run<'a> {
+    /// Fills for puts to the brim; for gets to three quarters, so that a cache of shards, which fill unevenly, keeps all.
+    fn new(case: &'a Case) -> Self {
+        let capacity = u64::from(case.capacity);
+        let blocks = case.blocks as u64;
+        let calls = if case.verb == Verb::Put { capacity * 2 } else { capacity * 3 / 4 } / blocks;
+        Self {
+            case,
+            sides: Side::ALL.map(|side| side.build(case.capacity, case.value_bytes)),
+            barrier: Barrier::new(case.threads),
+            resident: shuffled(calls).into_iter().map(|call| call * blocks).collect(),
+            next_key: AtomicU64::new(calls * blocks),
+        }
+    }
+}
+
+/// When a thread's part of a sample began and ended.
+struct Time {
+    side: usize,
+    began: Instant,
+    ended: Instant,
+}
+
+struct Worker<'a> {
+    run: &'a Run<'a>,
+    thread: usize,
+    buffer: Buffer,
+    /// What went wrong first. The thread goes on nevertheless, since the others wait for it.
+    error: Option<String>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(run: &'a Run<'a>, thread: usize) -> Self {
+        let buffer = Buffer::new(run.case.blocks, run.case.value_bytes);
+        Self { run, thread, buffer, error: None }
+    }
+
+    /// Of all samples but those of the first round, which warms up.
+    fn times(mut self) -> Result<Vec<Time>, String> {
+        let mut times = Vec::new();
+        for side in &self.run.sides {
+            self.fill(&**side);
+        }
+        for round in 0..=self.run.case.rounds {
+            for turn in 0..self.run.sides.len() {
+                let time = self.sample((round + turn) % self.run.sides.len(), round);
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        self.error.map_or(Ok(times), Err)
+    }
+
+    /// This thread's share of the calls that fill a cache.
+    fn fill(&mut self, side: &dyn Contender) {
         side.settle();
-        for call in 0..calls {
-            let keys = self.case.keys(call * self.case.blocks as u64);
-            buffer.stamp(&keys);
-            side.put(&keys, buffer).map_err(|error| format!("{}: {error}", side.name()))?;
+        for first in self.run.resident.iter().skip(self.thread).step_by(self.run.case.threads) {
+            let keys = self.keys(*first);
+            self.buffer.stamp(&keys);
+            if let Err(error) = side.put(&keys, &self.buffer) {
+                self.note(side, error);
+            }
             side.settle();
         }
-        let numbers = calls * self.case.blocks as u64;
-        self.next_key.fetch_max(numbers, Ordering::Relaxed);
-        self.resident = shuffled(calls).into_iter().map(|call| call * self.case.blocks as u64).collect();
-        Ok(())
     }
 
-    /// Microseconds a block, all threads together.
-    fn sample(&mut self, side: &dyn Contender, round: usize) -> Result<f64, String> {
-        let case = self.case;
+    fn sample(&mut self, index: usize, round: usize) -> Time {
+        let (run, case, side) = (self.run, self.run.case, &*self.run.sides[index]);
         let calls = case.sample_blocks / case.blocks;
-        let starts: Vec<Vec<u64>> = (0..case.threads)
-            .map(|thread| match case.verb {
-                Verb::Get => {
-                    let first = (round * case.threads + thread) * calls;
-                    (first..first + calls).map(|call| self.resident[call % self.resident.len()]).collect()
-                }
-                Verb::Miss | Verb::Put => (0..calls)
-                    .map(|_| self.next_key.fetch_add(case.blocks as u64, Ordering::Relaxed))
-                    .collect(),
+        let first = (round * case.threads + self.thread) * calls;
+        let calls: Vec<Vec<BlockKey>> = (first..first + calls)
+            .map(|call| match case.verb {
+                Verb::Get => run.resident[call % run.resident.len()],
+                Verb::Miss | Verb::Put => run.next_key.fetch_add(case.blocks as u64, Ordering::Relaxed),
             })
+            .map(|first| self.keys(first))
             .collect();
-        let barrier = Barrier::new(case.threads);
-        let results: Vec<Result<(Instant, Instant), String>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .buffers
-                .iter_mut()
-                .zip(&starts)
-                .map(|(buffer, starts)| scope.spawn(|| case.work(side, buffer, starts, &barrier)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())))
-                .collect()
-        });
-        let times = results
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| format!("{}: {error}", side.name()))?;
-        let began = times.iter().map(|(began, _)| *began).min().ok_or("no thread")?;
-        let ended = times.iter().map(|(_, ended)| *ended).max().ok_or("no thread")?;
-        let blocks = case.threads * case.sample_blocks;
-        Ok(microseconds(ended - began) / blocks as f64)
-    }
-}
-
-impl Case {
-    fn keys(&self, first: u64) -> Vec<BlockKey> {
-        (first..first + self.blocks as u64).map(key).collect()
-    }
-
-    /// One thread's calls; when they began and ended.
-    fn work(
-        &self,
-        side: &dyn Contender,
-        buffer: &mut Buffer,
-        starts: &[u64],
-        barrier: &Barrier,
-    ) -> Result<(Instant, Instant), String> {
-        let calls: Vec<Vec<BlockKey>> = starts.iter().map(|first| self.keys(*first)).collect();
-        let wanted = if self.verb == Verb::Miss { 0 } else { self.blocks };
+        let wanted = if case.verb == Verb::Miss { 0 } else { case.blocks };
         let mut done = Ok(());
-        barrier.wait();
+        run.barrier.wait();
         let began = Instant::now();
         for keys in &calls {
-            let count = match self.verb {
-                Verb::Get | Verb::Miss => side.get(keys, buffer),
-                Verb::Put => side.put(keys, buffer),
+            let count = match case.verb {
+                Verb::Get | Verb::Miss => side.get(keys, &mut self.buffer),
+                Verb::Put => side.put(keys, &self.buffer),
             };
             match count {
                 Ok(count) if count == wanted => {}
-                Ok(count) => done = Err(format!("{:?} did {count} of {wanted} blocks", self.verb)),
+                Ok(count) => done = Err(format!("{:?} did {count} of {wanted} blocks", case.verb)),
                 Err(error) => done = Err(error),
             }
         }
         let ended = Instant::now();
-        done?;
-        if let (Verb::Get, Some(keys)) = (self.verb, calls.last()) {
-            buffer.check(keys)?;
+        if let (Verb::Get, Ok(()), Some(keys)) = (case.verb, &done, calls.last()) {
+            done = self.buffer.check(keys);
         }
-        Ok((began, ended))
+        if let Err(error) = done {
+            self.note(side, error);
+        }
+        // The next sample's keys are made when nobody is measured any more.
+        run.barrier.wait();
+        Time { side: index, began, ended }
+    }
+
+    fn keys(&self, first: u64) -> Vec<BlockKey> {
+        (first..first + self.run.case.blocks as u64).map(key).collect()
+    }
+
+    fn note(&mut self, side: &dyn Contender, error: String) {
+        self.error.get_or_insert_with(|| format!("{}: {error}", side.name()));
     }
 }
 
@@ -243,6 +263,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The Directory gives one request a quarter of its slots at most, which is not what the others do.
+    #[test]
+    fn a_call_that_does_less_is_an_error() {
+        let case = Case { capacity: 4096, blocks: 512, sample_blocks: 512, ..case(Verb::Put, 0, 1, 1) };
+        let run = Run::new(&case);
+        let mut worker = Worker::new(&run, 0);
+        worker.sample(0, 0);
+        assert_eq!(worker.error, None);
+        let case = Case { capacity: 256, ..case };
+        let run = Run::new(&case);
+        let mut worker = Worker::new(&run, 0);
+        worker.sample(0, 0);
+        assert_eq!(worker.error.as_deref(), Some("ours: Put did 256 of 512 blocks"));
     }
 
     #[test]
