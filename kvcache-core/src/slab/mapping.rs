@@ -99,11 +99,19 @@ impl Mapping {
     /// while others use the range. An optimisation: errors mean that it did not happen.
     pub(super) fn populate(&self, range: Range<usize>) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes, "range outside of the mapping");
-        // SAFETY: the range lies within the mapping; populating changes no byte.
-        let status = unsafe {
-            libc::madvise(self.base.add(range.start).as_ptr().cast(), range.len(), libc::MADV_POPULATE_WRITE)
-        };
-        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        // The kernel holds the lock of the process's memory map during each call. Whatever thread allocates or frees memory
+        // meanwhile waits for that, and others that fault wait behind it: so it gets its turn after every huge page.
+        for start in range.clone().step_by(HUGE_PAGE_BYTES) {
+            let bytes = HUGE_PAGE_BYTES.min(range.end - start);
+            // SAFETY: the range lies within the mapping; populating changes no byte.
+            let status = unsafe {
+                libc::madvise(self.base.add(start).as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE)
+            };
+            if status != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     }
 
     /// Makes the file behind a shared mapping own the storage of a range, so that no later access to it can fail.
