@@ -235,7 +235,12 @@ impl<'a> Replay<'a> {
             self.counts.remote_hit_blocks += fetched.len() as u64;
             hit_blocks += run;
         }
-        let reservation = self.directory.begin_offload_if_worth(keys, 0, self.evictions_per_request_max);
+        let share = self.evictions_per_request_max;
+        let reservation = match &self.remote {
+            None => self.directory.begin_offload_if_worth(keys, 0, share),
+            // As planners do: what L1 does not store never reaches L2.
+            Some(_) => self.directory.begin_offload(keys, 0, share),
+        };
         let fills: Vec<(SlotId, FillId)> =
             reservation.reserved.iter().map(|reserved| (reserved.slot, reserved.fill)).collect();
         self.directory.complete_fills(&fills, true);

@@ -1,6 +1,7 @@
 //! What a step stores, and what becomes of it.
 
 use super::jobs::Pending;
+use super::tier::Tier;
 use super::{Offloading, Planner, note_removed};
 use crate::BlockKey;
 use crate::directory::evictions_per_request_max;
@@ -73,7 +74,12 @@ impl Planner {
                 continue;
             }
             let left = share.saturating_sub(request.evicted);
-            let reservation = directory.begin_offload_if_worth(&keys[..until], from, left);
+            // What L1 does not store never reaches L2, where it may be worth a place.
+            let reservation = if self.remote.as_ref().is_some_and(Tier::is_active) {
+                directory.begin_offload(&keys[..until], from, left)
+            } else {
+                directory.begin_offload_if_worth(&keys[..until], from, left)
+            };
             request.evicted += reservation.evicted.len();
             request.refused = reservation.refused.map(|(_, why)| why).filter(|why| why.is_final());
             request.hits[group].extend(&reservation.hits);
