@@ -2,20 +2,23 @@
 //!
 //! Decisions are made as the planner of `kvcache-core` makes them: a hit is the leading run of ready slots; a
 //! request's new slots are stored as its prompt is computed, and it evicts at most a quarter of them; its hits are
-//! touched when the prompt's last slot is stored; fetches from L2 hold a quarter of the slots at most.
+//! touched when the prompt's last slot is stored; what comes from L2 has a quarter of the slots, by the planner's own
+//! [`FetchRoom`], until its request is admitted.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use kvcache_core::BlockKey;
 use kvcache_core::directory::{Directory, FillId, Refusal, evictions_per_request_max};
 use kvcache_core::eviction::{EvictionPolicy, SlotId};
+use kvcache_core::planner::{Arrival, FetchRoom};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::block_pool::{BlockIndex, BlockPool, ContentId};
 use crate::link::{Link, ns_per_byte};
 use crate::outcome::Tiers;
 use crate::profile::Profile;
-use crate::remote::Remote;
+use crate::remote::{Fetched, Remote};
 use crate::setup::Loading;
 use crate::time::{from_us, whole_ns};
 
@@ -32,12 +35,18 @@ pub(crate) struct Connector<'a> {
     remote: Option<Remote>,
     /// Contents in L1 that came from L2 and were not loaded since.
     fetched: HashSet<ContentId>,
+    /// The share of L1 that fetches have, and who waits for a part of it.
+    room: FetchRoom,
+    next_arrival: Arrival,
+    /// Requests that are not admitted yet, by when they came.
+    waiting: BTreeMap<Arrival, usize>,
     tiers: Tiers,
 }
 
 /// What the connector knows of a request.
 #[derive(Default)]
 pub(crate) struct RequestSlots {
+    arrival: Arrival,
     keys: Vec<BlockKey>,
     contents: Vec<ContentId>,
     offloaded: usize,
@@ -52,6 +61,8 @@ pub(crate) struct RequestSlots {
     expected: usize,
     expected_ns: u64,
     was_asked_about: bool,
+    /// How often it has sent for what L2 has of it, or wanted to.
+    questions: u8,
     /// It is not admitted before this time.
     wait_until_ns: u64,
 }
@@ -126,18 +137,25 @@ impl<'a> Connector<'a> {
             held_blocks: 0,
             remote,
             fetched: HashSet::new(),
+            room: FetchRoom::new(evictions_per_request_max(slots)),
+            next_arrival: 0,
+            waiting: BTreeMap::new(),
             tiers: Tiers::default(),
         }
     }
 
-    /// A request whose blocks have these contents.
-    pub(crate) fn request(&self, contents: &[ContentId]) -> RequestSlots {
+    /// A request has come, whose blocks have these contents.
+    pub(crate) fn request(&mut self, request: usize, contents: &[ContentId]) -> RequestSlots {
+        let arrival = self.next_arrival;
+        self.next_arrival += 1;
+        self.waiting.insert(arrival, request);
         let slot_blocks = self.profile.connector.slot_blocks as usize;
         // A slot is named by its last block.
         let contents: Vec<ContentId> =
             contents.iter().skip(slot_blocks - 1).step_by(slot_blocks).copied().collect();
         let keys = contents.iter().map(|content| key(*content)).collect();
-        RequestSlots { keys, contents, next_tokens: self.profile.slot_tokens(), ..RequestSlots::default() }
+        let next_tokens = self.profile.slot_tokens();
+        RequestSlots { arrival, keys, contents, next_tokens, ..RequestSlots::default() }
     }
 
     /// What has ended by now.
@@ -147,12 +165,29 @@ impl<'a> Connector<'a> {
             self.held_blocks -= store.held.len();
             self.finish_store(&store);
         }
-        let Some(remote) = &mut self.remote else { return };
-        while let Some((slot, fill, content)) = remote.come(now_ns) {
-            self.directory.complete_fills(&[(slot, fill)], true);
-            self.fetched.insert(content);
+        while let Some(block) = self.remote.as_mut().and_then(|remote| remote.come(now_ns)) {
+            self.end_fetch(block);
+            if self.waiting.contains_key(&block.arrival) && self.room.hold(block.arrival, block.slot) {
+                self.directory.begin_load(&[key(block.content)]);
+            }
         }
-        remote.advance(&self.directory, now_ns);
+        let expired = self.room.expire(Duration::from_nanos(FETCH_WAIT_NS), Duration::from_nanos(now_ns));
+        self.directory.end_load(&expired);
+        if let Some(remote) = &mut self.remote {
+            remote.advance(&self.directory, now_ns);
+        }
+    }
+
+    fn end_fetch(&mut self, block: Fetched) {
+        self.directory.complete_fills(&[(block.slot, block.fill)], true);
+        self.fetched.insert(block.content);
+    }
+
+    /// The next request that waits for room in L1 for what L2 has of it, if there is room now.
+    pub(crate) fn call(&mut self) -> Option<usize> {
+        let remote = self.remote.as_ref()?;
+        let arrival = self.room.call(remote.fetching())?;
+        self.waiting.get(&arrival).copied()
     }
 
     /// When something here happens next, by itself.
@@ -166,7 +201,7 @@ impl<'a> Connector<'a> {
         self.held_blocks > 0
     }
 
-    /// A new request: sends for what L2 has of it.
+    /// A new request, or one that has been called: sends for what L2 has of it.
     pub(crate) fn send_for(
         &mut self,
         slots: &mut RequestSlots,
@@ -188,17 +223,29 @@ impl<'a> Connector<'a> {
                 slots.expect(position, at_ns);
             }
         }
-        // Fetching that is twice as slow as computing is not begun, and fetches hold a quarter of the slots.
+        // Fetching that is twice as slow as computing is not begun.
         let tokens = wanted.len() as u64 * self.profile.slot_tokens();
         let fetch_ns = remote.would_end(now_ns, wanted.len()) - now_ns;
-        let room = self.evictions_per_request_max.saturating_sub(remote.fetching());
-        self.tiers.refused_fetches += u64::from(room == 0 && !wanted.is_empty());
-        let last = wanted.get(..room.min(wanted.len())).and_then(<[_]>::last);
-        let Some(last) = last.filter(|_| fetch_ns as f64 <= 2.0 * compute_ns(tokens)) else { return };
+        if wanted.is_empty() || fetch_ns as f64 > 2.0 * compute_ns(tokens) {
+            self.room.leave_queue(slots.arrival);
+            return;
+        }
+        self.room.leave_queue(slots.arrival);
+        let room = self.room.room_for(slots.arrival, remote.fetching());
+        slots.questions += 1;
+        if room < wanted.len()
+            && slots.questions < FetchRoom::QUESTIONS_MAX
+            && slots.evicted < self.evictions_per_request_max
+        {
+            self.room.queue(slots.arrival, wanted.len() - room);
+        }
+        self.tiers.refused_fetches += u64::from(slots.questions == 1 && room == 0);
+        let Some(last) = wanted.get(..room.min(wanted.len())).and_then(<[_]>::last) else { return };
         let asked_ns = remote.asked_ns(now_ns);
         for (position, slot, fill) in self.reserve_fetch(slots, wanted[0], *last) {
             if let Some(remote) = &mut self.remote {
-                let at_ns = remote.fetch(asked_ns, slot, fill, slots.contents[position]);
+                let (content, arrival) = (slots.contents[position], slots.arrival);
+                let at_ns = remote.fetch(asked_ns, Fetched { slot, fill, content, arrival });
                 slots.expect(position, at_ns);
             }
         }
@@ -292,6 +339,22 @@ impl<'a> Connector<'a> {
         now_ns: u64,
         moves: &mut StepMoves,
     ) -> Found {
+        self.waiting.remove(&slots.arrival);
+        let held = self.room.admit(slots.arrival, Duration::from_nanos(now_ns));
+        let found = self.load_what_is_there(slots, local_tokens, total_tokens, compute_ns, now_ns, moves);
+        self.directory.end_load(&held);
+        found
+    }
+
+    fn load_what_is_there(
+        &mut self,
+        slots: &mut RequestSlots,
+        local_tokens: u64,
+        total_tokens: u64,
+        compute_ns: ComputeNs<'_>,
+        now_ns: u64,
+        moves: &mut StepMoves,
+    ) -> Found {
         let cost = &self.profile.connector;
         let blocks = total_tokens / u64::from(self.profile.block_tokens);
         moves.cpu_us += cost.request_us + cost.block_us * blocks as f64;
@@ -330,15 +393,14 @@ impl<'a> Connector<'a> {
         if let (Some(first), Some(last)) = (wanted.first(), wanted.last()) {
             for (position, slot, fill) in self.reserve_fetch(slots, *first, *last) {
                 if let Some(remote) = &mut self.remote {
-                    end_ns = end_ns.max(remote.fetch(asked_ns, slot, fill, slots.contents[position]));
+                    let (content, arrival) = (slots.contents[position], slots.arrival);
+                    end_ns = end_ns.max(remote.fetch(asked_ns, Fetched { slot, fill, content, arrival }));
                 }
             }
         }
         moves.fetch_ns = moves.fetch_ns.max(end_ns - now_ns);
-        let Some(remote) = &mut self.remote else { return };
-        while let Some((slot, fill, content)) = remote.come(end_ns) {
-            self.directory.complete_fills(&[(slot, fill)], true);
-            self.fetched.insert(content);
+        while let Some(block) = self.remote.as_mut().and_then(|remote| remote.come(end_ns)) {
+            self.end_fetch(block);
         }
     }
 
@@ -374,7 +436,11 @@ impl<'a> Connector<'a> {
                 slots.offloaded = from;
             } else {
                 let left = self.evictions_per_request_max.saturating_sub(slots.evicted);
-                let reservation = self.directory.begin_offload_if_worth(&slots.keys[..full], from, left);
+                let reservation = match &self.remote {
+                    None => self.directory.begin_offload_if_worth(&slots.keys[..full], from, left),
+                    // What L1 does not store never reaches L2.
+                    Some(_) => self.directory.begin_offload(&slots.keys[..full], from, left),
+                };
                 slots.evicted += reservation.evicted.len();
                 self.tiers.evicted_slots += reservation.evicted.len() as u64;
                 slots.refused = reservation.refused.map(|(_, why)| why).filter(|why| why.is_final());

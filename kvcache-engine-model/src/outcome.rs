@@ -93,7 +93,7 @@ pub struct Tiers {
     pub not_stored_slots: u64,
     /// Requests that did not wait for all that was on its way from L2.
     pub late_requests: u64,
-    /// Requests for which L2 had blocks that were not sent for, since fetches held all the slots that they may.
+    /// Requests for which L2 had blocks and none was sent for at first, since fetches held all the slots that they may.
     pub refused_fetches: u64,
 }
 

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use kvcache_core::BlockKey;
 use kvcache_core::directory::{Directory, FillId};
 use kvcache_core::eviction::{EvictionPolicy, SlotId};
+use kvcache_core::planner::Arrival;
 
 use crate::block_pool::ContentId;
 use crate::link::Link;
@@ -31,9 +32,17 @@ pub(crate) struct Remote {
 
 struct Fetch {
     end_ns: u64,
-    slot: SlotId,
-    fill: FillId,
-    content: ContentId,
+    block: Fetched,
+}
+
+/// A block that is sent for.
+#[derive(Clone, Copy)]
+pub(crate) struct Fetched {
+    pub(crate) slot: SlotId,
+    pub(crate) fill: FillId,
+    pub(crate) content: ContentId,
+    /// For whom.
+    pub(crate) arrival: Arrival,
 }
 
 struct Demotion {
@@ -90,10 +99,10 @@ impl Remote {
     }
 
     /// Sends for a block, from `from_ns` on; when it is there.
-    pub(crate) fn fetch(&mut self, from_ns: u64, slot: SlotId, fill: FillId, content: ContentId) -> u64 {
+    pub(crate) fn fetch(&mut self, from_ns: u64, block: Fetched) -> u64 {
         let end_ns = self.receive.transfer(from_ns, self.slot_bytes, self.l2.slot_us);
-        self.fetches.push_back(Fetch { end_ns, slot, fill, content });
-        self.fetched_at.insert(content, end_ns);
+        self.fetches.push_back(Fetch { end_ns, block });
+        self.fetched_at.insert(block.content, end_ns);
         end_ns
     }
 
@@ -103,11 +112,11 @@ impl Remote {
     }
 
     /// A block that has come by now.
-    pub(crate) fn come(&mut self, now_ns: u64) -> Option<(SlotId, FillId, ContentId)> {
+    pub(crate) fn come(&mut self, now_ns: u64) -> Option<Fetched> {
         let fetch = self.fetches.pop_front_if(|fetch| fetch.end_ns <= now_ns)?;
-        self.fetched_at.remove(&fetch.content);
+        self.fetched_at.remove(&fetch.block.content);
         self.fetched_slots += 1;
-        Some((fetch.slot, fetch.fill, fetch.content))
+        Some(fetch.block)
     }
 
     /// Everything that L1 has just stored may go to L2. At the bound the oldest are given up.

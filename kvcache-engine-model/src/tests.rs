@@ -58,10 +58,14 @@ pub(crate) fn traffic(profile: &Profile, requests: &[Request]) -> Traffic {
 }
 
 fn run(profile: &Profile, setup: &str, requests: &[Request]) -> Outcome {
+    // A plain list, so that what leaves is easily said.
+    run_with("lru", profile, setup, requests)
+}
+
+fn run_with(policy: &str, profile: &Profile, setup: &str, requests: &[Request]) -> Outcome {
     let traffic = traffic(profile, requests);
     let setup = setup.parse().expect("a set-up");
-    // A plain list, so that what leaves is easily said.
-    let options = Options { policy: "lru".to_owned(), ..Options::default() };
+    let options = Options { policy: policy.to_owned(), ..Options::default() };
     let mut simulation = Simulation::new(profile, setup, &traffic, &options).expect("possible");
     while simulation.advance() {
         simulation.check();
@@ -318,17 +322,73 @@ fn a_fetch_that_takes_too_long_is_not_waited_for() {
     assert_eq!((late(&profile), l2_ttft(&profile)), (0, 1000.0 + 1000.0));
 }
 
-/// It asks once: a request that came while fetches held their quarter of L1 computes what L2 has, however long it
-/// waits.
+/// Two prompts that only L2 has whole come while another one is computed, and all nine slots that may be fetched are for
+/// the first. When that is admitted, the second one is sent for.
 #[test]
-fn a_fetch_that_finds_no_room_is_not_asked_for_again() {
+fn a_fetch_that_finds_no_room_begins_when_there_is_some() {
     let (mut profile, mut requests) = only_in_l2();
     profile.l2.as_mut().expect("has one").get_gb_s = 0.05;
-    // Another prompt of which L1 has lost the tail, at the same time: all nine slots are for the first.
-    requests.push(request(50_000, &[(3, 110)], 1));
+    let long = request(49_000, &[(9, 100)], 1);
+    requests.insert(requests.len() - 1, long);
+    requests.last_mut().expect("not empty").timestamp_ms = Some(49.0);
+    requests.push(request(49_000, &[(3, 110)], 1));
     profile.l1_blocks = 36;
     let tiers = run(&profile, "layers+l2", &requests).tiers.expect("a connector");
+    assert_eq!((tiers.refused_fetches, tiers.fetched_bytes), (1, 180_000));
+    // Where it is its turn at once, it does not wait for room.
+    let at = requests.len() - 3;
+    requests.remove(at);
+    let tiers = run(&profile, "layers+l2", &requests).tiers.expect("a connector");
     assert_eq!((tiers.refused_fetches, tiers.fetched_bytes), (1, 90_000));
+}
+
+/// So long a queue that L1 does not hold all of it: what has come stays until its request is admitted.
+#[test]
+fn what_has_been_fetched_is_loaded_however_long_the_queue() {
+    let mut profile = tiny_profile();
+    (profile.gpu_blocks, profile.l1_blocks) = (12, 60);
+    // Twenty prompts, which L2 remembers, and all of them at once again.
+    let first = (1..=20).map(|stream| request(stream * 3000, &[(stream, 100)], 1));
+    let again = (1..=20).map(|stream| request(100_000, &[(stream, 100)], 1));
+    let requests: Vec<Request> = first.chain(again).collect();
+    for policy in ["lru", "s3fifo"] {
+        let outcome = run_with(policy, &profile, "layers+l2", &requests);
+        let fetched = outcome.tiers.expect("a connector").fetched_bytes;
+        let loaded = outcome.hit_tokens.l2 * profile.kv_bytes_per_token;
+        // The rest was sent for when its request's turn had come, or is the tail of what L1 or the engine had lost since.
+        assert!(
+            fetched > 1_000_000 && loaded * 3 > fetched * 2,
+            "{policy}: {loaded} of {fetched} were of use"
+        );
+    }
+}
+
+/// A prompt that is used twice, and then ten others: S3-FIFO keeps what was used again.
+#[test]
+fn what_is_hit_is_touched_in_l1() {
+    let mut profile = tiny_profile();
+    (profile.gpu_blocks, profile.l1_blocks) = (12, 60);
+    let mut requests = vec![request(0, &[(1, 100)], 1), request(3000, &[(2, 110)], 1)];
+    requests.push(request(6000, &[(1, 100), (7, 10)], 1));
+    requests.extend((10..20).map(|stream| request(stream * 3000, &[(stream, 110)], 1)));
+    requests.push(request(100_000, &[(1, 100)], 1));
+    let hits = |requests: &[Request]| run_with("s3fifo", &profile, "layers", requests).hit_tokens.l1;
+    assert_eq!(hits(&requests) - hits(&requests[..requests.len() - 1]), 90);
+}
+
+/// The same of L2: what is fetched from there stays longer.
+#[test]
+fn what_is_fetched_is_touched_in_l2() {
+    let mut profile = tiny_profile();
+    (profile.gpu_blocks, profile.l1_blocks) = (12, 40);
+    profile.l2.as_mut().expect("has one").blocks = 60;
+    let mut requests = vec![request(0, &[(1, 100)], 1)];
+    requests.extend((2..6).map(|stream| request(stream * 3000, &[(stream, 110)], 1)));
+    requests.push(request(20_000, &[(1, 100)], 1));
+    requests.extend((10..20).map(|stream| request(stream * 3000, &[(stream, 110)], 1)));
+    requests.push(request(100_000, &[(1, 100)], 1));
+    let hits = |requests: &[Request]| run(&profile, "layers+l2", requests).hit_tokens.l2;
+    assert_eq!((hits(&requests[..6]), hits(&requests)), (90, 180));
 }
 
 #[test]

@@ -55,7 +55,7 @@ COUNTERS = {
     "l2_fetched_blocks": "Blocks that came from L2 to every rank.",
     "l2_failed_fetches": "Blocks that were sent for and did not come, or not intact: they shorten a match.",
     "l2_cancelled_fetches": "Jobs cancelled because their requests had gone, or had begun without them.",
-    "l2_refused_fetches": "Requests for which nothing was sent for because L1 had no room.",
+    "l2_refused_fetches": "Requests for which nothing was sent for at first because L1 had no room.",
     "l2_break_even": "Requests for which nothing was sent for because computing is measured to be faster.",
     "l2_hit_tokens": "Tokens loaded from blocks that had come from L2 for it.",
     "l2_demoted_blocks": "Blocks that every rank has brought to L2.",

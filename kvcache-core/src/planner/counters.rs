@@ -150,7 +150,7 @@ pub struct RemoteTierStats {
     pub failed_fetches: u64,
     /// Jobs whose requests had all gone.
     pub cancelled_fetches: u64,
-    /// Requests for which nothing was sent for because there was no room in L1.
+    /// Requests for which nothing was sent for at first because there was no room in L1.
     pub refused_fetches: u64,
     /// Requests for which nothing was sent for because computing is measured to be faster.
     pub break_even: u64,

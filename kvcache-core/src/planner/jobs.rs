@@ -109,6 +109,18 @@ impl JobTable {
         oldest.map_or(self.next, |(number, _)| *number)
     }
 
+    /// Slots being read; each as often as it is.
+    pub(super) fn pinned(&self) -> impl Iterator<Item = SlotId> {
+        self.pending.values().flat_map(|(_, pending)| pending.pinned.iter().copied())
+    }
+
+    /// Keys that fetches of this epoch bring.
+    pub(super) fn fetched_keys(&self, epoch: u32) -> impl Iterator<Item = BlockKey> {
+        let of_epoch = self.pending.values().filter(move |(id, _)| id.epoch == epoch);
+        let fetches = of_epoch.filter(|(_, pending)| pending.kind == JobKind::Fetch);
+        fetches.flat_map(|(_, pending)| pending.keys.iter().copied())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }

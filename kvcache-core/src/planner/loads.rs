@@ -101,6 +101,13 @@ impl Planner {
     /// The engine has allocated `blocks` (per group, the request's whole table) and counts on `external_tokens` being
     /// loaded; zero if it counts on nothing. Starts the load with the next plan; whether it runs between steps.
     pub fn commit_load(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
+        let asynchronous = self.commit(id, external_tokens, blocks);
+        // What it loads is pinned by its load now.
+        self.admit_to_room(id);
+        asynchronous
+    }
+
+    fn commit(&mut self, id: &str, external_tokens: usize, blocks: &[Vec<u32>]) -> bool {
         let Some(request) = self.requests.get_mut(id) else { return false };
         let Some(answer) = request.answer.take() else { return false };
         request.begun = true;
@@ -224,6 +231,9 @@ impl Planner {
             for (slot, _) in directory.delete(&pending.keys) {
                 self.plan.forgotten.push(slot);
                 note_removed(&mut self.hashes, &mut self.removed, slot);
+                if self.remote.as_mut().is_some_and(|tier| tier.room.lose(slot)) {
+                    directory.end_load(&[slot]);
+                }
             }
         }
         // What the request computes instead is stored again.

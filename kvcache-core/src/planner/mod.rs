@@ -9,6 +9,7 @@ mod config;
 mod cost;
 mod counters;
 mod demotion;
+mod fetch_room;
 mod jobs;
 mod loads;
 mod offloads;
@@ -27,6 +28,7 @@ use std::time::Duration;
 pub use config::PlannerConfigError;
 pub use cost::CostModel;
 pub use counters::{MissReason, PlannerStats, RemoteTierStats};
+pub use fetch_room::{Arrival, FetchRoom};
 pub use request::{KeySource, RequestOptions};
 pub use tier::{Ingestion, RemoteTierConfig};
 
@@ -147,6 +149,7 @@ pub struct Planner {
     directory: Option<Directory>,
     startup: Startup,
     requests: HashMap<String, Request>,
+    next_arrival: Arrival,
     jobs: JobTable,
     plan: StepPlan,
     /// Bumped by every reset; part of job ids.
@@ -179,6 +182,7 @@ impl Planner {
             directory: None,
             startup,
             requests: HashMap::new(),
+            next_arrival: 0,
             jobs: JobTable::default(),
             plan: StepPlan::default(),
             epoch: 0,
@@ -231,7 +235,8 @@ impl Planner {
     /// A request enters. Known ids are left as they are.
     pub fn add_request(&mut self, id: &str, options: RequestOptions) {
         if !self.requests.contains_key(id) {
-            let request = Request::new(&self.config, options);
+            let request = Request::new(&self.config, options, self.next_arrival);
+            self.next_arrival += 1;
             self.requests.insert(id.to_owned(), request);
         }
     }
@@ -260,6 +265,7 @@ impl Planner {
         if let Some(mut request) = self.requests.remove(id) {
             self.touch(&request.take_hits());
             self.leave_fetches(id, true);
+            self.leave_room(request.arrival);
         }
     }
 
@@ -267,6 +273,7 @@ impl Planner {
     pub fn take_plan(&mut self, scheduled_tokens: usize, now: Duration) -> Option<StepPlan> {
         self.cost.observe_step(scheduled_tokens, now);
         self.poll_remote(now);
+        self.call_for_fetches(now);
         self.plan_demotions();
         if self.plan.is_empty() && !self.must_send_epoch() {
             return None;
@@ -379,8 +386,14 @@ impl Planner {
             request.remote = RemoteState::Fresh;
             request.joined = false;
             request.sent_for = 0;
+            request.questions = 0;
         }
         if let Some(tier) = &mut self.remote {
+            let held = tier.room.clear();
+            tier.queued.clear();
+            if let Some(directory) = &self.directory {
+                directory.end_load(&held);
+            }
             let old = self.epoch - 1;
             let fetches = tier.waiters.drain().map(|(number, _)| JobId { epoch: old, number });
             self.plan.cancelled.extend(fetches);
@@ -420,6 +433,30 @@ impl Planner {
     /// Grows whenever [`stats`](Self::stats) may have changed: cheap to ask in every step.
     pub fn activity(&self) -> u64 {
         self.activity
+    }
+
+    /// Verifies what is known of L2's fetches against a recount; for tests. Linear in the slots that are used.
+    ///
+    /// # Errors
+    /// The first broken invariant, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let (Some(tier), Some(directory)) = (&self.remote, &self.directory) else { return Ok(()) };
+        let waiting: HashSet<Arrival> =
+            self.requests.values().filter(|request| !request.begun).map(|request| request.arrival).collect();
+        tier.room.check(tier.fetching(), |arrival| waiting.contains(&arrival))?;
+        if !tier.room.queued().eq(tier.queued.keys().copied()) {
+            return Err(format!("{:?} queue for room as {:?}", tier.queued, tier.room));
+        }
+        let fetched: usize = self.jobs.fetched_keys(self.epoch).count();
+        if tier.fetching() > fetched {
+            return Err(format!("{} slots are on their way, and jobs bring {fetched}", tier.fetching()));
+        }
+        let pinned: HashSet<SlotId> = self.jobs.pinned().chain(tier.room.slots()).collect();
+        let ready = pinned.iter().filter(|slot| directory.key_of(**slot).is_some()).count();
+        if ready != directory.stats().pinned {
+            return Err(format!("{ready} slots are in use, {} are pinned", directory.stats().pinned));
+        }
+        Ok(())
     }
 
     /// Everything counted so far.

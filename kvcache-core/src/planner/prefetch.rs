@@ -2,19 +2,24 @@
 //!
 //! A request's absent blocks are asked for once. What is there gets slots and rides to the ranks as fetch jobs; to the
 //! engine it is nothing but blocks being filled. Only what is ready is ever offered, so a value that is missing or
-//! damaged shortens a match.
+//! damaged shortens a match. What has come is pinned until the request's turn. What finds no room is sent for as room
+//! frees, first come first served, if its request still waits.
 
 use std::time::Duration;
 
 use super::tier::{Asked, FAILED_IN_ROW_MAX, Question, RemoteState, Tier};
-use super::{Pending, Planner, note_removed};
+use super::{Arrival, FetchRoom, Pending, Planner, note_removed};
 use crate::BlockKey;
-use crate::directory::{FillId, GroupPrefix, Residency, evictions_per_request_max, match_groups};
+use crate::directory::{FillId, GroupMatch, GroupPrefix, Residency, evictions_per_request_max, match_groups};
 use crate::eviction::SlotId;
 use crate::plan::{Job, JobId, JobKind, Transfer};
 
 /// Keys that one request may ask about.
 const ASKED_MAX: usize = 16_384;
+
+/// Lengths that are tried for a part that fits. With full attention each try comes as close as the slots that are there
+/// already allow.
+const SHORTENED_MAX: usize = 32;
 
 impl Planner {
     /// A request has entered whose prompt has `total_tokens` tokens: what L2 has of it can be on its way before the
@@ -48,7 +53,11 @@ impl Planner {
             return false;
         }
         let question = tier.ask(Question::Request(id.to_owned(), asked), &keys);
-        request.remote = RemoteState::Asked { question, since: now };
+        // Whoever asks again does not wait longer for it.
+        let since = if request.questions == 0 { now } else { request.first_asked.unwrap_or(now) };
+        request.remote = RemoteState::Asked { question, since };
+        request.questions = request.questions.saturating_add(1);
+        request.asked_tokens = total_tokens;
         self.activity += 1;
         true
     }
@@ -81,6 +90,7 @@ impl Planner {
             return;
         }
         request.remote = RemoteState::Over;
+        tier.leave_queue(request.arrival);
         if request.begun {
             // It computes these blocks itself by now.
             return;
@@ -94,11 +104,14 @@ impl Planner {
         for (keys, scratch) in request.keys.iter().zip(&mut self.scratch) {
             directory.residency(keys, scratch);
         }
-        for ((group, position), _) in asked.iter().zip(present).filter(|(_, present)| **present) {
-            if let Some(residency) = self.scratch[*group].get_mut(*position)
+        let mut sought = Vec::with_capacity(count);
+        for (place, _) in asked.iter().zip(present).filter(|(_, present)| **present) {
+            let (group, position) = *place;
+            if let Some(residency) = self.scratch[group].get_mut(position)
                 && *residency == Residency::Absent
             {
                 *residency = Residency::Filling;
+                sought.push((group, position));
             }
         }
         let groups: Vec<GroupPrefix<'_>> = self
@@ -117,15 +130,9 @@ impl Planner {
         if tokens == 0 || found.pending_tokens < self.config.min_load_tokens {
             return;
         }
-        let slot_bytes = self.startup.slot_bytes();
-        let ranges: Vec<(usize, usize)> = groups
-            .iter()
-            .map(|group| {
-                let from = group.kind.first_slot(group.slot_tokens, found.pending_tokens);
-                (from, found.pending_tokens.div_ceil(group.slot_tokens).min(group.residency.len()))
-            })
-            .collect();
-        let wanted: usize = ranges
+        let all = Sought::within(&groups, &sought, found);
+        let missing: usize = all
+            .ranges
             .iter()
             .zip(&self.scratch)
             .map(|((from, until), residency)| {
@@ -133,27 +140,25 @@ impl Planner {
             })
             .sum();
         let is_in_vain = tier.failed_in_row >= FAILED_IN_ROW_MAX
-            || self.cost.fetching_is_slower(wanted as u64 * slot_bytes, tokens);
+            || self.cost.fetching_is_slower(missing as u64 * self.startup.slot_bytes(), tokens);
         if is_in_vain && !tier.may_try_again(now) {
             tier.counters.break_even += 1;
             return;
         }
-        // Prefetches hold at most a quarter of the slots, so that they cannot starve what is stored and used now.
+        let room = tier.room.room_for(request.arrival, tier.fetching());
+        // A part that is too short to be loaded is not worth its room.
+        let worth = self.config.min_load_tokens.max(found.ready_tokens + 1);
+        let fitting = all.shortened(&groups, &sought, room, worth);
         let share = evictions_per_request_max(self.startup.slot_count());
-        let mut room = share.saturating_sub(tier.fetching());
         let mut transfers = Vec::new();
-        for (group, (from, until)) in ranges.into_iter().enumerate() {
+        for (group, (from, until)) in fitting.ranges.into_iter().enumerate() {
             let keys = &request.keys[group];
-            let absent: Vec<usize> =
-                (from..until).filter(|slot| self.scratch[group][*slot] != Residency::Ready).collect();
-            let (Some(first), Some(last)) =
-                (absent.first(), absent.get(..room.min(absent.len())).and_then(<[_]>::last))
-            else {
+            let first = sought.partition_point(|place| *place < (group, from));
+            let Some((_, first)) = sought.get(first).filter(|place| **place < (group, until)) else {
                 continue;
             };
-            room = room.saturating_sub(absent.len());
             let left = share.saturating_sub(request.evicted);
-            let reservation = directory.begin_offload(&keys[..=*last], *first, left);
+            let reservation = directory.begin_offload(&keys[..until], *first, left);
             request.evicted += reservation.evicted.len();
             for (slot, _) in &reservation.evicted {
                 note_removed(&mut self.hashes, &mut self.removed, *slot);
@@ -172,7 +177,14 @@ impl Planner {
                 });
             }
         }
-        tier.counters.refused_fetches += u64::from(transfers.is_empty());
+        if transfers.len() < all.slots
+            && request.questions < FetchRoom::QUESTIONS_MAX
+            && request.evicted < share
+        {
+            tier.room.queue(request.arrival, all.slots - transfers.len());
+            tier.queued.insert(request.arrival, id.to_owned());
+        }
+        tier.counters.refused_fetches += u64::from(transfers.is_empty() && request.questions == 1);
         tier.sent_for += transfers.len() as u64;
         request.sent_for = tier.sent_for;
         for transfers in transfers.chunks(tier.config.fetch_job_slots.max(1)) {
@@ -201,9 +213,22 @@ impl Planner {
         for (position, fill) in pending.fills.iter().enumerate() {
             if pending.has_done(position) { good.push(*fill) } else { bad.push(*fill) }
         }
+        let waiters = tier.waiters.get(&number);
+        let wanting = waiters.iter().flat_map(|waiters| &waiters.wanting);
+        let waiting: Vec<Arrival> = wanting
+            .filter_map(|id| self.requests.get(id).filter(|request| !request.begun))
+            .map(|request| request.arrival)
+            .collect();
         for slot in directory.complete_fills(&good, true) {
             tier.note_fetched(slot);
             tier.counters.fetched_blocks += 1;
+            for arrival in &waiting {
+                if tier.room.hold(*arrival, slot)
+                    && let Some(key) = directory.key_of(slot)
+                {
+                    directory.begin_load(&[key]);
+                }
+            }
         }
         directory.complete_fills(&bad, false);
         let waiters = tier.waiters.get(&number);
@@ -227,6 +252,47 @@ impl Planner {
         }
         tier.counters.failed_fetches += bad.len() as u64;
         tier.end_fetch(number, &pending.keys);
+    }
+
+    /// Asks for those again who found no room, as far as there is some now, and keeps nothing for those whom others have
+    /// overtaken for too long.
+    pub(super) fn call_for_fetches(&mut self, now: Duration) {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
+        let expired = tier.room.expire(tier.config.fetch_wait, now);
+        if !expired.is_empty() {
+            let room = &tier.room;
+            tier.queued.retain(|arrival, _| room.is_queued(*arrival));
+            directory.end_load(&expired);
+        }
+        while let Some(tier) = &mut self.remote
+            && let Some(arrival) = tier.room.call(tier.fetching())
+        {
+            let Some(id) = tier.queued.get(&arrival).cloned() else { continue };
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            request.remote = RemoteState::Fresh;
+            let asked_tokens = request.asked_tokens;
+            if !self.ask_remote(&id, asked_tokens, now)
+                && let Some(tier) = &mut self.remote
+            {
+                tier.leave_queue(arrival);
+            }
+        }
+    }
+
+    /// A request is being computed: nothing is held for it any more.
+    pub(super) fn admit_to_room(&mut self, id: &str) {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
+        let Some(request) = self.requests.get(id).filter(|request| request.begun) else { return };
+        let held = tier.room.admit(request.arrival, self.polled_at.unwrap_or_default());
+        tier.queued.remove(&request.arrival);
+        directory.end_load(&held);
+    }
+
+    /// A request is gone: nothing is held for it any more.
+    pub(super) fn leave_room(&mut self, arrival: Arrival) {
+        let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
+        directory.end_load(&tier.room.leave(arrival));
+        tier.queued.remove(&arrival);
     }
 
     /// A request that waits for blocks on their way keeps them from being cancelled.
@@ -273,7 +339,68 @@ impl Planner {
     }
 }
 
+/// What is to be fetched for a match of some length.
+#[derive(Default)]
+struct Sought {
+    found: GroupMatch,
+    /// Per group: the slots that the match needs.
+    ranges: Vec<(usize, usize)>,
+    /// How many of them are to be fetched.
+    slots: usize,
+}
+
+impl Sought {
+    /// Of `sought`, in order, what a match needs.
+    fn within(groups: &[GroupPrefix<'_>], sought: &[(usize, usize)], found: GroupMatch) -> Self {
+        let ranges: Vec<(usize, usize)> = groups
+            .iter()
+            .map(|group| {
+                let from = group.kind.first_slot(group.slot_tokens, found.pending_tokens);
+                (from, found.pending_tokens.div_ceil(group.slot_tokens).min(group.residency.len()))
+            })
+            .collect();
+        let is_needed = |(group, position): &&(usize, usize)| {
+            let (from, until) = ranges[*group];
+            (from..until).contains(position)
+        };
+        let slots = sought.iter().filter(is_needed).count();
+        Self { found, ranges, slots }
+    }
+
+    /// The longest match of at least `worth` tokens for which no more than `room` slots are to be fetched, or about that; of
+    /// all groups together, since a part of one of them is of no use without its part of the others. Nothing, if there is
+    /// none.
+    fn shortened(
+        &self,
+        groups: &[GroupPrefix<'_>],
+        sought: &[(usize, usize)],
+        room: usize,
+        worth: usize,
+    ) -> Self {
+        let step = groups.iter().map(|group| group.slot_tokens).min().unwrap_or(1);
+        let mut fitting = Self::within(groups, sought, self.found);
+        for _ in 0..SHORTENED_MAX {
+            if fitting.found.pending_tokens < worth {
+                break;
+            }
+            if fitting.slots <= room {
+                return fitting;
+            }
+            // Each step back frees at most one slot of each group.
+            let excess = (fitting.slots - room).div_ceil(groups.len());
+            let limit = fitting.found.pending_tokens.saturating_sub(excess * step);
+            fitting = Self::within(groups, sought, match_groups(groups, limit));
+        }
+        Self::default()
+    }
+}
+
 impl Tier {
+    fn leave_queue(&mut self, arrival: Arrival) {
+        self.room.leave_queue(arrival);
+        self.queued.remove(&arrival);
+    }
+
     fn end_fetch(&mut self, number: u64, keys: &[BlockKey]) {
         self.come += keys.len() as u64;
         self.waiters.remove(&number);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::tier::RemoteState;
-use super::{Lookup, MissReason, PlannerConfig};
+use super::{Arrival, Lookup, MissReason, PlannerConfig};
 use crate::BlockKey;
 use crate::block_key::{HashAlgorithm, TokenHasher};
 use crate::directory::{Directory, Refusal};
@@ -51,6 +51,7 @@ impl Default for RequestOptions {
 }
 
 pub(super) struct Request {
+    pub(super) arrival: Arrival,
     pub(super) options: RequestOptions,
     /// Keys of the whole slots so far, per group.
     pub(super) keys: Vec<Vec<BlockKey>>,
@@ -79,6 +80,9 @@ pub(super) struct Request {
     pub(super) total_tokens: usize,
     /// How far it has come with L2.
     pub(super) remote: RemoteState,
+    /// How often L2 was asked for it, and about how many leading tokens.
+    pub(super) questions: u8,
+    pub(super) asked_tokens: usize,
     /// Whether the jobs that bring its blocks know that it waits for them.
     pub(super) joined: bool,
     /// Of the slots that were ever sent for, how many until the last that it waits for.
@@ -90,7 +94,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(config: &PlannerConfig, options: RequestOptions) -> Self {
+    pub(super) fn new(config: &PlannerConfig, options: RequestOptions, arrival: Arrival) -> Self {
         let groups = config.groups.len();
         let hashers = match config.key_source {
             KeySource::Engine => Vec::new(),
@@ -104,6 +108,7 @@ impl Request {
                 .collect(),
         };
         Self {
+            arrival,
             options,
             keys: vec![Vec::new(); groups],
             hashes: vec![Vec::new(); groups],
@@ -121,6 +126,8 @@ impl Request {
             local_tokens: 0,
             total_tokens: 0,
             remote: RemoteState::Fresh,
+            questions: 0,
+            asked_tokens: 0,
             joined: false,
             sent_for: 0,
             begun: false,

@@ -618,6 +618,12 @@ struct Witness {
     told: Arc<Mutex<Vec<String>>>,
 }
 
+impl Witness {
+    fn new(slots: u32) -> Self {
+        Self { lru: Lru::new(slots), names: HashMap::new(), told: Arc::default() }
+    }
+}
+
 impl EvictionPolicy for Witness {
     fn name(&self) -> &'static str {
         "witness"
@@ -687,9 +693,7 @@ fn witnessed_with(slots: u32) -> (Planner, impl Fn() -> Vec<String>) {
     let witness = Arc::clone(&told);
     let mut planner = Planner::new(
         config(),
-        Box::new(move |slots| {
-            Box::new(Witness { lru: Lru::new(slots), names: HashMap::new(), told: Arc::clone(&witness) })
-        }),
+        Box::new(move |slots| Box::new(Witness { told: Arc::clone(&witness), ..Witness::new(slots) })),
     );
     planner.absorb(&hello(0, slots));
     store(&mut planner, 1, 2);

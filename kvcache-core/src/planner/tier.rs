@@ -1,13 +1,14 @@
 //! What the scheduler side knows of L2: who has been asked what, which slots are on their way from it, and which blocks are
 //! to go there.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::PlannerConfig;
 use super::counters::RemoteTierStats;
+use super::fetch_room::{Arrival, FetchRoom};
 use crate::BlockKey;
-use crate::directory::Directory;
+use crate::directory::{Directory, evictions_per_request_max};
 use crate::eviction::SlotId;
 use crate::remote::{Presence, PresenceAnswer, RemoteSpace};
 use crate::report::RemoteShard;
@@ -55,7 +56,7 @@ impl Default for RemoteTierConfig {
     }
 }
 
-/// How far a request has come with L2. It asks once, or once more after a reset.
+/// How far a request has come with L2. It asks once, once more after a reset, and when there is room for what found none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum RemoteState {
     #[default]
@@ -64,7 +65,7 @@ pub(super) enum RemoteState {
         question: u64,
         since: Duration,
     },
-    /// What L2 has is on its way, or it has nothing.
+    /// What L2 has is on its way or waits for room, or it has nothing.
     Over,
 }
 
@@ -117,6 +118,11 @@ pub(super) struct Tier {
     pub(super) waiters: HashMap<u64, Waiters>,
     /// By key: the fetch job that brings it.
     pub(super) fetching: HashMap<BlockKey, u64>,
+    /// Prefetches hold at most a quarter of the slots, so that they cannot starve what is stored and used now, nor each
+    /// other.
+    pub(super) room: FetchRoom,
+    /// The names of those who queue for room.
+    pub(super) queued: BTreeMap<Arrival, String>,
     /// Slots ever sent for, and those of them that have come or failed. They come about in the order of the jobs.
     pub(super) sent_for: u64,
     pub(super) come: u64,
@@ -145,6 +151,8 @@ impl Tier {
             flags: Vec::new(),
             waiters: HashMap::new(),
             fetching: HashMap::new(),
+            room: FetchRoom::default(),
+            queued: BTreeMap::new(),
             sent_for: 0,
             come: 0,
             failed_in_row: 0,
@@ -169,6 +177,7 @@ impl Tier {
     ) {
         self.shards = shards;
         self.flags = vec![0; slots as usize];
+        self.room = FetchRoom::new(evictions_per_request_max(slots));
         if epoch > 0 {
             self.leave_the_others(epoch);
         }

@@ -26,6 +26,7 @@ impl World {
             if self.step.is_multiple_of(16) {
                 directory.check()?;
             }
+            self.planner.check()?;
         }
         Ok(())
     }

@@ -203,6 +203,7 @@ impl<'a> Simulation<'a> {
             connector.advance(self.now_ns, &mut self.pool);
         }
         self.take_arrivals();
+        self.call_for_fetches();
         self.counted.queue_depth_max = self.counted.queue_depth_max.max(self.waiting.len());
         let step = self.schedule();
         if step.scheduled.is_empty() {
@@ -240,6 +241,17 @@ impl<'a> Simulation<'a> {
         Some(next_ns.max(self.now_ns + 1))
     }
 
+    /// Sends for what found no room before.
+    fn call_for_fetches(&mut self) {
+        let (compute, step_tokens_max) = (self.profile.compute, self.profile.step_tokens_max);
+        let alone_ns = |tokens: u64| compute.prefill_ns(tokens, step_tokens_max);
+        let Some(connector) = &mut self.connector else { return };
+        while let Some(request) = connector.call() {
+            let Some(live) = &mut self.live[request] else { unreachable!("what waits is live") };
+            connector.send_for(&mut live.slots, live.total_tokens, &alone_ns, self.now_ns);
+        }
+    }
+
     fn take_arrivals(&mut self) {
         while let Some((arrived_ns, request)) = self.arrivals.arrived(self.now_ns) {
             self.counted.first_arrival_ns.get_or_insert(arrived_ns);
@@ -257,7 +269,7 @@ impl<'a> Simulation<'a> {
             let alone_ns = |tokens: u64| compute.prefill_ns(tokens, step_tokens_max);
             let mut slots = RequestSlots::default();
             if let Some(connector) = &mut self.connector {
-                slots = connector.request(&contents);
+                slots = connector.request(request, &contents);
                 connector.send_for(&mut slots, of.input_tokens, &alone_ns, self.now_ns);
             }
             self.live[request] = Some(Box::new(Live {

@@ -1,5 +1,7 @@
 //! What is sent for, what is sent away, and who waits how long.
 
+mod room;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
