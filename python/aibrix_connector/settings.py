@@ -118,7 +118,8 @@ class Settings:
         _text,
         "the name of a policy",
         "Which block leaves when room is needed, and with `hit-density`, the default without `remote`, whether a new "
-        "one is stored at all. Others: `s3fifo`, the default with `remote`, `lru`, `s3fifo-fixed`.",
+        "one is stored at all (with `remote` each is). Others: `s3fifo`, the default with `remote`, `lru`, "
+        "`s3fifo-fixed`.",
     )
     slot_blocks: int | None = _setting(
         None,
