@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     out = arguments.out or ROOT / "benches" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-compare-{slug(machine)}"
     out.mkdir(parents=True, exist_ok=True)
     failed = False
-    documents = {}
+    results = out / "compare.json"
+    documents = json.loads(results.read_text()) if results.exists() else {}
     for name, part in PARTS.items():
         if arguments.only and name not in arguments.only:
             continue
@@ -54,8 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         seconds = round(time.monotonic() - began, 1)
         facts = {**machine, "seconds": seconds, "quick": arguments.quick, "versions": versions}
         documents[name] = {"facts": facts, "rows": [vars(one) for one in rows]}
-    (out / "compare.json").write_text(json.dumps(documents, indent=1) + "\n")
-    (out / "compare.md").write_text(page(documents))
+        # After each part, so that what was measured outlives what goes wrong later; other parts' results stay.
+        results.write_text(json.dumps(documents, indent=1) + "\n")
+        (out / "compare.md").write_text(page({part: documents[part] for part in PARTS if part in documents}))
     print((out / "compare.md").read_text())
     return 1 if failed else 0
 

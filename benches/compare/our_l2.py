@@ -1,6 +1,7 @@
 """Our L2 in the programs of sides: a server of ours, and caches that reach it over TCP."""
 
 import json
+import os
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ MATCHES_MAX = 5
 
 def spawn(command: list[str], **pipes: Any) -> "subprocess.Popen[bytes]":
     """Starts a server that the kernel kills when this process ends, however it does."""
-    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, **pipes)
+    # This process may have ended before the kernel was told: then the server has another parent by now.
+    checked = ["sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()), *command]
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *checked], stdin=subprocess.DEVNULL, **pipes)
 
 
 def serve(capacity_bytes: int, tool: str) -> str:

@@ -115,6 +115,9 @@ def test_a_peer_that_cannot_be_installed_is_a_row_and_the_status(
     assert "no side ran" in page
     (row,) = json.loads((tmp_path / "compare.json").read_text())["absent"]["rows"]
     assert "known: aibrix-kvcache" in row["details"]["error"]
+    monkeypatch.setattr(frame, "PARTS", {"absent": part, "other": lambda arguments: ([], {"ours": "1"})})
+    assert frame.main(["--out", str(tmp_path), "--only", "other"]) == 0
+    assert set(json.loads((tmp_path / "compare.json").read_text())) == {"absent", "other"}, "what was there stays"
     capsys.readouterr()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benches.compare import l1, l2_files, l2_rdma, l2_tcp
+from benches.compare import l1, l2_files, l2_rdma, l2_tcp, our_l2
 from benches.compare.side import Side, SideError
 from benches.compare.side_program import Blocks
 from benches.machine import ROOT
@@ -109,6 +109,11 @@ def test_a_server_ends_with_the_process_that_started_it() -> None:
         assert Path(f"/proc/{server}").exists()
         home.kill()
     assert gone(server)
+
+
+def test_a_server_whose_starter_has_ended_already_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert our_l2.spawn(["sleep", "600"]).wait(timeout=30) == 1
 
 
 def gone(process: int) -> bool:

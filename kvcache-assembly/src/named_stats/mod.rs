@@ -230,7 +230,7 @@ pub fn planner_l2(stats: &RemoteTierStats) -> [Number; 13] {
         counter(
             "l2_refused_fetches",
             stats.refused_fetches,
-            "Requests for which nothing was sent for because L1 had no room.",
+            "Requests for which nothing was sent for at first because L1 had no room.",
         ),
         counter(
             "l2_break_even",
