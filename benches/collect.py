@@ -44,7 +44,7 @@ def main() -> int:
         began = time.monotonic()
         try:
             rows = part(out / f"{name}.json", arguments)
-        except (subprocess.CalledProcessError, OSError) as error:
+        except (subprocess.CalledProcessError, OSError, ValueError) as error:
             print(f"{name} failed: {error}\n{getattr(error, 'stderr', None) or ''}", file=sys.stderr)
             failed.append(name)
             continue
@@ -55,7 +55,12 @@ def main() -> int:
         command = [sys.executable, "-m", "benches.compare", "--out", str(out)]
         if subprocess.run(command + (["--quick"] if arguments.quick else []), cwd=ROOT, check=False).returncode:
             failed.append(COMPARE)
-    plots = draw(out)
+    plots: list[str] = []
+    try:
+        plots = draw(out)
+    except (subprocess.CalledProcessError, OSError) as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        failed.append("plots")
     (out / "results.md").write_text(results(out, plots))
     print((out / "results.md").read_text())
     if failed:

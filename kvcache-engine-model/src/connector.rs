@@ -232,17 +232,21 @@ impl<'a> Connector<'a> {
         }
         self.room.leave_queue(slots.arrival);
         let room = self.room.room_for(slots.arrival, remote.fetching());
+        let asked_ns = remote.asked_ns(now_ns);
         slots.questions += 1;
-        if room < wanted.len()
+        let reserved = match wanted.get(..room.min(wanted.len())).and_then(<[_]>::last) {
+            Some(last) => self.reserve_fetch(slots, wanted[0], *last),
+            None => Vec::new(),
+        };
+        let in_vain = Some(room).filter(|room| reserved.is_empty() && *room > 0);
+        if reserved.len() < wanted.len()
             && slots.questions < FetchRoom::QUESTIONS_MAX
             && slots.evicted < self.evictions_per_request_max
         {
-            self.room.queue(slots.arrival, wanted.len() - room);
+            self.room.queue(slots.arrival, wanted.len() - reserved.len(), in_vain);
         }
-        self.tiers.refused_fetches += u64::from(slots.questions == 1 && room == 0);
-        let Some(last) = wanted.get(..room.min(wanted.len())).and_then(<[_]>::last) else { return };
-        let asked_ns = remote.asked_ns(now_ns);
-        for (position, slot, fill) in self.reserve_fetch(slots, wanted[0], *last) {
+        self.tiers.refused_fetches += u64::from(slots.questions == 1 && reserved.is_empty());
+        for (position, slot, fill) in reserved {
             if let Some(remote) = &mut self.remote {
                 let (content, arrival) = (slots.contents[position], slots.arrival);
                 let at_ns = remote.fetch(asked_ns, Fetched { slot, fill, content, arrival });

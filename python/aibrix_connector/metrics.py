@@ -21,7 +21,7 @@ GAUGES = {
     "slots_free": "Slots that can be filled at once.",
     "slots_filling": "Slots being filled.",
     "slots_draining": "Slots of cancelled work that is not acknowledged yet.",
-    "slots_pinned": "Slots that loads are using.",
+    "slots_pinned": "Slots that loads are using, or that hold what has come from L2 for requests that wait.",
     "slots_unusable": "Empty slots that cannot be filled yet: without memory, or not pinned.",
     "metadata_bytes": "Memory of the directory and the eviction policy.",
     "jobs_in_flight": "Jobs that are not acknowledged by every rank: the queue's depth.",

@@ -74,7 +74,11 @@ pub fn directory(stats: &DirectoryStats) -> [Number; 17] {
         gauge("slots_filling", stats.filling, "Slots being filled."),
         gauge("slots_ready", stats.ready, "Slots whose block is a hit."),
         gauge("slots_draining", stats.draining, "Slots of cancelled work that is not acknowledged yet."),
-        gauge("slots_pinned", stats.pinned, "Slots that loads are using."),
+        gauge(
+            "slots_pinned",
+            stats.pinned,
+            "Slots that loads are using, or that hold what has come from L2 for requests that wait.",
+        ),
         counter("stored", stats.stored, "Blocks that became hits."),
         counter("evicted", stats.evicted, "Blocks evicted for room."),
         counter("refused", stats.refused, "Blocks dropped because everything else was in use."),

@@ -43,6 +43,8 @@ struct Held {
 #[derive(Debug)]
 struct Queued {
     slots: usize,
+    /// The room that it is called for.
+    needs: usize,
     /// Whether it has been told that there is room.
     is_called: bool,
 }
@@ -84,9 +86,21 @@ impl FetchRoom {
         self.share.saturating_sub(fetching + self.held())
     }
 
-    /// A request that enters as `arrival` would want `slots` more than there is room for.
-    pub fn queue(&mut self, arrival: Arrival, slots: usize) {
-        self.queue.insert(arrival, Queued { slots, is_called: false });
+    /// A request that entered as `arrival` would want `slots` more than it has sent for. With `in_vain` slots of room it could
+    /// send for none of them, because so few are of no use to it or nothing could be evicted for them: then it is called
+    /// again only when there is clearly more. Returns whether it queues: more than the share there will never be.
+    pub fn queue(&mut self, arrival: Arrival, slots: usize, in_vain: Option<usize>) -> bool {
+        let part = (self.share / CALLED_AT).max(1);
+        let needs = match in_vain {
+            None => slots.min(part),
+            Some(room) if room < self.share => (room + part).min(self.share),
+            Some(_) => {
+                self.queue.remove(&arrival);
+                return false;
+            }
+        };
+        self.queue.insert(arrival, Queued { slots, needs, is_called: false });
+        true
     }
 
     /// A request does not queue any more.
@@ -94,12 +108,13 @@ impl FetchRoom {
         self.queue.remove(&arrival);
     }
 
-    /// The next request that queues and has room now for all that it wants, or for an eighth of the share. It keeps its
-    /// place until it leaves the queue or queues anew, and is not called again before.
+    /// The next request that queues and has room now for all that it wants, or for an eighth of the share, or for more than
+    /// it has tried with in vain. It keeps its place until it leaves the queue or queues anew, and is not called again
+    /// before.
     pub fn call(&mut self, fetching: usize) -> Option<Arrival> {
-        let (mut room, share) = (self.left(fetching), self.share);
+        let mut room = self.left(fetching);
         for (arrival, queued) in &mut self.queue {
-            if room < queued.slots.min((share / CALLED_AT).max(1)) {
+            if room < queued.needs {
                 return None;
             }
             if !queued.is_called {
@@ -173,7 +188,7 @@ impl FetchRoom {
     }
 
     /// Those who queue, in order.
-    pub(super) fn queued(&self) -> impl Iterator<Item = Arrival> {
+    pub(super) fn queued(&self) -> impl ExactSizeIterator<Item = Arrival> {
         self.queue.keys().copied()
     }
 
@@ -221,7 +236,7 @@ mod tests {
 
     #[derive(Clone, Copy, Debug)]
     enum Operation {
-        Queue(Arrival, usize),
+        Queue(Arrival, usize, Option<usize>),
         LeaveQueue(Arrival),
         Call(usize),
         Hold(Arrival, u32),
@@ -236,7 +251,8 @@ mod tests {
         use Operation::*;
         let (arrival, slot) = (0u64..8, 0u32..10);
         let one = prop_oneof![
-            3 => (arrival.clone(), 1usize..20).prop_map(|(arrival, slots)| Queue(arrival, slots)),
+            3 => (arrival.clone(), 1usize..20, proptest::option::weighted(0.3, 0usize..=SHARE))
+                .prop_map(|(arrival, slots, in_vain)| Queue(arrival, slots, in_vain)),
             1 => arrival.clone().prop_map(LeaveQueue),
             4 => (0usize..6).prop_map(Call),
             8 => (arrival.clone(), slot.clone()).prop_map(|(arrival, slot)| Hold(arrival, slot)),
@@ -249,12 +265,13 @@ mod tests {
         proptest::collection::vec(one, 1..80)
     }
 
-    /// The account as lists: who holds what, who was overtaken when, and who queues for how many slots, called or not.
+    /// The account as lists: who holds what, who was overtaken when, and who queues for how many slots, with how many in
+    /// vain, called or not.
     #[derive(Default)]
     struct Oracle {
         held: Vec<(Arrival, u32)>,
         overtaken: Vec<(Arrival, u64)>,
-        queue: Vec<(Arrival, usize, bool)>,
+        queue: Vec<(Arrival, usize, Option<usize>, bool)>,
     }
 
     impl Oracle {
@@ -267,19 +284,20 @@ mod tests {
         }
 
         fn room_for(&self, arrival: Arrival, fetching: usize) -> usize {
-            let before = self.queue.iter().filter(|(of, ..)| *of < arrival).map(|(_, slots, _)| slots);
+            let before = self.queue.iter().filter(|(of, ..)| *of < arrival).map(|(_, slots, ..)| slots);
             self.left(fetching).saturating_sub(before.sum())
         }
 
         fn call(&mut self, fetching: usize) -> Option<Arrival> {
             self.queue.sort_unstable();
             for index in 0..self.queue.len() {
-                let (arrival, slots, is_called) = self.queue[index];
-                if self.room_for(arrival, fetching) < slots.min(SHARE / 8) {
+                let (arrival, slots, in_vain, is_called) = self.queue[index];
+                let room = self.room_for(arrival, fetching);
+                if in_vain.map_or(room < slots.min(SHARE / 8), |tried| room < SHARE.min(tried + SHARE / 8)) {
                     return None;
                 }
                 if !is_called {
-                    self.queue[index].2 = true;
+                    self.queue[index].3 = true;
                     return Some(arrival);
                 }
             }
@@ -315,10 +333,13 @@ mod tests {
             let limit = 5;
             for (now, operation) in (0u64..).zip(operations) {
                 match operation {
-                    Queue(arrival, slots) => {
-                        room.queue(arrival, slots);
+                    Queue(arrival, slots, in_vain) => {
+                        let is_hopeless = in_vain == Some(SHARE);
+                        prop_assert_eq!(room.queue(arrival, slots, in_vain), !is_hopeless);
                         oracle.queue.retain(|(of, ..)| *of != arrival);
-                        oracle.queue.push((arrival, slots, false));
+                        if !is_hopeless {
+                            oracle.queue.push((arrival, slots, in_vain, false));
+                        }
                     }
                     LeaveQueue(arrival) => {
                         room.leave_queue(arrival);

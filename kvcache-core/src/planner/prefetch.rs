@@ -17,10 +17,6 @@ use crate::plan::{Job, JobId, JobKind, Transfer};
 /// Keys that one request may ask about.
 const ASKED_MAX: usize = 16_384;
 
-/// Lengths that are tried for a part that fits. With full attention each try comes as close as the slots that are there
-/// already allow.
-const SHORTENED_MAX: usize = 32;
-
 impl Planner {
     /// A request has entered whose prompt has `total_tokens` tokens: what L2 has of it can be on its way before the
     /// engine first asks. Does nothing without L2, or if the request has asked already.
@@ -53,8 +49,9 @@ impl Planner {
             return false;
         }
         let question = tier.ask(Question::Request(id.to_owned(), asked), &keys);
-        // Whoever asks again does not wait longer for it.
-        let since = if request.questions == 0 { now } else { request.first_asked.unwrap_or(now) };
+        // Whoever is called from the queue does not wait longer for it.
+        let is_called = tier.room.is_queued(request.arrival);
+        let since = request.first_asked.filter(|_| is_called).unwrap_or(now);
         request.remote = RemoteState::Asked { question, since };
         request.questions = request.questions.saturating_add(1);
         request.asked_tokens = total_tokens;
@@ -148,6 +145,7 @@ impl Planner {
         let room = tier.room.room_for(request.arrival, tier.fetching());
         // A part that is too short to be loaded is not worth its room.
         let worth = self.config.min_load_tokens.max(found.ready_tokens + 1);
+        let wanted = all.slots;
         let fitting = all.shortened(&groups, &sought, room, worth);
         let share = evictions_per_request_max(self.startup.slot_count());
         let mut transfers = Vec::new();
@@ -177,16 +175,19 @@ impl Planner {
                 });
             }
         }
-        if transfers.len() < all.slots
+        let in_vain = Some(room).filter(|room| transfers.is_empty() && *room > 0);
+        if transfers.len() < wanted
             && request.questions < FetchRoom::QUESTIONS_MAX
             && request.evicted < share
+            && tier.room.queue(request.arrival, wanted - transfers.len(), in_vain)
         {
-            tier.room.queue(request.arrival, all.slots - transfers.len());
             tier.queued.insert(request.arrival, id.to_owned());
         }
         tier.counters.refused_fetches += u64::from(transfers.is_empty() && request.questions == 1);
         tier.sent_for += transfers.len() as u64;
-        request.sent_for = tier.sent_for;
+        if !transfers.is_empty() || request.questions == 1 {
+            request.sent_for = tier.sent_for;
+        }
         for transfers in transfers.chunks(tier.config.fetch_job_slots.max(1)) {
             let job_id = self.jobs.next_id(self.epoch);
             tier.counters.fetch_jobs += 1;
@@ -234,6 +235,7 @@ impl Planner {
         let waiters = tier.waiters.get(&number);
         let cancelled = waiters.is_some_and(|waiters| waiters.cancelled);
         if !bad.is_empty() {
+            let mut ask_again = Vec::new();
             // Whoever passed over what was on its way may store it after all.
             for id in waiters.iter().flat_map(|of| of.wanting.iter().chain(&of.passed)) {
                 if let Some(request) = self.requests.get_mut(id) {
@@ -241,8 +243,13 @@ impl Planner {
                     // Who came when it was being cancelled asks for it again.
                     if cancelled && !request.begun {
                         (request.remote, request.joined) = (RemoteState::Fresh, false);
+                        ask_again.push(request.arrival);
                     }
                 }
+            }
+            // At its next lookup; until then nobody waits behind it.
+            for arrival in ask_again {
+                tier.leave_queue(arrival);
             }
         }
         if !good.is_empty() {
@@ -258,11 +265,10 @@ impl Planner {
     /// overtaken for too long.
     pub(super) fn call_for_fetches(&mut self, now: Duration) {
         let (Some(tier), Some(directory)) = (&mut self.remote, &self.directory) else { return };
-        let expired = tier.room.expire(tier.config.fetch_wait, now);
-        if !expired.is_empty() {
+        directory.end_load(&tier.room.expire(tier.config.fetch_wait, now));
+        if tier.queued.len() != tier.room.queued().len() {
             let room = &tier.room;
             tier.queued.retain(|arrival, _| room.is_queued(*arrival));
-            directory.end_load(&expired);
         }
         while let Some(tier) = &mut self.remote
             && let Some(arrival) = tier.room.call(tier.fetching())
@@ -367,31 +373,44 @@ impl Sought {
         Self { found, ranges, slots }
     }
 
-    /// The longest match of at least `worth` tokens for which no more than `room` slots are to be fetched, or about that; of
-    /// all groups together, since a part of one of them is of no use without its part of the others. Nothing, if there is
-    /// none.
+    /// The longest match of at least `worth` tokens for which no more than `room` slots are to be fetched; of all groups
+    /// together, since a part of one of them is of no use without its part of the others. Nothing, if there is none. Where
+    /// what is there already has holes, a longer one may be missed.
     fn shortened(
-        &self,
+        self,
         groups: &[GroupPrefix<'_>],
         sought: &[(usize, usize)],
         room: usize,
         worth: usize,
     ) -> Self {
+        let of_length = |tokens| Self::within(groups, sought, match_groups(groups, tokens));
         let step = groups.iter().map(|group| group.slot_tokens).min().unwrap_or(1);
-        let mut fitting = Self::within(groups, sought, self.found);
-        for _ in 0..SHORTENED_MAX {
-            if fitting.found.pending_tokens < worth {
+        // The longest that is known to fit, with the length that it was asked for, and the shortest that does not.
+        let (mut fitting, mut fits) = (Self::default(), 0);
+        let mut over = self;
+        loop {
+            if over.slots <= room {
+                fitting = over;
                 break;
             }
-            if fitting.slots <= room {
-                return fitting;
+            // Each step back frees at most one slot of each group: nothing longer fits. With one group it is the one.
+            let excess = (over.slots - room).div_ceil(groups.len());
+            let bound = over.found.pending_tokens.saturating_sub(excess * step);
+            if bound <= fits || bound < worth {
+                break;
             }
-            // Each step back frees at most one slot of each group.
-            let excess = (fitting.slots - room).div_ceil(groups.len());
-            let limit = fitting.found.pending_tokens.saturating_sub(excess * step);
-            fitting = Self::within(groups, sought, match_groups(groups, limit));
+            over = of_length(bound);
+            let middle = fits + over.found.pending_tokens.saturating_sub(fits) / 2;
+            if over.slots > room && middle > fits {
+                let half = of_length(middle);
+                if half.slots <= room {
+                    (fitting, fits) = (half, middle);
+                } else {
+                    over = half;
+                }
+            }
         }
-        Self::default()
+        if fitting.found.pending_tokens < worth { Self::default() } else { fitting }
     }
 }
 
@@ -409,6 +428,47 @@ impl Tier {
             if self.fetching.get(key) == Some(&number) {
                 self.fetching.remove(key);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::GroupKind;
+    use proptest::prelude::*;
+
+    const SLOT_TOKENS: usize = 16;
+
+    fn groups<'a>(windows: &[usize], residency: &'a [Residency]) -> Vec<GroupPrefix<'a>> {
+        let kinds = windows.iter().map(|slots| GroupKind::Sliding { window_tokens: slots * SLOT_TOKENS });
+        std::iter::once(GroupKind::Full)
+            .chain(kinds)
+            .map(|kind| GroupPrefix { kind, slot_tokens: SLOT_TOKENS, residency })
+            .collect()
+    }
+
+    proptest! {
+        /// One group of full attention and up to seven of sliding windows, nothing of which is in L1.
+        #[test]
+        fn the_longest_part_that_fits_is_found(
+            windows in proptest::collection::vec(1usize..40, 0..8),
+            slots in 1usize..400,
+            room in 0usize..500,
+            worth in 1usize..3000,
+        ) {
+            let residency = vec![Residency::Filling; slots];
+            let groups = groups(&windows, &residency);
+            let sought: Vec<(usize, usize)> =
+                (0..groups.len()).flat_map(|group| (0..slots).map(move |slot| (group, slot))).collect();
+            let of_length = |tokens| Sought::within(&groups, &sought, match_groups(&groups, tokens));
+            let longest = (0..=slots)
+                .rev()
+                .map(|slots| of_length(slots * SLOT_TOKENS))
+                .find(|part| part.slots <= room && part.found.pending_tokens >= worth);
+            let part = of_length(slots * SLOT_TOKENS).shortened(&groups, &sought, room, worth);
+            prop_assert_eq!(part.found.pending_tokens, longest.map_or(0, |part| part.found.pending_tokens));
+            prop_assert!(part.slots <= room);
         }
     }
 }

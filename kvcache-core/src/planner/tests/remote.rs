@@ -65,8 +65,12 @@ fn remote_hello(rank: u32, slots: u32, shard: u8, epoch: u64) -> Report {
 
 impl Rig {
     fn new(tier: RemoteTierConfig, slots: u32) -> Self {
+        Self::of(config(), tier, slots)
+    }
+
+    fn of(config: PlannerConfig, tier: RemoteTierConfig, slots: u32) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
-        let mut planner = new(config()).with_remote(tier, Box::new(Scripted(Arc::clone(&script))));
+        let mut planner = new(config).with_remote(tier, Box::new(Scripted(Arc::clone(&script))));
         planner.absorb(&remote_hello(0, slots, 1, 0));
         Self { planner, script }
     }
@@ -539,9 +543,13 @@ fn what_was_cancelled_for_others_is_fetched_again() {
     assert_eq!(rig.answer(|_| false).len(), 2);
     assert_eq!(rig.planner.lookup("b", 0, 28, ms(1002)), Lookup::Wait);
     rig.end(&jobs[0], &[0, 1, 2, 3]);
-    assert_eq!(rig.planner.lookup("b", 0, 28, ms(1003)), Lookup::Wait, "asked again");
+    assert_eq!(
+        rig.planner.lookup("b", 0, 28, ms(1010)),
+        Lookup::Wait,
+        "asked again, and there is time to answer"
+    );
     assert_eq!(rig.answer(|block| block < 4).len(), 6);
-    assert_eq!(kinds(&rig.jobs(1004)), [(JobKind::Fetch, 4)]);
+    assert_eq!(kinds(&rig.jobs(1011)), [(JobKind::Fetch, 4)]);
 }
 
 /// Servers that say what they have and never bring it do not cost L1's slots for ever.

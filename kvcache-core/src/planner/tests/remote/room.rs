@@ -114,6 +114,22 @@ fn room_goes_to_who_came_first() {
     assert_eq!(kinds(&enter(&mut rig, "d", 4, 9, 5)), []);
 }
 
+/// A part that would be too short to be loaded is no reason to ask again and again.
+#[test]
+fn who_asked_in_vain_is_called_when_there_is_more_room() {
+    let mut rig = Rig::of(PlannerConfig { min_load_tokens: 24, ..config() }, roomy(), 32);
+    fetched(&mut rig, "a", 1, 7, 0);
+    assert_eq!(held(&rig), 6);
+    assert_eq!(kinds(&enter(&mut rig, "b", 2, 9, 1)), [], "two slots of eight are free, six are the least");
+    for now in 2..5 {
+        assert_eq!((jobs(&mut rig, now), rig.asked()), (vec![], 0));
+    }
+    rig.planner.finish("a");
+    jobs(&mut rig, 5);
+    rig.answer(|_| true);
+    assert_eq!(kinds(&jobs(&mut rig, 6)), [(JobKind::Fetch, 8)]);
+}
+
 /// Whoever queues is not told to wait for room, nor longer for an answer than who asks once.
 #[test]
 fn nobody_waits_for_room() {
