@@ -135,9 +135,9 @@ def draw_compared(folder: Path) -> list[Path]:
         panel.set_yticks(range(len(rows)), [short(row["what"]) for row in rows], fontsize="small")
         panel.invert_yaxis()
         panel.axvline(1, color="black", linewidth=1)
-        panel.set(
-            xscale="log", xlabel="ratio, median and its 95 % interval", title=f"{part}: what is named, as a ratio"
-        )
+        panel.margins(y=0.01)
+        panel.set(xlabel="ratio, median and its 95 % interval", title=f"{part}: what is named, as a ratio")
+        logarithmic(panel, "x", dense=False)
         panel.grid(axis="x", which="both", alpha=0.3)
         drawn.append(folder / f"compare-{part}.png")
         save(figure, drawn[-1])
